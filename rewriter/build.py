@@ -1,0 +1,354 @@
+"""Build the new model, one call of the original's graph after the other."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter import fake_quant, hosts, layer_norms, layers, ops, placement, quantizers, rules
+from rewriter import graph as graphs
+from rewriter.graph import Call, Graph, Ref
+from rewriter.operations import is_floating
+from rewriter.recipe import Recipe
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """One call of the new model: which original layers it stands for."""
+
+    call: int
+    layer: Any
+    batch_norm: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    path: str
+
+
+class Builder:
+    """Makes a quantization-aware model of a graph and what :mod:`rewriter.rules` decided."""
+
+    def __init__(self, graph: Graph, decisions: list[rules.Decision], recipe: Recipe):
+        self.graph = graph
+        self.flavour = graph.flavour
+        self.recipe = recipe
+        self.classes = layers.of(graph.flavour)
+        self.jobs = self._jobs(decisions)
+        outputs = graph.output_refs()
+        self.names = self._names()
+        self.placement = placement.place(
+            [self._unit(job) for job in self.jobs],
+            outputs,
+            {job.call: self.names[id(job.layer)] for job in self.jobs},
+        )
+        self.calls_of = collections.Counter(id(job.layer) for job in self.jobs)
+        groups = [*self.placement.after.values(), *self.placement.edges.values()]
+        self.places = collections.Counter(id(group) for group in groups)
+        self.new_layers: dict[int, Any] = {}  # id(original layer) -> new layer
+        self.quantize_layers: dict[int, Any] = {}  # id(group) -> Quantize layer
+        self.unnamed: set[int] = set()
+        self.given: set[str] = set()  # the names of those
+        # New and original layers with the same variables, and the new ones' initializers.
+        self.copies: list[tuple[Any, Any, dict[str, Any]]] = []
+        self.tensors: dict[Ref, Any] = {}
+        self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
+
+    def _jobs(self, decisions: list[rules.Decision]) -> list[_Job]:
+        fused = {}
+        hosts = set()
+        for decision in decisions:
+            for index, host_index in zip(decision.calls, decision.hosts, strict=False):
+                fused[index] = host_index
+                hosts.add(host_index)
+        jobs = []
+        for index, call in enumerate(self.graph.calls):
+            if index in hosts:
+                continue
+            if index in fused:
+                host = self.graph.calls[fused[index]]
+                kwargs = {
+                    **dict(zip(("training", "mask"), call.args[1:], strict=False)),
+                    **call.kwargs,
+                }
+                job = _Job(index, host.layer, call.layer, host.args, kwargs, host.path)
+                job.args = (host.refs[0],)  # it may have been called with `inputs=`
+            else:
+                job = _Job(index, call.layer, None, call.args, call.kwargs, call.path)
+            jobs.append(job)
+        return jobs
+
+    def _names(self) -> dict[int, str]:
+        """A unique name for every layer: its own, or its path where that is taken."""
+        names: dict[int, str] = {}
+        taken: set[str] = set()
+        for job in sorted(self.jobs, key=lambda job: "/" in job.path):
+            if id(job.layer) in names:
+                continue
+            whole = job.path.replace("/", "_")
+            numbered = (f"{whole}_{i}" for i in itertools.count(1))
+            options = itertools.chain([job.layer.name, whole], numbered)
+            name = next(option for option in options if option not in taken)
+            names[id(job.layer)] = name
+            taken.add(name)
+        self.taken = taken
+        return names
+
+    def _kind(self, job: _Job) -> str:
+        if self.flavour.is_batch_norm(job.layer):
+            return "batch_norm"
+        if layer_norms.takes(self.flavour, self.graph.calls[job.call]):
+            return "layer_norm"
+        return "other" if hosts.find(self.flavour, job.layer) is None else "host"
+
+    def _unit(self, job: _Job) -> placement.Unit:
+        call = self.graph.calls[job.call]
+        behaviour = ops.behaviour(self.flavour, call)
+        absorbs = behaviour.kind == ops.FREE
+        if self._kind(job) == "host":
+            activation = self._activation(job)
+            behaviour = activation if activation.kind == ops.FIXED else ops.Behaviour(ops.FREE)
+            absorbs = activation.kind in (ops.IDENTITY, ops.FREE)
+        outputs = tuple(
+            Ref(job.call, i) for i, dtype in enumerate(call.dtypes) if is_floating(dtype)
+        )
+        refs = Call.tensors((job.args, job.kwargs))
+        return placement.Unit(job.call, behaviour, refs, outputs, absorbs)
+
+    def _activation(self, job: _Job) -> ops.Behaviour:
+        """The behaviour of a host's own activation."""
+        found = hosts.find(self.flavour, job.layer)
+        function = None if found is None else found.layer.activation
+        return ops.activation(self.flavour, self.graph.calls[job.call], function)
+
+    # Building
+
+    def build(self) -> Any:
+        outputs = dict(zip(self.graph.output_refs(), self.graph.output_names, strict=True))
+        # Layers that give their names to the Quantize layer after one of their calls.
+        self.unnamed = {
+            id(job.layer)
+            for job in self.jobs
+            if Ref(job.call) in self.placement.after
+            and outputs.get(Ref(job.call)) == self.names[id(job.layer)]
+        }
+        for job in self.jobs:
+            self._run(job, outputs)
+            # Right away: a copied variable shares its memory with the original until one of them
+            # changes, an initialised one has its own.
+            while self.copies:
+                new, original, initializers = self.copies.pop()
+                _copy(new, original)
+                for name, initializer in initializers.items():
+                    setattr(new, name, initializer)
+        return self.flavour.keras.Model(
+            inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
+            outputs=graphs.map_refs(self.graph.outputs, self.tensors.__getitem__),
+            name=self.graph.name,
+        )
+
+    def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
+        ref = Ref(job.call)
+        output_name = outputs.get(ref)
+        group = self.placement.after.get(ref)
+        own_name = self.names[id(job.layer)]
+        kind = self._kind(job)
+        single = self.calls_of[id(job.layer)] == 1 and self.places[id(group)] == 1
+        alone = group if single else None  # a quantizer that serves this call only
+        clamp = self._clamp(job, kind)
+        if alone is not None and clamp != "none" and kind == "other":
+            # The activation and its quantizer in one layer, under the activation's name.
+            args, kwargs = self._arguments(job)
+            value = args[0] if args else next(iter(kwargs.values()))
+            self.tensors[ref] = self._quantize_layer(alone, own_name, clamp)(value)
+            return
+        owned = None
+        ends = clamp != "none" or output_name == own_name
+        if alone is not None and kind == "host" and ends:
+            owned, group = self._quantize_layer(alone, None, clamp), None
+        # The name of an output belongs to the last layer before it.
+        renamed = id(job.layer) in self.unnamed and owned is None
+        rename = own_name + "_unquantized" if renamed else None
+        layer = self._layer(job, owned, rename)
+        if self.flavour.class_name(job.layer) == "InputLayer":
+            tensor = self.symbols[ref] = layer.output
+        else:
+            args, kwargs = self._arguments(job)
+            tensor = layer(*args, **kwargs)
+        flat = tf.nest.flatten(tensor)
+        for index, value in enumerate(flat):
+            other = self.placement.after.get(Ref(job.call, index)) if index else None
+            if other is not None:
+                value = self._quantize_layer(other)(value)
+            self.tensors[Ref(job.call, index)] = value
+        if group is not None:
+            name = output_name if output_name == own_name or self._free(output_name) else None
+            if name in self.given:
+                name = None  # a layer whose outputs are all called alike
+            self.tensors[ref] = self._quantize_layer(group, name)(flat[0])
+        elif output_name and own_name != output_name and self._free(output_name):
+            linear = self.flavour.keras.layers.Activation("linear", name=output_name)
+            self.taken.add(output_name)
+            self.tensors[ref] = linear(self.tensors[ref])
+
+    def _clamp(self, job: _Job, kind: str) -> str:
+        """The fused activation that a layer applies last, or ``"none"``."""
+        if kind == "batch_norm":
+            return "none"
+        if kind == "host":
+            behaviour = self._activation(job)
+        else:
+            behaviour = ops.behaviour(self.flavour, self.graph.calls[job.call])
+        known = behaviour.kind == ops.CLAMP and behaviour.activation in fake_quant.CLAMPS
+        return behaviour.activation or "none" if known else "none"
+
+    def _free(self, name: str | None) -> bool:
+        return name is not None and name not in self.taken
+
+    def _arguments(self, job: _Job) -> tuple[tuple, dict[str, Any]]:
+        def tensor(ref: Ref) -> Any:
+            group = self.placement.edges.get((job.call, ref))
+            value = self.tensors[ref]
+            return value if group is None else self._quantize_layer(group)(value)
+
+        args, kwargs = graphs.map_refs((job.args, dict(job.kwargs)), tensor)
+        kinds = {"host": ("training",), "batch_norm": ("training", "mask"), "layer_norm": ()}
+        kept = kinds.get(self._kind(job))
+        if kept is not None:
+            args = args or (kwargs["inputs"],)
+            kwargs = {key: kwargs[key] for key in kept if kwargs.get(key) is not None}
+        return args, kwargs
+
+    def _quantize_layer(
+        self, group: placement.Group, name: str | None = None, clamp: str = "none"
+    ) -> Any:
+        layer = self.quantize_layers.get(id(group))
+        if layer is None:
+            if group.fixed is not None:
+                quantizer = quantizers.FixedQuantizer(*group.fixed)
+            else:
+                quantizer = self.recipe.new_activation_quantizer()
+            layer = self.classes.Quantize(quantizer, clamp, name=name or self._unique(group.name))
+            self.taken.add(layer.name)
+            self.given.add(layer.name)
+            self.quantize_layers[id(group)] = layer
+        return layer
+
+    def _unique(self, base: str) -> str:
+        name, count = f"{base}_quantize", 1
+        while name in self.taken:
+            name, count = f"{base}_quantize_{count}", count + 1
+        return name
+
+    def _layer(self, job: _Job, owned: Any, rename: str | None) -> Any:
+        key = id(job.layer)
+        if key not in self.new_layers:
+            name = rename or self.names[key]
+            make = {
+                "batch_norm": self._batch_norm,
+                "host": self._host,
+                "layer_norm": self._layer_norm,
+                "other": self._other,
+            }
+            self.new_layers[key] = make[self._kind(job)](job, owned, name)
+        return self.new_layers[key]
+
+    def _copy_later(self, new: Any, original: Any) -> None:
+        """Have the values of ``original`` copied into ``new`` when it has been built.
+
+        Until then a stock layer starts from zeros: drawing random values that nobody sees was a
+        fifth of the time.
+        """
+        initializers = {}
+        if self.flavour.class_name(original):
+            found = vars(new).items()
+            initializers = {key: value for key, value in found if key.endswith("_initializer")}
+            for name in initializers:
+                # An object: MultiHeadAttention makes copies for the layers inside it.
+                setattr(new, name, self.flavour.keras.initializers.Zeros())
+        self.copies.append((new, original, initializers))
+
+    def _other(self, job: _Job, owned: Any, name: str) -> Any:
+        new = self.flavour.clone(job.layer, name)
+        self._copy_later(new, job.layer)
+        return new
+
+    def _batch_norm(self, job: _Job, owned: Any, name: str) -> Any:
+        return self._new_batch_norm(job.layer, name, job.path)
+
+    def _new_batch_norm(self, original: Any, name: str, *also: str) -> Any:
+        """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
+        new = self.classes.FusedBatchNormalization.like(original, name)
+        new.pipeline = self.recipe.pipeline_for(name, *also) or new.pipeline
+        self._copy_later(new, original)
+        return new
+
+    def _layer_norm(self, job: _Job, owned: Any, name: str) -> Any:
+        inner = self.flavour.clone(job.layer)
+        self._copy_later(inner, job.layer)
+        mean, centred = (
+            self.classes.Quantize(self.recipe.new_activation_quantizer(), name=part)
+            for part in ("mean", "centred")
+        )
+        return self.classes.QuantizedLayerNormalization(
+            inner,
+            mean,
+            centred,
+            name=name,
+            dtype="float32",  # whatever the global policy
+            activity_regularizer=getattr(job.layer, "activity_regularizer", None),
+        )
+
+    def _host(self, job: _Job, owned: Any, name: str) -> Any:
+        found = hosts.find(self.flavour, job.layer)
+        if found is None:
+            raise LookupError(f"{job.path!r} is not a host.")
+        original, row = found.layer, found.row
+        inner = self.flavour.clone(original)
+        self._copy_later(inner, original)
+        batch_norm = None
+        if job.batch_norm is not None:
+            path = self.graph.calls[job.call].path
+            norm = job.batch_norm
+            batch_norm = self._new_batch_norm(norm, norm.name, path, original.name, job.path)
+        observed = self.recipe.new_activation_quantizer
+        quantize = self.classes.Quantize
+        behaviour = self._activation(job)
+        fuses = behaviour.kind in (ops.IDENTITY, ops.CLAMP)
+        return self.classes.QuantizedHost(
+            inner,
+            batch_norm,
+            [self.recipe.new_kernel_quantizer(kernel.channel_axes) for kernel in row.kernels],
+            between=quantize(observed(), name="between") if len(row.kernels) > 1 else None,
+            before_activation=None if fuses else quantize(observed(), name="before_activation"),
+            output_quantizer=owned,
+            distributed=found.distributed,
+            name=name,
+            activity_regularizer=getattr(original, "activity_regularizer", None),
+        )
+
+
+def _copy(new: Any, original: Any) -> None:
+    """Copy variables (seeds and counters included) and ``trainable`` flags."""
+    if not hasattr(original, "variables"):
+        return  # an operation without state
+    if hasattr(original, "moving_variance"):
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        pairs: list[tuple[Any, Any]]
+        pairs = [(getattr(new, n, None), getattr(original, n, None)) for n in names]
+        pairs = [(a, b) for a, b in pairs if b is not None]
+        if getattr(original, "pipeline", None) is not None and new.pipeline is original.pipeline:
+            own = new.pipeline_variables, original.pipeline_variables
+            pairs += list(zip(*own, strict=True))
+    else:
+        pairs = list(zip(new.variables, original.variables, strict=True))
+    for target, source in pairs:
+        target.assign(source)
+    if hasattr(new, "finalize_state"):
+        new.finalize_state()  # Normalization keeps constants made from its variables
+    sublayers = zip(new._flatten_layers(), original._flatten_layers(), strict=False)
+    for target, source in sublayers:
+        if target.trainable != source.trainable:
+            target.trainable = source.trainable

@@ -1,0 +1,170 @@
+"""What the commands do; their arguments are in :mod:`rewriter_command`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewriter import data, plan, rewrite
+from rewriter.calibrate import calibrate
+from rewriter.compare import Comparison
+from rewriter.errors import LoadError, RewriterError, VerificationError
+from rewriter.export import export_tflite
+from rewriter.files import replacing
+from rewriter.load import load_model
+from rewriter.recipe import Recipe
+from rewriter.verify import verify
+from rewriter_command import main
+
+__all__ = ["COMMANDS", "main"]
+
+
+def _inspect(args: Namespace) -> None:
+    result = plan(_load(args))
+    _show(args, result, result.to_dict())
+
+
+def _convert(args: Namespace) -> None:
+    recipe = Recipe.load(args.recipe) if args.recipe else None
+    # Entered first: an output that cannot be written is known before the work is done.
+    with replacing(args.output) as path:
+        model = _load(args)
+        source = _source(args, args.calibrate, data.FOR_CALIBRATION) if args.calibrate else None
+        values = data.read(source, data.input_shapes(model)).inputs if source else None
+        planned = plan(model, recipe)
+        qat = rewrite(model, recipe)
+        if values is not None:
+            calibrate(qat, values, progress=_progress())
+        _save(qat, path, args.output)
+    state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
+    text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
+    _show(
+        args,
+        text,
+        {"path": str(args.output), "calibrated": args.calibrate is not None}
+        | {"plan": planned.to_dict()},
+    )
+
+
+def _export(args: Namespace) -> None:
+    report = export_tflite(
+        _load(args), args.output, float_io=args.float_io, allow_float=args.allow_float
+    )
+    _show(args, report, report.to_dict())
+
+
+def _verify(args: Namespace) -> None:
+    model = _load(args)
+    source = _source(args, args.data, data.FOR_VERIFICATION, args.labels)
+    read = data.read(source, data.input_shapes(model))
+    result = verify(model, args.file, read.inputs, kernels=args.kernels, progress=_progress())
+    text, values = str(result), result.to_dict()
+    if read.labels is not None:
+        values["accuracy"] = _accuracy(model, args.file, read, args.kernels)
+        text += "".join(
+            f"\naccuracy of the {name}: {100 * share:.2f} %"
+            for name, share in values["accuracy"].items()
+        )
+    _show(args, text, values)
+    if args.min_identical is not None:
+        _require_identical(result.comparison, args.min_identical)
+
+
+def _require_identical(comparison: Comparison, share: float) -> None:
+    # Where a tensor could not be computed, the file's own values stand in: identical to themselves.
+    faults = [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
+    faults += comparison.differences
+    worst = comparison.worst
+    if worst is not None and worst.identical < share:
+        faults.append(
+            f"only {worst.identical:.6f} of the elements of the tensor {worst.name!r} are identical"
+        )
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise VerificationError(f"--min-identical {share} is not met: {faults[0]}{more}.")
+
+
+def _demo(args: Namespace) -> None:
+    from rewriter import demo
+
+    demo.run(args.output, epochs=args.epochs, say=lambda text: print(text, flush=True))
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "inspect": _inspect,
+    "convert": _convert,
+    "export": _export,
+    "verify": _verify,
+    "demo": _demo,
+}
+
+
+def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2) if args.json else text)
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _load(args: Namespace) -> Any:
+    if args.imports and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
+    for name in args.imports:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module of the user's may raise anything
+            raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
+    return load_model(args.model, flavour=args.keras, allow_lambda=args.allow_lambda)
+
+
+def _source(
+    args: Namespace, path: Path, preferred: tuple[str, ...], labels: str | None = None
+) -> data.Source:
+    return data.Source(
+        path,
+        array=args.array,
+        labels=labels,
+        scale=args.scale,
+        offset=args.offset,
+        samples=args.samples,
+        preferred=preferred,
+    )
+
+
+def _save(model: Any, path: Path, shown: Path) -> None:
+    if path.suffix not in (".keras", ".h5", ".hdf5", ""):
+        raise RewriterError(
+            f"{str(shown)!r}: a Keras model is saved as .keras, .h5, or a SavedModel folder "
+            f"without a suffix. Received: {path.suffix!r}."
+        )
+    try:
+        model.save(path)
+    except ValueError as error:
+        raise RewriterError(f"{str(shown)!r} cannot be saved: {error}") from error
+
+
+def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:
+    """Shares of samples with the right class, for a model with one input and one output."""
+    from rewriter.litert import interpreter
+
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise RewriterError(
+            "--labels needs a model with one input and one output. "
+            f"Received: {len(model.inputs)} and {len(model.outputs)}."
+        )
+    inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels)
+    found = {"file": scores, "model": model.predict(inputs, verbose=0)}
+    return {
+        name: float(np.mean(np.argmax(value.reshape(len(inputs), -1), -1) == read.labels))
+        for name, value in found.items()
+    }

@@ -1,0 +1,354 @@
+"""A program against its file, tensor by tensor.
+
+Two comparisons, because they answer different questions. *Operator by operator* gives each step
+the file's own input tensors: it tells whether the program describes what the device computes, and
+where it does not. *End to end* runs the whole program from the inputs: it tells what that means
+for the result. (In a network with random weights a single flipped element grows into chaos, so
+only the first of the two is a test of correctness there.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.errors import RewriterError, VerificationError
+from rewriter.litert import constants, flatbuffer, integer, interpreter
+from rewriter.litert.matching import FileMapping, mapping_from_names
+from rewriter.program import Program, Quantization, Step
+
+# Shares of the largest magnitude that stand for "identical" and "one step" of a float tensor.
+_FLOAT_IDENTICAL, _FLOAT_STEP = 1e-6, 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorAgreement:
+    """How well one tensor agrees.
+
+    Attributes:
+      name: the program's tensor.
+      layer: the Keras layer that it comes from.
+      elements: how many were compared, over all samples.
+      identical, within_one: shares of them, 0 to 1, that are equal or at most one step apart.
+      maximum: the largest difference.
+      unit: ``"step"``: of the tensor's scale. ``"relative"``: of the largest magnitude, for
+        float tensors; there 1e-6 counts as identical and 1e-3 as one step.
+    """
+
+    name: str
+    layer: str
+    elements: int
+    identical: float
+    within_one: float
+    maximum: float
+    unit: str = "step"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare_program` found.
+
+    Attributes:
+      samples: how many were run.
+      kernels: which kernels of LiteRT ran the file.
+      end_to_end, operator_by_operator: per tensor, in the order of execution.
+      top1: share of positions where the largest element of an output is at the same index, end
+        to end, by output name; only outputs whose last axis is longer than 1.
+      differences: constants, scales and zero points that are not the program's.
+      skipped: tensors that could not be computed, with the reason; the file's own values took
+        their place further on.
+      missing: program tensors that the file does not hold.
+    """
+
+    samples: int
+    kernels: str
+    end_to_end: tuple[TensorAgreement, ...]
+    operator_by_operator: tuple[TensorAgreement, ...]
+    top1: dict[str, float]
+    differences: tuple[str, ...]
+    skipped: dict[str, str]
+    missing: tuple[str, ...]
+
+    @property
+    def worst(self) -> TensorAgreement | None:
+        """The tensor with the smallest identical share, operator by operator."""
+        return min(self.operator_by_operator, key=lambda a: a.identical, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+def compare_program(
+    program: Program,
+    content: bytes,
+    mapping: FileMapping | None,
+    inputs: Sequence[np.ndarray],
+    *,
+    kernels: str = "xnnpack",
+    batch: int = 16,
+    num_threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Run a file and its program on the same samples.
+
+    Args:
+      program: what the file should compute.
+      content: the file.
+      mapping: from the conversion; ``None``: by the names in the file.
+      inputs: one array per model input, samples first: real values (quantized as LiteRT does),
+        or already integers.
+      kernels: see :class:`rewriter.litert.interpreter.Runner`.
+      batch: samples whose tensors are held in memory at a time.
+      num_threads: threads for the interpreter.
+      progress: called with (samples done, samples in all).
+
+    Raises:
+      VerificationError: the inputs do not fit the file, there are none, or the file is not one
+        of this program.
+    """
+    runner = interpreter.Runner(content, kernels=kernels, all_tensors=True, num_threads=num_threads)
+    mapping = mapping or mapping_from_names(program, runner.file)
+    total = len(inputs[0]) if inputs else 0
+    if total == 0:
+        raise VerificationError("There is nothing to compare. Received: no samples.")
+    twin = _Twin(program, mapping)
+    by_operator, end_to_end = _Counter(), _Counter()
+    top1 = np.zeros((len(twin.classified), 2))
+    indexes = list(mapping.indexes.values())
+    for start in range(0, total, batch):
+        chunk = [array[start : start + batch] for array in inputs]
+        found = runner.run(
+            chunk, tensors=indexes, progress=progress and _shifted(progress, start, total)
+        ).tensors
+        step_counts, whole_counts, votes = twin(
+            {name: found[index] for name, index in mapping.indexes.items()}
+        )
+        by_operator.add(step_counts)
+        end_to_end.add(whole_counts)
+        top1 += votes
+    layers = {step.output: step.layer for step in program.steps}
+    return Comparison(
+        samples=total,
+        kernels=kernels,
+        end_to_end=end_to_end.agreements(program, twin.compared, layers),
+        operator_by_operator=by_operator.agreements(program, twin.compared, layers),
+        top1={
+            program.output_names[i]: float(hits / count)
+            for i, (hits, count) in zip(twin.classified, top1, strict=True)
+        },
+        differences=tuple(_differences(program, content, mapping)),
+        skipped=twin.skipped,
+        missing=tuple(name for name in program.tensors if name not in mapping.indexes),
+    )
+
+
+def _shifted(
+    progress: Callable[[int, int], None], start: int, total: int
+) -> Callable[[int, int], None]:
+    """``progress`` for a chunk that begins at sample ``start``."""
+    return lambda done, _: progress(start + done, total)
+
+
+class _Twin:
+    """Evaluates the program on the file's tensors and counts agreement.
+
+    Eagerly: tracing a hundred steps costs more than running them on hundreds of samples.
+    """
+
+    def __init__(self, program: Program, mapping: FileMapping):
+        self._program = program
+        self._held = [name for name in program.tensors if name in mapping.indexes]
+        held = set(self._held)
+        self.skipped: dict[str, str] = {}
+        self.compared = [s.output for s in program.steps if s.output in held]
+        self.classified = [
+            i
+            for i, name in enumerate(program.outputs)
+            if len(program.tensors[name].shape) > 1 and (program.tensors[name].shape[-1] or 1) > 1
+        ]
+
+    def __call__(
+        self, tensors: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts operator by operator and end to end ``[compared, 4]``, and top-1 votes.
+
+        Args:
+          tensors: the file's tensors, samples first, by the program's names.
+        """
+        program = self._program
+        found = {name: self._raw(name, tensors[name]) for name in self._held}
+        single = dict(found)  # with computed values where the file holds none
+        whole = {name: found[name] for name in program.inputs if name in found}
+        steps, ends = [], []
+        for step in program.steps:
+            name, real = step.output, found.get(step.output)
+            try:
+                # Both comparisons in one evaluation, one after the other along the batch.
+                both = _evaluate(
+                    step, [tf.concat([single[i], whole[i]], axis=0) for i in step.inputs]
+                )
+                one, whole[name] = tf.split(both, 2)
+            except (RewriterError, NotImplementedError) as error:
+                if real is None:
+                    raise
+                self.skipped[name] = f"layer '{step.layer}': {error}"
+                one = whole[name] = real
+            if real is None:
+                single[name] = one
+                continue
+            steps.append(_compare(one.numpy(), real.numpy()))
+            ends.append(_compare(whole[name].numpy(), real.numpy()))
+        votes = [
+            _same_top(whole[program.outputs[i]].numpy(), found[program.outputs[i]].numpy())
+            for i in self.classified
+        ]
+        return (
+            np.reshape(steps, (-1, 4)),
+            np.reshape(ends, (-1, 4)),
+            np.reshape(votes, (-1, 2)),
+        )
+
+    def _raw(self, name: str, value: np.ndarray) -> tf.Tensor:
+        tensor = self._program.tensors[name]
+        dtype = tf.float32 if tensor.quantization is None else tf.int32
+        return tf.cast(value.reshape((-1, *tensor.shape[1:])), dtype)
+
+
+def _evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
+    """One step on raw values: int32 where quantized, float32 where not."""
+    operator = step.operator
+    if operator.function is None:
+        return integer.compute(operator, *values)
+    reals = [
+        value if q is None else _dequantized(value, q)
+        for value, q in zip(values, operator.inputs, strict=True)
+    ]
+    result = operator.function(*reals)
+    return result if operator.output is None else _quantized(result, operator.output)
+
+
+def _dequantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
+    steps = tf.cast(value - quantization.zero_point, tf.float32)
+    return steps * np.float32(quantization.scale)
+
+
+def _quantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
+    steps = tf.round(value * (np.float32(1.0) / np.float32(quantization.scale)))
+    low = quantization.qmin - quantization.zero_point
+    high = quantization.qmax - quantization.zero_point
+    return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
+
+
+def _compare(value: np.ndarray, expected: np.ndarray) -> list[float]:
+    """Counts: elements, identical, within one; and the maximum."""
+    off = np.abs(value.reshape(expected.shape) - expected)
+    if expected.dtype.kind == "f":
+        off = off / max(np.abs(expected).max(initial=0), np.finfo(np.float32).tiny)
+        equal, near = off <= _FLOAT_IDENTICAL, off <= _FLOAT_STEP
+    else:
+        equal, near = off == 0, off <= 1
+    return [
+        expected.size,
+        float(np.count_nonzero(equal)),
+        float(np.count_nonzero(near)),
+        float(off.max(initial=0)),
+    ]
+
+
+def _same_top(value: np.ndarray, expected: np.ndarray) -> list[int]:
+    """How many positions agree on the index of the largest element, and how many there are."""
+    same = value.reshape(expected.shape).argmax(axis=-1) == expected.argmax(axis=-1)
+    return [np.count_nonzero(same), same.size]
+
+
+class _Counter:
+    """Sums of the counts of :func:`_compare` over chunks of samples."""
+
+    def __init__(self) -> None:
+        self._counts: np.ndarray | None = None
+
+    def add(self, counts: np.ndarray) -> None:
+        if self._counts is None:
+            self._counts = counts.copy()
+            return
+        self._counts[:, :3] += counts[:, :3]
+        self._counts[:, 3] = np.maximum(self._counts[:, 3], counts[:, 3])
+
+    def agreements(
+        self, program: Program, names: list[str], layers: Mapping[str, str]
+    ) -> tuple[TensorAgreement, ...]:
+        rows: Any = () if self._counts is None else self._counts
+        return tuple(
+            TensorAgreement(
+                name,
+                layers[name],
+                int(elements),
+                float(identical / elements),
+                float(near / elements),
+                float(top),
+                "relative" if program.tensors[name].quantization is None else "step",
+            )
+            for name, (elements, identical, near, top) in zip(names, rows, strict=True)
+        )
+
+
+def _differences(program: Program, content: bytes, mapping: FileMapping) -> list[str]:
+    """Constants, scales and zero points that are not the program's, to the bit."""
+    model = flatbuffer.unpack(content)
+    file = flatbuffer.view(model)
+    producers, found = file.producers(), []
+    for name, index in mapping.indexes.items():
+        wanted, tensor = program.tensors[name].quantization, file.tensors[index]
+        if wanted is None:
+            continue
+        scale, zero_point = np.float32(wanted.scale), wanted.zero_point
+        if tensor.scale.tolist() != [scale] or tensor.zero_point.tolist() != [zero_point]:
+            found.append(
+                f"tensor '{name}': scale {tensor.scale.tolist()} and zero point "
+                f"{tensor.zero_point.tolist()} in the file, {scale} and {zero_point} expected"
+            )
+    for step in program.steps:
+        op = producers.get(mapping.indexes.get(step.output, -1))
+        if step.operator.kernel is not None and op is not None:
+            reason = constants.constant_difference(model, op, step.operator)
+            if reason is not None:
+                found.append(f"layer '{step.layer}', step '{step.name}': {reason}")
+        if "constant" in step.operator.attributes and op is not None:
+            reason = constants.operand_disagreement(model, op, step.operator, exact=True)
+            if reason is not None:
+                found.append(f"layer '{step.layer}', step '{step.name}': {reason}")
+    return found
+
+
+def _table(comparison: Comparison) -> str:
+    width = max([6, *(len(a.name) for a in comparison.operator_by_operator)])
+    lines = [
+        f"{comparison.samples} samples, {comparison.kernels} kernels; shares in %, "
+        "differences in steps of the tensor's scale",
+        f"{'':{width}}  {'operator by operator':>25}  {'end to end':>25}",
+        f"{'tensor':{width}}  {'identical':>9} {'+-1':>7} {'max':>7}"
+        f"  {'identical':>9} {'+-1':>7} {'max':>7}",
+    ]
+    pairs = zip(comparison.operator_by_operator, comparison.end_to_end, strict=True)
+    for one, whole in pairs:
+        cells = [
+            f"{100 * a.identical:9.3f} {100 * a.within_one:7.2f} {a.maximum:7.3g}"
+            for a in (one, whole)
+        ]
+        note = " (float: relative)" if one.unit == "relative" else ""
+        note += " (not computed)" if one.name in comparison.skipped else ""
+        lines.append(f"{one.name:{width}}  {cells[0]}  {cells[1]}{note}")
+    lines += [f"top-1 agreement of {n}: {100 * s:.2f} %" for n, s in comparison.top1.items()]
+    lines += [f"different in the file: {text}" for text in comparison.differences]
+    lines += [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
+    if comparison.missing:
+        lines.append(f"not in the file: {', '.join(comparison.missing)}")
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""Data for the command line: arrays from ``.npz`` and ``.npy`` files and folders of images."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from rewriter.errors import LoadError
+
+# Where a file has several arrays and none is asked for: the first of these names that it has.
+FOR_CALIBRATION = ("x", "x_train", "x_test")
+FOR_VERIFICATION = ("x", "x_test", "x_train")
+_IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
+_IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where data comes from, and how stored values become the model's.
+
+    Attributes:
+      path: an ``.npz`` or ``.npy`` file, or a folder of images (searched at all depths, in the
+        order of their names).
+      array: the name of the array in an ``.npz`` file; None: all the model's inputs if they are
+        there by name, else the only array, else the first of ``preferred`` that is there.
+      labels: the name of the array with the class of each sample; None for none.
+      scale: factor on the stored values.
+      offset: added after the factor.
+      samples: use no more than this many, spread evenly over the data, as it is often sorted.
+      preferred: see ``array``.
+    """
+
+    path: Path
+    array: str | None = None
+    labels: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    samples: int | None = None
+    preferred: Sequence[str] = FOR_CALIBRATION
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What was read.
+
+    Attributes:
+      inputs: float32 (N, ...), or such arrays by the names of the model's inputs.
+      labels: integers (N,), or None if none were asked for.
+    """
+
+    inputs: np.ndarray | dict[str, np.ndarray]
+    labels: np.ndarray | None = None
+
+
+def input_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of a model's inputs, without the batch, by name."""
+    return {tensor.name.split(":")[0]: tuple(tensor.shape[1:]) for tensor in model.inputs}
+
+
+def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+    """Read the data for a model whose inputs have these ``shapes`` (see :func:`input_shapes`).
+
+    Whether the arrays fit the model is for ``calibrate`` and ``verify`` to say.
+
+    Raises:
+      LoadError: if there is no such file or array, or it cannot be read.
+    """
+    path = source.path
+    if not path.exists():
+        raise LoadError(f"There is no file or folder {str(path)!r}.")
+    if path.is_dir():
+        return _from_images(source, shapes)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _from_array(source, loaded)
+        with loaded:
+            return _from_arrays(source, loaded, shapes)
+    except LoadError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise LoadError(
+            f"{str(path)!r} cannot be read as data: expected an .npz or .npy file of numbers, or "
+            f"a folder of images ({error})."
+        ) from error
+
+
+def _from_array(source: Source, array: np.ndarray) -> Data:
+    for option, value in (("array", source.array), ("labels", source.labels)):
+        if value is not None:
+            raise LoadError(
+                f"{str(source.path)!r} has one array without a name: --{option} {value} needs an "
+                ".npz file."
+            )
+    return Data(_values(source, array, _chosen(source, len(_samples(source, array)))))
+
+
+def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+    names = _input_names(source, list(arrays.files), list(shapes))
+    raw = {name: _samples(source, arrays[name], name) for name in names}
+    labels = None
+    if source.labels is not None:
+        labels = _labels(source, arrays)
+    lengths = {name: len(array) for name, array in raw.items()}
+    if labels is not None and source.labels is not None:
+        lengths[source.labels] = len(labels)
+    if len(set(lengths.values())) != 1:
+        raise LoadError(
+            f"The arrays of {str(source.path)!r} have different numbers of samples: {lengths}."
+        )
+    chosen = _chosen(source, next(iter(lengths.values())))
+    values = {name: _values(source, array, chosen) for name, array in raw.items()}
+    by_name = len(values) > 1 or (len(shapes) == 1 and list(values) == list(shapes))
+    return Data(
+        values if by_name else next(iter(values.values())),
+        None if labels is None else labels[chosen],
+    )
+
+
+def _input_names(source: Source, there: list[str], inputs: list[str]) -> list[str]:
+    if source.array is not None:
+        if source.array not in there:
+            raise LoadError(_no_array(source, source.array, there))
+        return [source.array]
+    if all(name in there for name in inputs):
+        return inputs
+    data = [name for name in there if name != source.labels]
+    if len(data) == 1:
+        return data
+    for name in source.preferred:
+        if name in there:
+            return [name]
+    raise LoadError(
+        f"{str(source.path)!r} has the arrays {there}; none is called like the model's inputs "
+        f"{inputs}, or one of {list(source.preferred)}. Choose one: --array NAME."
+    )
+
+
+def _no_array(source: Source, name: str, there: list[str]) -> str:
+    return f"{str(source.path)!r} has no array {name!r}. Received: {there}."
+
+
+def _labels(source: Source, arrays: Any) -> np.ndarray:
+    if source.labels not in arrays.files:
+        raise LoadError(_no_array(source, str(source.labels), list(arrays.files)))
+    labels = np.asarray(arrays[source.labels])
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise LoadError(
+            f"Labels are integers of shape (N,). Received: {source.labels!r} of shape "
+            f"{labels.shape} and type {labels.dtype}."
+        )
+    return labels
+
+
+def _samples(source: Source, array: np.ndarray, name: str | None = None) -> np.ndarray:
+    what = str(source.path) if name is None else f"{source.path}:{name}"
+    if array.dtype.kind not in "biuf":
+        raise LoadError(f"{what!r} holds no real numbers. Received: type {array.dtype}.")
+    if not array.ndim or not len(array):
+        raise LoadError(f"{what!r} holds no samples. Received: shape {array.shape}.")
+    return array
+
+
+def _chosen(source: Source, count: int) -> np.ndarray:
+    """The indexes of the samples to use."""
+    if source.samples is None or source.samples >= count:
+        return np.arange(count)
+    return np.arange(source.samples) * count // source.samples
+
+
+def _values(source: Source, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    values = np.asarray(array[chosen], np.float64) * source.scale + source.offset
+    return values.astype(np.float32)
+
+
+def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+    if source.labels is not None or source.array is not None:
+        raise LoadError(
+            f"{str(source.path)!r} is a folder: --array and --labels need an .npz file."
+        )
+    if len(shapes) != 1:
+        raise LoadError(
+            f"A folder of images fits a model with one input. Received: a model with "
+            f"{len(shapes)}, {list(shapes)}. Give an .npz file with arrays of these names."
+        )
+    ((name, shape),) = shapes.items()
+    if len(shape) != 3 or None in shape or shape[2] not in _IMAGE_MODES:
+        raise LoadError(
+            "Images fit a model whose input has a fixed height and width, and 1, 3 or 4 channels. "
+            f"Received: the input {name!r} of shape {shape}. Give an .npz or .npy file."
+        )
+    files = sorted(f for f in source.path.rglob("*") if f.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise LoadError(
+            f"There are no images in {str(source.path)!r}. "
+            f"Known suffixes: {', '.join(sorted(_IMAGE_SUFFIXES))}."
+        )
+    height, width, channels = (int(d or 0) for d in shape)
+    kept = [files[i] for i in _chosen(source, len(files))]
+    pixels = np.stack([_image(file, (width, height), channels) for file in kept])
+    return Data(_values(source, pixels, np.arange(len(kept))))
+
+
+def _image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
+    """One image as uint8 (height, width, channels)."""
+    try:
+        with Image.open(file) as image:
+            resized = image.convert(_IMAGE_MODES[channels]).resize(size, Image.Resampling.BILINEAR)
+            return np.asarray(resized).reshape(size[1], size[0], channels)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        raise LoadError(f"The image {str(file)!r} cannot be read: {error}.") from error

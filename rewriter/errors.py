@@ -1,0 +1,31 @@
+"""The errors that users of rewriter meet."""
+
+from __future__ import annotations
+
+
+class RewriterError(ValueError):
+    """Base of all errors raised on purpose: says what, where, what was received, what to do."""
+
+
+class UnsupportedModelError(RewriterError):
+    """The model, or a layer of it, cannot be rewritten."""
+
+
+class LoadError(RewriterError):
+    """A file could not be read as a Keras model or as data."""
+
+
+class RecipeError(RewriterError):
+    """A recipe has a bad field; the message names it."""
+
+
+class CalibrationError(RewriterError):
+    """Calibration data does not fit the model, or ranges are missing."""
+
+
+class ExportError(RewriterError):
+    """The model cannot become an integer-only file; the message names the layer."""
+
+
+class VerificationError(RewriterError):
+    """A file cannot be compared with the model."""

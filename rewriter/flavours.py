@@ -1,0 +1,544 @@
+"""The two Kerases: tf_keras (Keras 2) and Keras 3. All that differs between them lives here.
+
+Everything else in the package receives a :class:`Flavour` and asks it; no other module looks at
+which Keras a model belongs to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from rewriter import operations, symbols
+from rewriter.errors import UnsupportedModelError
+
+_TENSORFLOW_FUNCTIONS = {
+    tf.identity: "linear",
+    tf.nn.relu: "relu",
+    tf.nn.relu6: "relu6",
+    tf.nn.leaky_relu: "leaky_relu",
+    tf.nn.elu: "elu",
+    tf.nn.gelu: "gelu",
+    tf.nn.silu: "silu",
+    tf.nn.sigmoid: "sigmoid",
+    tf.nn.tanh: "tanh",
+    tf.nn.softmax: "softmax",
+}
+
+PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
+
+
+class Flavour:
+    """What the package needs from one Keras.
+
+    Attributes:
+      name: ``"tf_keras"`` or ``"keras"``.
+      keras: the Keras module itself.
+    """
+
+    name: str
+    # Whether the stock BatchNormalization computes inference as x * factor + offset. The fused
+    # kernel's (x - mean) * factor + beta rounds otherwise, which deep networks magnify.
+    composes_inference = False
+
+    def __init__(self, keras: ModuleType):
+        self.keras = keras
+        self.registered: dict[str, type] = {}
+
+    def __repr__(self) -> str:
+        return f"<Flavour {self.name} {self.keras.__version__}>"
+
+    def layer_class(self, name: str) -> type | None:
+        """The layer class called ``name``, or None if this Keras has none."""
+        return getattr(self.keras.layers, name, None)
+
+    def class_name(self, layer: Any) -> str:
+        """The canonical name of a stock layer or operation; ``""`` for anything of a user's.
+
+        A subclass of a stock layer may compute anything, so only exact types have a name.
+        """
+        cls = type(layer)
+        # Layers of `applications` (StochasticDepth, ...) are not among `layers`.
+        root, *parts = cls.__module__.split(".")
+        known = root == self.keras.__name__ and "applications" in parts
+        if known or self.layer_class(cls.__name__) is cls:
+            return cls.__name__
+        return self._operation_name(layer)
+
+    def operation(self, call: Any) -> operations.Operation | None:
+        """What a call of an operation computes; None if it has no integer form."""
+        specification = self.symbols.get(self._operation_name(call.layer).removeprefix("ops."))
+        if specification is None:
+            return None
+        name, arguments = operations.bind(specification, call)
+        return operations.read(call, name, arguments)
+
+    def activation_name(self, function: Any) -> str:
+        """The name of a stock activation function, the same in both Kerases; ``""`` for others.
+
+        A user's function may have any name, so its module is looked at too.
+        """
+        if function is None:
+            return "linear"
+        module = getattr(function, "__module__", None) or ""
+        if module.split(".")[0] == self.keras.__name__:
+            name = getattr(function, "__name__", "")
+            return self.activation_names.get(name, name)
+        try:
+            return _TENSORFLOW_FUNCTIONS.get(function, "")
+        except TypeError:  # an object that is not hashable
+            return ""
+
+    def sublayers(self, layer: Any) -> list[Any]:
+        """All layers inside ``layer``; none for an operation."""
+        flatten = getattr(layer, "_flatten_layers", None)
+        return [inner for inner in flatten() if inner is not layer] if flatten else []
+
+    def own_variables(self, layer: Any) -> list[Any]:
+        """The variables of ``layer`` that belong to no layer inside it."""
+        inner = {id(v) for part in self.sublayers(layer) for v in part.variables}
+        return [v for v in layer.variables if id(v) not in inner]
+
+    def is_model(self, layer: Any) -> bool:
+        return isinstance(layer, self.keras.Model)
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Whether it is a stock BatchNormalization, or ours in a model built with it."""
+        ours = self.registered.get("FusedBatchNormalization")
+        return isinstance(layer, self.batch_norm_classes) or type(layer) is ours
+
+    def is_layer(self, layer: Any) -> bool:
+        return isinstance(layer, self.keras.layers.Layer)
+
+    def serialize(self, layer: Any) -> dict[str, Any]:
+        """A layer inside another layer's config, in a form that every file format keeps.
+
+        Keras's own form changes with the format being written, and rebuilds the layer on its
+        own, before the layer around it gives the variables their scopes.
+        """
+        return {"class_name": type(layer).__name__, "config": layer.get_config()}
+
+    def deserialize(self, config: Mapping[str, Any]) -> Any:
+        """The layer that :meth:`serialize` described: one of ours or a stock one."""
+        name = config["class_name"]
+        cls: Any = self.registered.get(name) or self.layer_class(name)
+        if cls is None:
+            raise UnsupportedModelError(f"{self.name} has no layer class {name!r}.")
+        return cls.from_config(dict(config["config"]))
+
+    def register(self, cls: type) -> type:
+        """Make ``cls`` known to this Keras's loaders."""
+        self.registered[cls.__name__] = cls
+        return self.keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+
+    def clone(self, layer: Any, name: str | None = None) -> Any:
+        """A new, unbuilt layer of the same configuration (weights are not copied)."""
+        config = layer.get_config()
+        if name is not None:
+            config = {**config, "name": name}
+        with self.allow_lambda():  # the code is in this process already
+            new = type(layer).from_config(config)
+        if name is not None and new.name != name:
+            new._name = name  # a TensorFlowOpLayer puts a prefix before it
+        return new
+
+    # What subclasses supply.
+    symbols: Mapping[str, str]
+    activation_names: ClassVar[Mapping[str, str]]
+    batch_norm_classes: tuple[type, ...]
+
+    def _operation_name(self, layer: Any) -> str:
+        raise NotImplementedError
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        """``(layer, args, kwargs, outputs)`` of each call, in topological order."""
+        raise NotImplementedError
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        """The model's symbolic inputs and outputs, nested as the user gave them."""
+        raise NotImplementedError
+
+    def output_names(self, model: Any) -> Sequence[str]:
+        """One name per flattened output of a functional model or Sequential."""
+        return model.output_names
+
+    def is_functional(self, model: Any) -> bool:
+        raise NotImplementedError
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether ``value`` is a symbolic Keras tensor."""
+        raise NotImplementedError
+
+    def input_spec_of(self, model: Any) -> Any:
+        """Structure of ``(shape, dtype)`` that a subclassed model was built on, or None."""
+        raise NotImplementedError
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        """Whether this stock layer puts the n/(n-1) corrected variance into its average."""
+        raise NotImplementedError
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        """Whether the stock layer would use the fused kernel for this axis (from 0 on)."""
+        raise NotImplementedError
+
+    def signature_only(self) -> bool:
+        """Whether a layer is being called only to learn the shape and dtype of its output.
+
+        A layer may then return a placeholder. tf_keras makes such a call for every layer of a
+        functional model and throws the graph away; Keras 3 asks ``compute_output_shape``.
+        """
+        return False
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        """The attribute that holds the kernel ``name`` of the tf_keras layer ``class_name``."""
+        raise NotImplementedError
+
+    def add_weight(
+        self,
+        layer: Any,
+        name: str,
+        shape: Sequence[int],
+        initializer: Any,
+        *,
+        dtype: str | None = None,
+        trainable: bool = True,
+        statistic: bool = False,
+        **options: Any,
+    ) -> Any:
+        """A variable of ``layer``, never autocast; ``statistic``: a moving average of batches."""
+        raise NotImplementedError
+
+    def part_scope(self, name: str) -> Any:
+        """The TensorFlow name scope of variables, whatever scope it stands in.
+
+        For the parts of a layer: their weights are called as in the original model. For our
+        scalars: the same few names in every layer, because TensorFlow keeps some 35 KB for every
+        name that a variable was ever created under.
+        """
+        return tf.name_scope(name + "/")
+
+    def tf_variable(self, variable: Any) -> tf.Variable:
+        """The TensorFlow variable under a Keras variable."""
+        return variable
+
+    def keep(self, layer: Any, name: str, variable: Any) -> None:
+        """Let TensorFlow's checkpoints of ``layer`` hold a variable that is no attribute of it."""
+
+    def static_training(self, training: Any) -> Any:
+        """``training`` as a bool where it is known while tracing, else a tensor."""
+        if training is None:
+            return False
+        if isinstance(training, (bool, int)):
+            return bool(training)
+        value = tf.get_static_value(training)
+        return training if value is None else bool(value)
+
+    def quantizer_adapter(self, layer: Any) -> Any:
+        """What a TFMOT quantizer's ``build`` gets as its layer: tf_keras's ``add_weight``."""
+        return _QuantizerAdapter(self, layer)
+
+    def allow_lambda(self) -> Any:
+        """A context in which layers that hold Python code may be deserialized."""
+        raise NotImplementedError
+
+
+class _QuantizerAdapter:
+    """Offers ``add_weight(name, ...)`` as tf_keras has it, and hands out TensorFlow variables."""
+
+    def __init__(self, flavour: Flavour, layer: Any):
+        self._flavour = flavour
+        self._layer = layer
+
+    def add_weight(
+        self,
+        name: str,
+        shape: Sequence[int] | int | None = None,
+        initializer: Any = "zeros",
+        trainable: bool = True,
+        **options: Any,
+    ) -> tf.Variable:
+        # TFMOT's quantizers say None for a scalar, and a number for a vector.
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
+        variable = self._flavour.add_weight(
+            self._layer, name, sizes, initializer, trainable=trainable, **options
+        )
+        self._flavour.keep(self._layer, name, variable)
+        return self._flavour.tf_variable(variable)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class _TfKeras(Flavour):
+    name = "tf_keras"
+    symbols = symbols.TENSORFLOW
+    # Its hard sigmoid is clip(x / 5 + 1/2, 0, 1), that of Keras 3 relu6(x + 3) / 6.
+    activation_names: ClassVar[Mapping[str, str]] = {
+        "swish": "silu",
+        "hard_sigmoid": "hard_sigmoid_fifth",
+    }
+
+    @functools.cached_property
+    def batch_norm_classes(self) -> tuple[type, ...]:  # type: ignore[override]
+        base = importlib.import_module(
+            "tf_keras.src.layers.normalization.batch_normalization"
+        ).BatchNormalizationBase
+        return (base,)
+
+    def _operation_name(self, layer: Any) -> str:
+        kind = type(layer).__name__
+        if kind in ("TFOpLambda", "SlicingOpLambda"):
+            return "ops." + layer.symbol
+        if kind == "TensorFlowOpLayer":
+            return "ops.raw." + layer.node_def.op
+        return ""
+
+    def operation(self, call: Any) -> operations.Operation | None:
+        layer = call.layer
+        if type(layer).__name__ == "TensorFlowOpLayer":
+            tensors, constants = iter(call.refs), layer.constants
+            args = [
+                constants[i] if i in constants else next(tensors)
+                for i in range(len(call.refs) + len(constants))
+            ]
+            attributes = layer.node_def.attr  # looking up what is not there would add it
+            kept = "keep_dims" in attributes and attributes["keep_dims"].b
+            kwargs = {"keepdims": kept}
+            call = dataclasses.replace(call, args=tuple(args), kwargs=kwargs)
+        return super().operation(call)
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    yield node.layer, (), {}, node.outputs
+                else:
+                    yield node.layer, node.call_args, node.call_kwargs, node.outputs
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        return model._nested_inputs, model._nested_outputs
+
+    def is_functional(self, model: Any) -> bool:
+        return bool(getattr(model, "_is_graph_network", False))
+
+    def is_tensor(self, value: Any) -> bool:
+        return hasattr(value, "_keras_history")
+
+    def input_spec_of(self, model: Any) -> Any:
+        spec = getattr(model, "_saved_model_inputs_spec", None)
+        if spec is None:
+            shape = getattr(model, "_build_input_shape", None)
+            if shape is None:
+                return None
+            return (tuple(shape), "float32")
+        return tf.nest.map_structure(lambda s: (tuple(s.shape), s.dtype.name), spec)
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        return bool(batch_norm.fused)
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        return rank in (4, 5) and axis in (1, rank - 1) and dtype != "float64"
+
+    def signature_only(self) -> bool:
+        if tf.executing_eagerly():
+            return False
+        # The name that `Layer._infer_output_signature` gives its graph.
+        name = getattr(tf.compat.v1.get_default_graph(), "name", "")
+        return name.endswith("_scratch_graph")
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        return name
+
+    def add_weight(
+        self, layer, name, shape, initializer, *, dtype=None, trainable=True, statistic=False,
+        **options,
+    ):  # fmt: skip
+        if statistic:
+            trainable = False
+            options["synchronization"] = tf.VariableSynchronization.ON_READ
+            options["aggregation"] = tf.VariableAggregation.MEAN
+        return layer.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype or _variable_dtype(layer),
+            trainable=trainable,
+            experimental_autocast=False,
+            **options,
+        )
+
+    def allow_lambda(self) -> Any:
+        return self.keras.saving.custom_object_scope({})
+
+
+class _Keras3(Flavour):
+    name = "keras"
+    composes_inference = True
+    symbols = symbols.KERAS3
+    activation_names: ClassVar[Mapping[str, str]] = {}
+
+    @functools.cached_property
+    def batch_norm_classes(self) -> tuple[type, ...]:  # type: ignore[override]
+        return (self.keras.layers.BatchNormalization,)
+
+    def _operation_name(self, layer: Any) -> str:
+        cls = type(layer)
+        if cls.__module__.startswith("keras.src.ops"):
+            return "ops." + cls.__name__
+        return ""
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        model = self._functional(model)
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    yield node.operation, (), {}, node.outputs
+                else:
+                    arguments = node.arguments
+                    yield node.operation, arguments.args, arguments.kwargs, node.outputs
+
+    def _functional(self, model: Any) -> Any:
+        return getattr(model, "_functional", None) or model
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        functional = self._functional(model)
+        return functional._inputs_struct, functional._outputs_struct
+
+    def output_names(self, model: Any) -> Sequence[str]:
+        return self._functional(model).output_names
+
+    def is_functional(self, model: Any) -> bool:
+        return hasattr(self._functional(model), "_nodes_by_depth")
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, self.keras.KerasTensor)
+
+    def input_spec_of(self, model: Any) -> Any:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes:
+            return None
+        values = list(shapes.values())
+        spec = values[0] if len(values) == 1 else values
+        if isinstance(spec, (tuple, list)) and all(isinstance(d, (int, type(None))) for d in spec):
+            return (tuple(spec), "float32")
+        return None
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        return False
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        return False
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        if class_name.startswith("DepthwiseConv") and name == "depthwise_kernel":
+            return "kernel"
+        return name
+
+    def add_weight(
+        self, layer, name, shape, initializer, *, dtype=None, trainable=True, statistic=False,
+        **options,
+    ):  # fmt: skip
+        if statistic:
+            trainable = False
+            options["aggregation"] = "mean"
+        with self.part_scope(name):
+            return layer.add_weight(
+                name=name,
+                shape=shape,
+                initializer=initializer,
+                dtype=dtype or _variable_dtype(layer),
+                trainable=trainable,
+                autocast=False,
+                **options,
+            )
+
+    def part_scope(self, name: str) -> Any:
+        # Variables have their paths from Keras. TensorFlow compiles an operation of its own for
+        # every new name of a variable, which takes longer than everything else about it.
+        return tf.name_scope("")
+
+    def tf_variable(self, variable: Any) -> tf.Variable:
+        return variable._value
+
+    def keep(self, layer: Any, name: str, variable: Any) -> None:
+        # Only attributes get there, and Keras's own dicts do not count.
+        setattr(layer, f"_{name}_variable", variable)
+
+    def allow_lambda(self) -> Any:
+        return importlib.import_module("keras.src.saving").serialization_lib.SafeModeScope(False)
+
+
+def _variable_dtype(layer: Any) -> str:
+    # Statistics and ranges of 16-bit layers are kept in float32, as the stock layers do.
+    dtype = layer.dtype or "float32"
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
+def _load(name: str, cls: Callable[[ModuleType], Flavour]) -> Flavour | None:
+    try:
+        return cls(importlib.import_module(name))
+    except ImportError:
+        # A Keras that cannot be imported has no models in this process.
+        return None
+
+
+TF_KERAS = _load("tf_keras", _TfKeras)
+KERAS3 = _load("keras", _Keras3)
+if KERAS3 is not None and int(KERAS3.keras.__version__.split(".")[0]) < 3:
+    KERAS3 = None
+
+
+def keras3_backend() -> str:
+    """The backend that Keras 3 runs on in this process."""
+    return KERAS3.keras.config.backend() if KERAS3 is not None else "absent"
+
+
+def usable() -> list[Flavour]:
+    """The Kerases whose models can be rewritten in this process."""
+    found = [TF_KERAS] if TF_KERAS is not None else []
+    if KERAS3 is not None and keras3_backend() == "tensorflow":
+        found.append(KERAS3)
+    return found
+
+
+def callback_bases() -> tuple[type, ...]:
+    """The callback classes of the Kerases, for a callback that serves all of them."""
+    # Keras 3 first: its `model` is a property that its own set_model fills.
+    found = [flavour.keras.callbacks.Callback for flavour in reversed(usable())]
+    return tuple(found) or (object,)
+
+
+def flavour_of(model: Any) -> Flavour:
+    """The flavour of a Keras model or layer.
+
+    Raises:
+      UnsupportedModelError: if it is neither tf_keras nor Keras 3, or Keras 3 does not run on
+        TensorFlow.
+    """
+    if TF_KERAS is not None and isinstance(model, TF_KERAS.keras.layers.Layer):
+        return TF_KERAS
+    if KERAS3 is not None and isinstance(model, KERAS3.keras.layers.Layer):
+        require_tensorflow_backend()
+        return KERAS3
+    raise UnsupportedModelError(
+        "Expected a tf_keras or Keras 3 model. "
+        f"Received: {model!r} of type {type(model).__module__}.{type(model).__qualname__}. "
+        "Load it with rewriter.load_model, or build it with tf_keras or keras."
+    )
+
+
+def require_tensorflow_backend() -> None:
+    """Raise UnsupportedModelError unless Keras 3 runs on TensorFlow."""
+    backend = keras3_backend()
+    if backend != "tensorflow":
+        raise UnsupportedModelError(
+            f"Keras 3 models are rewritten on the TensorFlow backend only. Received: "
+            f"backend {backend!r}. Set KERAS_BACKEND=tensorflow before Keras is imported, "
+            "load the model there, and rewrite it."
+        )

@@ -1,0 +1,398 @@
+"""Batch normalization on TensorFlow's fused kernel, for any rank and axis, in both Kerases."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter import fused_norm
+from rewriter.flavours import Flavour
+from rewriter.layers.quantize import PhasedMixin
+from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, copy_op, is_layer
+
+# While statistics are re-estimated: the share of the present batch in them. Read when a function
+# is traced, so it costs other functions nothing.
+_reestimation: contextvars.ContextVar[Any] = contextvars.ContextVar("reestimation", default=None)
+
+_PLAIN = (
+    "axis",
+    "momentum",
+    "epsilon",
+    "center",
+    "scale",
+    "bessel_correction",
+    "synchronized",
+)
+_OBJECTS = {
+    "initializers": (
+        "beta_initializer",
+        "gamma_initializer",
+        "moving_mean_initializer",
+        "moving_variance_initializer",
+    ),
+    "regularizers": ("beta_regularizer", "gamma_regularizer"),
+    "constraints": ("beta_constraint", "gamma_constraint"),
+}
+
+
+class FusedBatchNormalizationMixin(PhasedMixin):
+    """A drop-in for ``BatchNormalization`` that always runs the fused kernel.
+
+    ``y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`` (Ioffe and Szegedy 2015,
+    arXiv:1502.03167), with the batch's mean and variance in training and the moving ones in
+    inference. As in Keras, ``trainable=False`` means inference in training too.
+
+    Input shape: any rank from 2; float16, bfloat16, float32 or float64.
+    Output shape: the same.
+
+    Args:
+      axis, momentum, epsilon, center, scale, *_initializer, *_regularizer, *_constraint: as in
+        ``BatchNormalization``.
+      bessel_correction: whether the moving variance takes the batch's variance times n/(n-1).
+        None: as the stock layer of the same Keras does (tf_keras where it has a fused kernel:
+        rank 4 or 5, channels on axis 1 or the last; Keras 3 never).
+      synchronized: whether the replicas of a distribution strategy share their batch statistics.
+      pipeline: operations on the variables before they normalize: a mapping with ``gamma``,
+        ``beta``, ``moving_mean``, ``moving_variance`` and ``phases``, as in
+        :class:`rewriter.BatchNormPipeline`; or its serialized form.
+
+    Variables beside those of ``BatchNormalization``: ``phase`` (see :mod:`rewriter.phases`) and
+    ``frozen`` (int32; 1: training uses the moving statistics and keeps them).
+    """
+
+    flavour: Flavour
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-3,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        bessel_correction: bool | None = None,
+        synchronized: bool = False,
+        pipeline: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.axis = int(axis[0]) if isinstance(axis, (list, tuple)) else int(axis)
+        self.momentum = float(momentum)
+        self.epsilon = float(epsilon)
+        self.center = bool(center)
+        self.scale = bool(scale)
+        self.bessel_correction = bessel_correction
+        self.synchronized = bool(synchronized)
+        if pipeline is not None and not isinstance(pipeline, BatchNormPipeline):
+            pipeline = BatchNormPipeline(**pipeline)
+        self.pipeline = pipeline
+        # Keras layers in the pipeline, as attributes, so that their variables are tracked.
+        self._pipes: dict[str, Pipe] = {}
+        given = locals()
+        for module, names in _OBJECTS.items():
+            for name in names:
+                setattr(self, name, getattr(self.flavour.keras, module).get(given[name]))
+        self.supports_masking = True
+
+    @classmethod
+    def like(cls, original: Any, name: str) -> Any:
+        """An unbuilt layer that computes what ``original``, a stock layer or ours, computes."""
+        if isinstance(original, cls):
+            new = cls.from_config({**original._plain_config(), "name": name})
+            new.pipeline = original.pipeline
+            return new
+        config = original.get_config()
+        parameters = inspect.signature(FusedBatchNormalizationMixin.__init__).parameters
+        kept = {key: config[key] for key in (*parameters, "trainable", "dtype") if key in config}
+        kept.update(name=name, bessel_correction=cls.flavour.bessel_correction(original))
+        # SyncBatchNormalization does not say so in its configuration.
+        kept["synchronized"] = bool(getattr(original, "synchronized", False))
+        return cls.from_config(kept)
+
+    def build(self, input_shape: Any) -> None:
+        rank = len(input_shape)
+        axis = self.axis % rank
+        channels = input_shape[axis]
+        self._like_fused = self.flavour.drop_in_fused(rank, axis, self.compute_dtype)
+        if self.bessel_correction is None:
+            self.bessel_correction = self._like_fused
+        add = self.flavour.add_weight
+        self.gamma = self.beta = None
+        if self.scale:
+            self.gamma = add(
+                self,
+                "gamma",
+                (channels,),
+                self.gamma_initializer,
+                regularizer=self.gamma_regularizer,
+                constraint=self.gamma_constraint,
+            )
+        if self.center:
+            self.beta = add(
+                self,
+                "beta",
+                (channels,),
+                self.beta_initializer,
+                regularizer=self.beta_regularizer,
+                constraint=self.beta_constraint,
+            )
+        self.moving_mean = add(
+            self, "moving_mean", (channels,), self.moving_mean_initializer, statistic=True
+        )
+        self.moving_variance = add(
+            self, "moving_variance", (channels,), self.moving_variance_initializer, statistic=True
+        )
+        self.add_phase()
+        self.frozen = self.add_switch("frozen")
+        self._build_pipeline(channels)
+        super().build(input_shape)
+
+    def _build_pipeline(self, channels: int) -> None:
+        if self.pipeline is None:
+            return
+        adapter = self.flavour.quantizer_adapter(self)
+        for name in VARIABLES:
+            op = getattr(self.pipeline, name)
+            if op is None or getattr(self, name) is None:
+                continue
+            pipe = Pipe(copy_op(op), self.pipeline.phases)
+            if is_layer(pipe.op):
+                setattr(self, f"{name}_pipe", pipe.op)
+            with tf.name_scope(f"{name}_pipe"):
+                pipe.build((channels,), name, adapter)
+            self._pipes[name] = pipe
+
+    @property
+    def pipeline_variables(self) -> list[Any]:
+        """The variables that belong to the operations in the pipeline."""
+        return [v for name in VARIABLES if name in self._pipes for v in self._pipes[name].variables]
+
+    def variables_in(self, phase: Any, training: bool = False) -> dict[str, Any]:
+        """gamma, beta, moving_mean and moving_variance as a phase has them, as tensors (C,).
+
+        Args:
+          phase: int32 scalar of :mod:`rewriter.phases`.
+          training: whether stateful quantizers in the pipeline may update themselves.
+        """
+        result = {}
+        for name in VARIABLES:
+            variable = getattr(self, name)
+            if variable is None:
+                like = tf.convert_to_tensor(self.moving_mean)
+                result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
+                continue
+            result[name] = tf.convert_to_tensor(variable)
+            if name in self._pipes:
+                result[name] = self._pipes[name](result[name], phase, training)
+        return result
+
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        symbolic = self.signature(inputs)
+        if symbolic is not None:
+            return symbolic
+        if not self.trainable:
+            training = False
+        training = self.flavour.static_training(training)
+        if isinstance(training, bool):
+            return self._normalize(inputs, training, mask)
+        return tf.cond(
+            tf.cast(training, tf.bool),
+            lambda: self._normalize(inputs, True, mask),
+            lambda: self._normalize(inputs, False, mask),
+        )
+
+    def _normalize(self, inputs: Any, training: bool, mask: Any) -> Any:
+        x, restore = _channels_last_4d(inputs, self.axis)
+        phase = tf.convert_to_tensor(self.phase) if self._pipes else None
+        values = self.variables_in(phase, training)
+        gamma, beta, mean, variance = (values[name] for name in VARIABLES)
+        share = _reestimation.get()
+        if share is not None:
+            y, mean, variance = self._reestimate(x, gamma, beta, share)
+            self._assign(mean, variance)
+            return restore(y)
+        if self._like_fused:
+            mask = None  # the stock layer's fused kernel ignores it
+        shared = training and self.synchronized and _replicas() > 1
+        as_stock = not training and self.flavour.composes_inference
+        if as_stock or x.dtype == tf.float64 or shared or (training and mask is not None):
+            # The fused kernel has no float64, and computes the moments of all elements.
+            weights = None if mask is None else _weights(mask, inputs, x)
+            return restore(self._composed(x, values, training, weights, shared))
+        if not training:
+            y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1))
+            return restore(y)
+        frozen = tf.convert_to_tensor(self.frozen)
+        averages = VARIABLES[2:]
+        if not any(name in self._pipes for name in averages):
+            y, mean, variance = self._fused(x, gamma, beta, mean, variance, frozen)
+            self._assign(mean, variance)
+            return restore(y)
+        # Frozen, the piped values normalize; otherwise the variables themselves are averaged on.
+        old = [tf.convert_to_tensor(getattr(self, name)) for name in averages]
+        mean, variance = (
+            tf.where(frozen > 0, values[name], variable)
+            for name, variable in zip(averages, old, strict=True)
+        )
+        y, *moved = self._fused(x, gamma, beta, mean, variance, frozen)
+        self._assign(*(tf.where(frozen > 0, a, b) for a, b in zip(old, moved, strict=True)))
+        return restore(y)
+
+    def _fused(
+        self, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any
+    ) -> tuple[Any, Any, Any]:
+        return fused_norm.batch_norm(
+            x,
+            gamma,
+            beta,
+            mean,
+            variance,
+            frozen,
+            epsilon=self.epsilon,
+            momentum=self.momentum,
+            bessel=bool(self.bessel_correction),
+            learned=any(name in self._pipes for name in VARIABLES[2:]),
+        )
+
+    def _composed(self, x: Any, values: Any, training: bool, weights: Any, shared: bool) -> Any:
+        """Without the fused kernel: float64, masks, statistics across replicas."""
+        gamma, beta, mean, variance = (values[name] for name in VARIABLES)
+        dtype = mean.dtype
+        wide = tf.cast(x, dtype)
+        if training:
+            frozen = tf.convert_to_tensor(self.frozen) > 0
+            batch_mean, batch_variance = _moments(wide, weights, shared)
+            n = tf.cast(tf.size(x) // tf.shape(x)[-1], dtype)
+            corrected = n / tf.maximum(n - 1, 1) if self.bessel_correction else 1.0
+            averages = []
+            for name, batch in (
+                ("moving_mean", batch_mean),
+                ("moving_variance", batch_variance * corrected),
+            ):
+                old = tf.convert_to_tensor(getattr(self, name))
+                moved = old + (batch - old) * (1.0 - self.momentum)
+                averages.append(tf.where(frozen, old, moved))
+            self._assign(*averages)
+            mean = tf.where(frozen, mean, batch_mean)
+            variance = tf.where(frozen, variance, batch_variance)
+        y = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon)
+        return tf.cast(y, x.dtype)
+
+    def _reestimate(self, x: Any, gamma: Any, beta: Any, share: Any) -> tuple[Any, Any, Any]:
+        """Normalize by the batch, and move the statistics by ``share`` of the way to it."""
+        wide = tf.cast(x, gamma.dtype)
+        mean, variance = tf.nn.moments(wide, [0, 1, 2])
+        y = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon)
+        n = tf.cast(tf.size(x) // tf.shape(x)[-1], gamma.dtype)
+        if self.bessel_correction:
+            variance *= n / tf.maximum(n - 1, 1)
+        share = tf.cast(share, gamma.dtype)
+        old_mean, old_variance = (
+            tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)
+        )
+        # The first batch replaces what was there, whatever it was: not even a NaN stays.
+        new_mean, new_variance = (
+            tf.math.multiply_no_nan(old, 1.0 - share) + new * share
+            for old, new in ((old_mean, mean), (old_variance, variance))
+        )
+        return tf.cast(y, x.dtype), new_mean, new_variance
+
+    def _assign(self, mean: Any, variance: Any) -> None:
+        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            variable = self.flavour.tf_variable(moving)
+            variable.assign(tf.cast(value, variable.dtype), read_value=False)
+
+    def get_config(self) -> dict[str, Any]:
+        pipeline = None if self.pipeline is None else self.pipeline.to_dict()
+        return {**self._plain_config(), "pipeline": pipeline}
+
+    def _plain_config(self) -> dict[str, Any]:
+        """Without the pipeline, whose operations may have no name."""
+        config = super().get_config()
+        for name in _PLAIN:
+            config[name] = getattr(self, name)
+        for module, names in _OBJECTS.items():
+            serialize = getattr(self.flavour.keras, module).serialize
+            for name in names:
+                value = getattr(self, name)
+                config[name] = None if value is None else serialize(value)
+        return config
+
+
+@contextlib.contextmanager
+def reestimating(share: Any) -> Iterator[None]:
+    """Within: every batch normalization uses the batch's statistics and averages them.
+
+    Args:
+      share: float scalar: share of this batch in the average, 1/(k+1) for the k-th from 0.
+    """
+    token = _reestimation.set(share)
+    try:
+        yield
+    finally:
+        _reestimation.reset(token)
+
+
+def _replicas() -> int:
+    context = tf.distribute.get_replica_context()
+    return context.num_replicas_in_sync if context is not None else 1
+
+
+def _weights(mask: Any, inputs: Any, x: Any) -> Any:
+    """1 where an element of ``x`` counts and 0 where it is masked; the mask has no channels."""
+    weights = tf.broadcast_to(tf.expand_dims(mask, -1), tf.shape(inputs))
+    return tf.reshape(tf.cast(weights, x.dtype), tf.shape(x))
+
+
+def _moments(x: Any, weights: Any, shared: bool) -> tuple[Any, Any]:
+    """Mean and variance for each channel, of the elements that count and over all replicas."""
+    weights = tf.ones_like(x) if weights is None else tf.cast(weights, x.dtype)
+
+    def total(values: Any) -> Any:
+        summed = tf.reduce_sum(values, [0, 1, 2])
+        if shared:
+            context = tf.distribute.get_replica_context()
+            summed = context.all_reduce(tf.distribute.ReduceOp.SUM, summed)
+        return summed
+
+    count = total(weights)
+    mean = tf.math.divide_no_nan(total(x * weights), count)
+    squares = total(tf.math.squared_difference(x, mean) * weights)
+    return mean, tf.math.divide_no_nan(squares, count)
+
+
+def _channels_last_4d(inputs: Any, axis: int) -> tuple[Any, Any]:
+    """``inputs`` as (N, H, W, C) for the fused kernel, and the way back."""
+    rank = len(inputs.shape)
+    axis %= rank
+    order = [i for i in range(rank) if i != axis] + [axis]
+    x = tf.transpose(inputs, order) if axis != rank - 1 else inputs
+    shape = tf.shape(x) if rank != 4 else None
+    if shape is not None:
+        # One long row per image: the kernel only sees N*H*W rows of C channels.
+        x = tf.reshape(x, tf.stack([shape[0], 1, -1, shape[rank - 1]]) if rank > 2 else
+                       tf.stack([shape[0], 1, 1, shape[1]]))  # fmt: skip
+
+    def restore(y: Any) -> Any:
+        if shape is not None:
+            y = tf.reshape(y, shape)
+        if axis != rank - 1:
+            inverse = [order.index(i) for i in range(rank)]
+            y = tf.transpose(y, inverse)
+        y.set_shape(inputs.shape)
+        return y
+
+    return x, restore

@@ -1,0 +1,273 @@
+"""A linear layer with its quantized kernel, its batch normalization and its activation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter import phases, quantizers
+from rewriter.hosts import HOSTS
+from rewriter.layers.quantize import PhasedMixin
+
+
+class QuantizedHostMixin(PhasedMixin):
+    """A host layer made quantization-aware, with the BatchNormalization after it fused in.
+
+    Computes ``activation(batch_norm(linear(x, Q(kernel)) + bias))``: one convolution and the
+    fused batch-norm kernel, in training and in inference. With per-channel scales
+    ``Q(W * s) = s * Q(W)``, so folding the normalization later adds no error (Jacob et al. 2018,
+    arXiv:1712.05877, section 3.2, without the second convolution). ``Q`` acts in phase
+    ``quantize`` only.
+
+    Args:
+      host: the stock layer (or its serialized form): configuration and variables.
+      batch_norm: our batch normalization, its serialized form, or None.
+      kernel_quantizers: one per kernel of the host's row, or their serialized forms.
+      between: a Quantize layer for the tensor between two kernels (SeparableConv2D).
+      before_activation: a Quantize layer for the input of an activation that LiteRT does not
+        fuse into the linear operator (softmax, sigmoid, ...).
+      output_quantizer: a Quantize layer for the output, where it is quantized right here.
+      distributed: apply the host to every step of axis 1, as ``TimeDistributed`` does.
+    """
+
+    def __init__(
+        self,
+        host: Any,
+        batch_norm: Any = None,
+        kernel_quantizers: Any = (),
+        between: Any = None,
+        before_activation: Any = None,
+        output_quantizer: Any = None,
+        distributed: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        load = self._load
+        self.host = load(host)
+        self.batch_norm = load(batch_norm)
+        self.between = load(between)
+        self.before_activation = load(before_activation)
+        self.output_quantizer = load(output_quantizer)
+        parts = {"host": self.host, "batch_norm": self.batch_norm}
+        self._frozen = tuple(name for name, p in parts.items() if p is not None and not p.trainable)
+        self.kernel_quantizers = tuple(
+            quantizers.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
+        )
+        self.distributed = bool(distributed)
+        self.row = HOSTS[type(self.host).__name__]
+        self.supports_masking = True
+
+    def _load(self, value: Any) -> Any:
+        return self.flavour.deserialize(value) if isinstance(value, dict) else value
+
+    def build(self, input_shape: Any) -> None:
+        # Between construction and here tf_keras's SavedModel loader sets the outer layer's flag,
+        # which reaches the parts: a frozen normalization would come back trainable.
+        for name in self._frozen:
+            getattr(self, name).trainable = False
+        self.add_phase()
+        host = self.host
+        with self.flavour.part_scope(host.name):
+            host.build(_without_steps(input_shape) if self.distributed else input_shape)
+            host.built = True
+        output_shape = self.compute_output_shape(input_shape)
+        self._kernel_weights = []
+        adapter = self.flavour.quantizer_adapter(self)
+        for index, (kernel, quantizer) in enumerate(
+            zip(self.kernel_names, self.kernel_quantizers, strict=True)
+        ):
+            shape = tuple(getattr(host, kernel).shape)
+            self._kernel_weights.append(quantizer.build(shape, f"kernel{index}", adapter))
+        parts = {
+            "batch_norm": output_shape,
+            "before_activation": output_shape,
+            "output_quantizer": output_shape,
+            "between": input_shape,
+        }
+        for name, shape in parts.items():
+            part = getattr(self, name)
+            if part is not None:
+                part.state_scope = name
+                with self.flavour.part_scope(part.name):
+                    part.build(tuple(shape))
+                    part.built = True
+        super().build(input_shape)
+
+    @property
+    def kernel_names(self) -> tuple[str, ...]:
+        """The attributes of ``host`` that hold its kernels."""
+        attribute = self.flavour.kernel_attribute
+        return tuple(attribute(self.row.name, kernel.name) for kernel in self.row.kernels)
+
+    @property
+    def kernel(self) -> Any:
+        """The host's last kernel, the one that the normalization folds into."""
+        return getattr(self.host, self.kernel_names[-1])
+
+    @property
+    def bias(self) -> Any:
+        """The host's bias, or None."""
+        return self.host.bias
+
+    @property
+    def folds_first(self) -> bool:
+        """Whether the last kernel is quantized with the normalization folded in.
+
+        Only symmetric per-channel scales commute with the normalization. With any other
+        quantizer the folded kernel ``W * s`` itself is quantized (Krishnamoorthi 2018,
+        arXiv:1806.08342, section 3.2.2).
+        """
+        per_channel = isinstance(self.kernel_quantizers[-1], quantizers.PerChannelQuantizer)
+        return self.batch_norm is not None and not per_channel
+
+    def quantized_kernels(self) -> list[Any]:
+        """The kernels as the device has them, as tensors; the last one maybe with the
+        normalization folded in (see :attr:`folds_first`)."""
+        phase = tf.constant(phases.QUANTIZE)
+        if not self.folds_first:
+            return self._switched(phase, training=False)
+        kernel = tf.convert_to_tensor(self.kernel)
+        folded = kernel * self._factor(phase)
+        weights = self._kernel_weights[-1]
+        last = self.kernel_quantizers[-1](folded, training=False, weights=weights)
+        return [*self._switched(phase, training=False)[:-1], last]
+
+    def kernel_ranges(self, index: int) -> list[np.ndarray]:
+        """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
+        kept = self._kernel_weights[index]
+        return [np.asarray(kept[key]) for key in ("min_var", "max_var") if key in kept]
+
+    def _factor(self, phase: Any) -> Any:
+        """``gamma / sqrt(moving_variance + epsilon)`` in a shape that multiplies the kernel."""
+        norm = self.batch_norm
+        values = norm.variables_in(phase)
+        factor = values["gamma"] * tf.math.rsqrt(values["moving_variance"] + norm.epsilon)
+        shape = [1] * len(self.kernel.shape)
+        for axis in self.row.kernels[-1].channel_axes:
+            shape[axis] = self.kernel.shape[axis]
+        return tf.reshape(factor, shape)
+
+    def _switched(self, phase: Any, training: bool) -> list[Any]:
+        parts = zip(self.kernel_names, self.kernel_quantizers, self._kernel_weights, strict=True)
+        result = []
+        for index, (name, quantizer, weights) in enumerate(parts):
+            kernel = tf.convert_to_tensor(getattr(self.host, name))
+            if isinstance(quantizer, quantizers.PerChannelQuantizer):
+                result.append(quantizer.switch(kernel, phase))
+                continue
+            last = index == len(self.kernel_names) - 1
+
+            def quantize(
+                kernel: Any = kernel,
+                quantizer: Any = quantizer,
+                weights: Any = weights,
+                fold: bool = last and self.folds_first,
+            ) -> Any:
+                if not fold:
+                    return quantizer(kernel, training=training, weights=weights)
+                # One convolution serves the statistics and the output: the folded kernel is
+                # quantized, and the factor taken out again, so that the normalization after it
+                # puts it back, with the batch's statistics in training (the correction) and the
+                # moving ones in inference.
+                factor = self._factor(phase)
+                folded = quantizer(
+                    tf.stop_gradient(kernel * factor), training=training, weights=weights
+                )
+                return _unfold(kernel, factor, tf.stop_gradient(folded))
+
+            result.append(tf.cond(phase >= phases.QUANTIZE, quantize, lambda k=kernel: k))
+        return result
+
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        # An activation that is a layer is built by its first call.
+        plain = not self.flavour.is_layer(self.host.activation)
+        symbolic = self.signature(inputs, self.host.compute_dtype) if plain else None
+        if symbolic is not None:
+            return symbolic
+        known = self.flavour.static_training(training)
+        inputs = tf.cast(inputs, self.host.compute_dtype)
+        kernels = [
+            tf.cast(kernel, inputs.dtype)
+            for kernel in self._switched(tf.convert_to_tensor(self.phase), known is True)
+        ]
+        between = self.between or (lambda x, training: x)
+        x = inputs
+        if self.distributed:
+            x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
+            x.set_shape([None, *inputs.shape[2:]])
+        y = self.row.linear(self.host, x, kernels, lambda x: between(x, training=training))
+        if self.host.use_bias:
+            bias = tf.cast(tf.convert_to_tensor(self.host.bias), y.dtype)
+            first = getattr(self.host, "data_format", "channels_last") == "channels_first"
+            if first:
+                y += tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
+            else:
+                y = tf.nn.bias_add(y, bias)
+        if self.distributed:
+            steps = tf.shape(inputs)[:2]
+            shape = [*inputs.shape[:2], *y.shape[1:]]
+            y = tf.reshape(y, tf.concat([steps, tf.shape(y)[1:]], axis=0))
+            y.set_shape(shape)
+        if self.batch_norm is not None:
+            y = self.batch_norm(y, training=training, mask=self.compute_mask(inputs, mask))
+        if self.before_activation is not None:
+            y = self.before_activation(y, training=training)
+        if self.host.activation is not None and not self._clamps():
+            y = self.host.activation(y)
+        if self.output_quantizer is not None:
+            y = self.output_quantizer(y, training=training)
+        return y
+
+    def _clamps(self) -> bool:
+        # The quantizer of the output applies the activation.
+        return self.output_quantizer is not None and self.output_quantizer.clamp != "none"
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        if not self.distributed:
+            return self.host.compute_output_shape(input_shape)
+        shape = self.host.compute_output_shape(_without_steps(input_shape))
+        return (input_shape[0], input_shape[1], *tuple(shape)[1:])
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        # As the stock layer: a convolution ends the mask.
+        return mask if self.host.supports_masking or self.distributed else None
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in ("host", "batch_norm", "between", "before_activation", "output_quantizer"):
+            part = getattr(self, name)
+            config[name] = None if part is None else self.flavour.serialize(part)
+        config["distributed"] = self.distributed
+        config["kernel_quantizers"] = [quantizers.serialize(q) for q in self.kernel_quantizers]
+        return config
+
+
+@tf.custom_gradient
+def _unfold(kernel: Any, factor: Any, folded: Any) -> Any:
+    """``Q(W * s) / s``, straight through the rounding; ``W`` where s is 0.
+
+    With ``dQ(u) = du`` the gradient of ``Q(W * s) / s`` is that of ``W`` for the kernel, and
+    ``(W - Q(W * s) / s) / s`` for s: without it a channel whose folded kernel rounds to 0 would
+    never come back. Where s is 0, what the kernel is does not matter, but gamma's gradient does.
+
+    Args:
+      kernel: W.
+      factor: s, the shape of W with 1 for all axes but the channels.
+      folded: ``Q(W * s)``.
+    """
+    value = tf.where(factor == 0, kernel, tf.math.divide_no_nan(folded, factor))
+
+    def gradient(upstream: Any) -> Any:
+        slope = tf.math.divide_no_nan(upstream * (kernel - value), factor)
+        rest = [axis for axis, size in enumerate(factor.shape) if size == 1]
+        return upstream, tf.reduce_sum(slope, rest, keepdims=True), None
+
+    return value, gradient
+
+
+def _without_steps(shape: Any) -> tuple[int | None, ...]:
+    shape = tuple(shape)
+    return (shape[0], *shape[2:])

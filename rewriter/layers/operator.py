@@ -1,0 +1,187 @@
+"""A layer of the twin: one LiteRT operator, computed as the device computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.flavours import Flavour
+from rewriter.litert import integer
+from rewriter.program import Operator, Quantization
+
+
+class IntegerOperatorMixin:
+    """One operator of the integer program, on real values that lie on their grids.
+
+    Recovers the integers of its inputs, computes with LiteRT's integer arithmetic and rounding,
+    and returns real values again: ``scale * (q - zero_point)``. Not trainable.
+
+    Input: one float32 tensor, or a list of them, batch first. Output: float32.
+
+    Args:
+      operator: the operator, or the configuration that :meth:`get_config` made of one.
+
+    Weights (none of them trainable): ``kernel`` (float32, on the int8 grid of its channel),
+    ``kernel_scale`` (float32), ``bias_integers`` (int32).
+    """
+
+    flavour: Flavour
+
+    def __init__(self, operator: Operator | Mapping[str, Any], **kwargs: Any):
+        kwargs["trainable"] = False
+        super().__init__(**kwargs)
+        if isinstance(operator, Operator):
+            self._config = _describe(operator)
+            self._constants = (operator.kernel, operator.kernel_scale, operator.bias)
+        else:
+            self._config = {key: operator[key] for key in operator}
+            self._constants = (None, None, None)
+
+    def build(self, input_shape: Any) -> None:
+        shapes = self._config["kernel_shape"], self._config["bias_shape"]
+        kernel, scale, bias = self._constants
+        self.kernel = self.kernel_scale = self.bias_integers = None
+        if shapes[0] is not None:
+            channels = (int(self._config["channels"]),)
+            self.kernel = self._constant("kernel", shapes[0], "float32")
+            self.kernel_scale = self._constant("kernel_scale", channels, "float32")
+            if kernel is not None:
+                self.kernel.assign(kernel * _spread(scale, kernel.shape, self._config["kind"]))
+                self.kernel_scale.assign(scale)
+        if shapes[1] is not None:
+            self.bias_integers = self._constant("bias_integers", shapes[1], "int32")
+            if bias is not None:
+                self.bias_integers.assign(bias)
+        super().build(input_shape)
+
+    def _constant(self, name: str, shape: Any, dtype: str) -> Any:
+        return self.flavour.add_weight(
+            self, name, tuple(shape), "zeros", dtype=dtype, trainable=False
+        )
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """The bias, float64, on the grid ``input scale * kernel_scale``; None if there is none."""
+        operator = self.operator
+        if operator.bias is None or operator.inputs[0] is None:
+            return None
+        step = np.float32(operator.inputs[0].scale) * np.asarray(operator.kernel_scale)
+        return operator.bias * step.astype(np.float64)
+
+    @property
+    def operator(self) -> Operator:
+        """The operator, with the constants that the weights hold."""
+        config = self._config
+        with tf.init_scope():
+            kernel, scale, bias = (
+                None if v is None else np.asarray(v)
+                for v in (self.kernel, self.kernel_scale, self.bias_integers)
+            )
+        if kernel is not None:
+            step = _spread(scale, kernel.shape, config["kind"])
+            kernel = np.rint(kernel / np.where(step > 0, step, 1)).astype(np.int8)
+        return Operator(
+            config["kind"],
+            tuple(_quantization(q) for q in config["inputs"]),
+            _quantization(config["output"]),
+            config["attributes"],
+            config["activation"],
+            kernel,
+            scale,
+            bias,
+        )
+
+    def call(self, inputs: Any) -> Any:
+        operator = self.operator
+        tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        values = [
+            x if grid is None else to_integers(x, grid)
+            for x, grid in zip(tensors, operator.inputs, strict=True)
+        ]
+        result = integer.compute(operator, *values)
+        return result if operator.output is None else to_real(result, operator.output)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return tuple(self._config["output_shape"])
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "operator": self._config}
+
+    def with_output_shape(self, shape: Any) -> Any:
+        """Tell the layer its output's static shape; returns the layer."""
+        self._config["output_shape"] = list(shape)
+        return self
+
+
+class QuantizeInputMixin:
+    """Puts a model input on its int8 grid: ``clip(round(x / scale) + zero_point)``.
+
+    Input and output: float32 of any shape; the output is ``scale * (q - zero_point)``.
+
+    Args:
+      scale, zero_point, bits: the grid.
+    """
+
+    flavour: Flavour
+
+    def __init__(self, scale: float, zero_point: int, bits: int = 8, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.quantization = Quantization(scale, zero_point, bits)
+
+    def call(self, inputs: Any) -> Any:
+        return to_real(to_integers(inputs, self.quantization), self.quantization)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        grid = self.quantization
+        own = {"scale": grid.scale, "zero_point": grid.zero_point, "bits": grid.bits}
+        return {**super().get_config(), **own}
+
+
+def to_integers(x: Any, grid: Quantization) -> Any:
+    """The stored integers (int32) of real values, rounded half to even and clamped."""
+    q = tf.round(tf.cast(x, tf.float32) * (np.float32(1.0) / np.float32(grid.scale)))
+    q = tf.clip_by_value(q, grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
+    return tf.cast(q, tf.int32) + grid.zero_point
+
+
+def to_real(q: Any, grid: Quantization) -> Any:
+    """The real values (float32) of stored integers."""
+    return tf.cast(q - grid.zero_point, tf.float32) * np.float32(grid.scale)
+
+
+def _spread(scale: Any, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    """Per-channel scales in a shape that multiplies the kernel."""
+    scale = np.asarray(scale, np.float32)
+    if kind == "DEPTHWISE_CONV_2D":
+        return scale.reshape(shape[-2:])
+    if kind == "TRANSPOSE_CONV":
+        return scale.reshape(-1, 1)
+    return scale
+
+
+def _describe(operator: Operator) -> dict[str, Any]:
+    kernel, bias = operator.kernel, operator.bias
+    return {
+        "kind": operator.kind,
+        "inputs": [_plain(q) for q in operator.inputs],
+        "output": _plain(operator.output),
+        "attributes": dict(operator.attributes),
+        "activation": operator.activation,
+        "kernel_shape": None if kernel is None else list(kernel.shape),
+        "bias_shape": None if bias is None else list(bias.shape),
+        "channels": None if operator.kernel_scale is None else len(operator.kernel_scale),
+    }
+
+
+def _plain(grid: Quantization | None) -> list[Any] | None:
+    return None if grid is None else [grid.scale, grid.zero_point, grid.bits]
+
+
+def _quantization(values: Any) -> Quantization | None:
+    return None if values is None else Quantization(values[0], int(values[1]), int(values[2]))

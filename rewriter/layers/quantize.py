@@ -1,0 +1,137 @@
+"""A layer that quantizes an activation, and the phase that all our layers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter import phases, quantizers, scalars
+from rewriter.flavours import Flavour
+
+_CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
+
+
+class PhasedMixin:
+    """Gives a layer its ``phase``: an int32 scalar variable (see :mod:`rewriter.phases`)."""
+
+    flavour: Flavour
+    rewriter_phased = True
+    state_scope = "quantization"  # of the scalars' names; the parts of one layer have their own
+
+    def add_phase(self) -> None:
+        self.phase = self.add_switch("phase")
+
+    def add_switch(self, name: str) -> Any:
+        """An int32 scalar variable that starts at 0."""
+        with self.flavour.part_scope(self.state_scope):
+            return self.flavour.add_weight(
+                self, name, (), scalars.ZERO, dtype="int32", trainable=False
+            )
+
+    def signature(self, inputs: Any, dtype: Any = None) -> Any:
+        """A placeholder for the output, where nothing else is asked for; None otherwise.
+
+        Tracing conditions into a graph that is thrown away was most of the time of ``rewrite``.
+        """
+        if not self.flavour.signature_only():
+            return None
+        shape = tuple(self.compute_output_shape(inputs.shape))
+        return tf.compat.v1.placeholder(dtype or inputs.dtype, shape)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        return input_shape
+
+
+class QuantizeMixin(PhasedMixin):
+    """Emulates the integer grid of one activation tensor.
+
+    In phase ``float`` it only applies ``clamp``; in ``observe`` the quantizer records the range
+    too; in ``quantize`` the output is the quantizer's. Called in several places, it holds one range
+    for all of them.
+
+    Input shape: any; output shape: the same. float16 and bfloat16 are quantized in float32.
+
+    Args:
+      quantizer: an object of TFMOT's ``Quantizer`` protocol, or its serialized form.
+      clamp: an activation that LiteRT fuses, applied first: ``"none"``, ``"relu"`` or
+        ``"relu6"``. Quantizing clamps anyway, so in phase ``quantize`` it costs nothing.
+    """
+
+    def __init__(self, quantizer: Any, clamp: str = "none", **kwargs: Any):
+        super().__init__(**kwargs)
+        if isinstance(quantizer, dict):
+            quantizer = quantizers.deserialize(quantizer)
+        self.quantizer = quantizer
+        self.clamp = clamp
+        self.supports_masking = True
+
+    def build(self, input_shape: Any) -> None:
+        self.add_phase()
+        adapter = self.flavour.quantizer_adapter(self)
+        with self.flavour.part_scope(self.state_scope):
+            self._quantizer_weights = self.quantizer.build(tuple(input_shape), "range", adapter)
+        super().build(input_shape)
+
+    @property
+    def range_variables(self) -> dict[str, Any]:
+        """The quantizer's variables by name (``min_var`` and ``max_var`` for ranges)."""
+        return self._quantizer_weights
+
+    @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        symbolic = self.signature(inputs)
+        if symbolic is not None:
+            return symbolic
+        training = self.flavour.static_training(training)
+        if hasattr(self.quantizer, "switch"):  # ours
+            outputs = self.quantizer.switch(
+                tf.cast(inputs, tf.float32),
+                tf.convert_to_tensor(self.phase),
+                self._quantizer_weights,
+                follow=training,
+                clamp=self.clamp,
+            )
+            return tf.cast(outputs, inputs.dtype)
+        inputs = _CLAMPS[self.clamp](inputs)
+        if isinstance(training, bool):
+            return self._switch(inputs, training)
+        return tf.cond(
+            tf.cast(training, tf.bool),
+            lambda: self._switch(inputs, True),
+            lambda: self._switch(inputs, False),
+        )
+
+    def _switch(self, inputs: Any, training: bool) -> Any:
+        """Any quantizer of the protocol, under a condition of its own."""
+        branches = {
+            phases.FLOAT: lambda: tf.identity(inputs),
+            phases.OBSERVE: lambda: self._observe(inputs),
+            phases.QUANTIZE: lambda: self._quantize(inputs, training),
+            phases.QUANTIZE_FROZEN: lambda: self._quantize(inputs, False),
+        }
+        outputs = tf.switch_case(tf.convert_to_tensor(self.phase), branches)
+        outputs.set_shape(inputs.shape)
+        return outputs
+
+    def _observe(self, inputs: Any) -> Any:
+        # TFMOT's quantizers learn their range when they are called in training.
+        self._quantize(inputs, True)
+        return tf.identity(inputs)
+
+    def _quantize(self, inputs: Any, training: bool) -> Any:
+        values = self.quantizer(
+            tf.cast(inputs, tf.float32), training=training, weights=self._quantizer_weights
+        )
+        return tf.cast(values, inputs.dtype)
+
+    def reset_range(self) -> None:
+        """Forget what has been observed."""
+        variables = self._quantizer_weights
+        if isinstance(self.quantizer, quantizers.RangeQuantizer):
+            variables["min_var"].assign(quantizers.UNSET_MIN)
+            variables["max_var"].assign(quantizers.UNSET_MAX)
+
+    def get_config(self) -> dict[str, Any]:
+        own = {"quantizer": quantizers.serialize(self.quantizer), "clamp": self.clamp}
+        return {**super().get_config(), **own}

@@ -1,0 +1,333 @@
+"""From a :class:`~rewriter.program.Program` to the bytes of a ``.tflite`` file.
+
+TensorFlow's converter does the lowering; its result is then made exact (see
+:mod:`rewriter.litert.patching`) and checked: every quantized tensor of the program must be in the
+file with its scale and zero point, and nothing may be computed in float unless it was asked for.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter.errors import ExportError
+from rewriter.litert import constants, flatbuffer, patching, stand_ins
+from rewriter.litert.emit import emit, fake_quant
+from rewriter.litert.flatbuffer import FileModel, FileOperator
+from rewriter.litert.matching import (
+    FileMapping,
+    Matcher,
+    border_outputs,
+    file_mapping,
+)
+from rewriter.program import Program, Quantization, Step
+
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+
+
+def convert_program(
+    program: Program, *, float_io: bool = False, allow_float: bool = False
+) -> tuple[bytes, FileMapping]:
+    """Convert a program into a LiteRT file of batch size 1.
+
+    Args:
+      program: what to convert.
+      float_io: keep float inputs and outputs: a QUANTIZE at the start, a DEQUANTIZE at the end.
+      allow_float: accept steps that compute in float.
+
+    Returns:
+      The file, and where each of the program's tensors is in it. Tensors carry the program's
+      names, inputs and outputs those of the Keras model; the signature is ``serving_default``.
+
+    Raises:
+      ExportError: a step is in float and ``allow_float`` is off; the converter failed; or the
+        file is not what the program says. The message names the Keras layer.
+    """
+    floats = sorted({s.layer for s in program.steps if s.operator.kind == "FLOAT"})
+    if floats and not allow_float:
+        raise ExportError(
+            f"Layer '{floats[0]}' has no integer form, and {len(floats)} layer(s) would stay in "
+            f"float: {', '.join(floats[:8])}. Replace them, or allow float "
+            "layers in the export: export_tflite(..., allow_float=True)."
+        )
+    content, scopes = _convert(program)
+    model = flatbuffer.unpack(content)
+    _order_inputs(model, program)
+    patching.restore_disguised(model, patching.barrier_slopes(program))
+    patching.restore_dequantize(model)
+    if not float_io:
+        patching.strip_border(
+            model,
+            [program.tensors[name].quantization for name in program.inputs],
+            [program.tensors[name].quantization for name in program.outputs],
+        )
+    file = flatbuffer.view(model)
+    matcher = Matcher(
+        program,
+        file,
+        scopes,
+        lambda op, step: constants.kernel_disagreement(model, op, step.operator) is None,
+    )
+    indexes, operators = matcher.match()
+    _check_steps(program, file, matcher, indexes, operators)
+    _check_outputs(program, file, indexes)
+    if not allow_float:
+        _check_integer(program, file, matcher, operators)
+    places = {id(op): place for place, op in enumerate(file.operators)}
+    placed = [(program.steps[i], op, places[id(op)]) for i, op in operators.items()]
+    for step, op, place in placed:
+        kind = step.operator.kind
+        if op.kind != kind and op.kind == stand_ins.STAND_INS.get(kind):
+            stand_ins.restore(model, model.subgraphs[0].operators[place], kind, flatbuffer.schema)
+    constants.patch_constants(model, [p for p in placed if p[0].operator.kernel is not None])
+    constants.patch_operands(model, [p for p in placed if "constant" in p[0].operator.attributes])
+    patching.set_scales(model, program, indexes)
+    return _finish(model, program, indexes)
+
+
+def _signature(program: Program) -> list[tf.TensorSpec]:
+    specs = []
+    for i, name in enumerate(program.inputs):
+        shape = program.tensors[name].shape
+        if None in shape[1:]:
+            raise ExportError(
+                f"Input '{program.input_names[i]}' has no fixed size, which integer operators "
+                f"need. Received shape: {shape}. Rebuild the model with a fixed input shape."
+            )
+        specs.append(tf.TensorSpec((1, *shape[1:]), tf.float32, f"input_{i:04d}"))
+    return specs
+
+
+def _convert(program: Program) -> tuple[bytes, dict[str, int]]:
+    """Run the converter; returns its file (float border) and each scope's step."""
+    scopes: dict[str, int] = {}
+    barriers = patching.barrier_slopes(program)
+
+    def compute(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        values: dict[str, tf.Tensor] = {}
+        for name, argument in zip(program.inputs, arguments, strict=True):
+            quantization = program.tensors[name].quantization
+            values[name] = argument if quantization is None else fake_quant(argument, quantization)
+        for position, step in enumerate(program.steps):
+            inputs = [values[name] for name in step.inputs]
+            if position in barriers:
+                inputs[0] = _barrier(inputs[0], step.operator.inputs[0], barriers[position])
+            with tf.name_scope(step.name) as scope:
+                scopes[scope.rstrip("/")] = position
+                values[step.output] = _emit(step, inputs)
+        # A name of its own for every output: the converter merges equal ones otherwise.
+        return tuple(tf.identity(values[name]) for name in program.outputs)
+
+    signature = _signature(program)
+    with _quiet() as log:
+        function = tf.function(compute, autograph=False).get_concrete_function(*signature)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.experimental_lower_to_saved_model = False  # saves a trip through the disk
+        try:
+            content = converter.convert()
+        except Exception as error:  # the converter raises many types, all of them final
+            raise ExportError(_explain(error, log(), scopes, program)) from error
+    return content, scopes
+
+
+def _barrier(x: tf.Tensor, quantization: Quantization | None, slope: float) -> tf.Tensor:
+    """An operator that :func:`~rewriter.litert.patching.restore_disguised` takes out again."""
+    if quantization is None:
+        return x
+    with tf.name_scope("barrier"):
+        return fake_quant(tf.nn.leaky_relu(x, slope), quantization)
+
+
+def _emit(step: Step, inputs: list[tf.Tensor]) -> tf.Tensor:
+    operator = step.operator
+    try:
+        disguise = patching.DISGUISES.get(operator.kind)
+        if disguise is not None and operator.output is not None:
+            return fake_quant(tf.nn.leaky_relu(inputs[0], disguise.slope), operator.output)
+        if operator.function is None:
+            return emit(operator, *inputs)
+        result = operator.function(*inputs)
+        return result if operator.output is None else fake_quant(result, operator.output)
+    except Exception as error:
+        raise ExportError(
+            f"Layer '{step.layer}': step '{step.name}' ({step.operator.kind}) could not be "
+            f"emitted: {error}"
+        ) from error
+
+
+def _explain(error: Exception, log: str, scopes: dict[str, int], program: Program) -> str:
+    """The converter's complaints without its stack traces, and the Keras layer they are about."""
+    text = f"{error}\n{log}"
+    named = [position for scope, position in scopes.items() if f'"{scope}/' in text]
+    layers = dict.fromkeys(program.steps[position].layer for position in named)
+    where = f"Layer '{', '.join(layers)}': t" if len(layers) == 1 else "T"
+    found = dict.fromkeys(re.findall(r"error: (.*)", text))
+    reasons = "; ".join(found) or str(error).strip()
+    return f"{where}he TensorFlow Lite converter failed: {reasons[:2000]}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[Any]:
+    """Keep the converter's notes off the terminal; yields a function that reads them so far."""
+    sys.stderr.flush()
+    level = logging.getLogger("tensorflow").level
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saved = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+        def log() -> str:
+            sink.seek(0)
+            return sink.read().decode(errors="replace")
+
+        try:
+            yield log
+        finally:
+            logging.getLogger("tensorflow").setLevel(level)
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _order_inputs(model: Any, program: Program) -> None:
+    """Put the file's inputs into the program's order, by the names given in the signature."""
+    file = flatbuffer.view(model)
+    by_name = {file.tensors[i].name: i for i in file.inputs}
+    names = [f"input_{i:04d}" for i in range(len(program.inputs))]
+    if sorted(by_name) != names:
+        raise ExportError(
+            "The converter renamed or dropped inputs of the model. "
+            f"Expected: {names}. Received: {sorted(by_name)}."
+        )
+    model.subgraphs[0].inputs = [by_name[name] for name in names]
+    if len(file.outputs) != len(program.outputs):
+        raise ExportError(
+            f"The converted file has {len(file.outputs)} outputs, the model {len(program.outputs)}."
+        )
+
+
+def _check_steps(
+    program: Program,
+    file: FileModel,
+    matcher: Matcher,
+    indexes: dict[str, int],
+    operators: dict[int, FileOperator],
+) -> None:
+    """Kernels and outputs must be found, and nothing meant as integers be computed in float."""
+    for position, step in enumerate(program.steps):
+        kind, op = step.operator.kind, operators.get(position)
+        if op is not None and op.kind == "QUANTIZE" and kind not in ("QUANTIZE", "FLOAT"):
+            raise ExportError(
+                f"Layer '{step.layer}': the converter left step '{step.name}' ({kind}) in float, "
+                f"and quantizes its result '{file.tensors[op.outputs[0]].name}'. "
+                "Please report this model."
+            )
+        needed = step.operator.kernel is not None or step.output in program.outputs
+        if step.output not in indexes and step.operator.output is not None and needed:
+            names = [
+                f"{t.name} ({t.dtype}, scale {t.scale.tolist()}, zero point "
+                f"{t.zero_point.tolist()})"
+                for t in file.tensors
+                if matcher.owner.get(t.index) == position
+            ]
+            raise ExportError(
+                f"Layer '{step.layer}': step '{step.name}' ({kind}) is not in the "
+                f"converted file as one integer operator with {step.operator.output}. "
+                f"Found in its place: {'; '.join(names) or 'nothing'}."
+            )
+
+
+def _check_outputs(program: Program, file: FileModel, indexes: dict[str, int]) -> None:
+    """The outputs must come in the program's order."""
+    found = border_outputs(program, file)
+    for i, (name, index) in enumerate(zip(program.outputs, found, strict=True)):
+        if indexes.setdefault(name, index) != index:
+            raise ExportError(
+                f"Output {i} ('{program.output_names[i]}') of the converted file is tensor "
+                f"'{file.tensors[index].name}', expected "
+                f"'{file.tensors[indexes[name]].name}'. Please report this model."
+            )
+
+
+def _check_integer(
+    program: Program, file: FileModel, matcher: Matcher, operators: dict[int, FileOperator]
+) -> None:
+    """Nothing in float, and no conversion that is not a step of the program."""
+    meant = {
+        op.outputs[0]
+        for i, op in operators.items()
+        if program.steps[i].operator.kind in _CONVERSIONS
+    }
+    for op in flatbuffer.conversions(file):
+        if op.outputs[0] not in meant:
+            _refuse(file, matcher, op.outputs[0], f"a {op.kind} operator in mid-graph")
+    for index in flatbuffer.float_indexes(file):
+        _refuse(file, matcher, index, "a floating-point tensor")
+
+
+def _refuse(file: FileModel, matcher: Matcher, index: int, what: str) -> None:
+    step = matcher.nearest(index)
+    where = "The model" if step is None else f"Layer '{step.layer}' (step '{step.name}')"
+    raise ExportError(
+        f"{where} left {what} in the file: '{file.tensors[index].name}'. Allow float layers in "
+        "the export to accept it, or report this model."
+    )
+
+
+def _finish(model: Any, program: Program, indexes: dict[str, int]) -> tuple[bytes, FileMapping]:
+    """Unused tensors out, names and signature in, and the bytes."""
+    graph = model.subgraphs[0]
+    for name, index in name_tensors(model, program, indexes).items():
+        graph.tensors[index].name = name
+    wanted = {name: graph.tensors[index].name for name, index in indexes.items()}
+    patching.drop_unused(model)
+    patching.set_signature(model, list(program.input_names), list(program.output_names))
+    file = flatbuffer.view(model)
+    by_name = {t.name: t.index for t in file.tensors}
+    final = {name: by_name[found] for name, found in wanted.items()}
+    return flatbuffer.pack(model), file_mapping(program, file, final)
+
+
+def name_tensors(model: Any, program: Program, indexes: dict[str, int]) -> dict[str, int]:
+    """Unique names that :func:`~rewriter.litert.matching.mapping_from_names` can read.
+
+    An input or output has its Keras name, unless that is the name of another of the program's
+    tensors; any other tensor the program's, or several joined by ``;`` where one tensor of the
+    file stands for several. What is not in the program keeps its name.
+    """
+    graph = model.subgraphs[0]
+    names: dict[int, list[str]] = collections.defaultdict(list)
+    for border, given, own in (
+        (graph.inputs, program.input_names, program.inputs),
+        (graph.outputs, program.output_names, program.outputs),
+    ):
+        for index, name, tensor in zip(border, given, own, strict=True):
+            free = name == tensor or name not in program.tensors
+            names[int(index)] += [name] if free and not names[int(index)] else []
+    by_position = {*program.inputs, *program.outputs}
+    for tensor, index in indexes.items():
+        if tensor not in by_position or not names[index]:
+            names[index].append(tensor)
+    taken: dict[str, int] = {}
+    for index in sorted(range(len(graph.tensors)), key=lambda i: i not in names):
+        own_name = ";".join(dict.fromkeys(names.get(index, ())))
+        name = own_name or flatbuffer.text(graph.tensors[index].name)
+        if not own_name and not program.tensors.keys().isdisjoint(name.split(";")):
+            name = f"constant/{name.replace(';', '_')}"
+        unique, number = name, 0
+        while unique in taken:
+            number += 1
+            unique = f"{name}_{number}"
+        taken[unique] = index
+    return taken

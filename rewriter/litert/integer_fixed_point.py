@@ -1,0 +1,100 @@
+"""The fixed-point arithmetic of LiteRT's builtin kernels.
+
+The formulas are those of ``tflite/kernels/internal/quantization_util.cc`` and ``common.h``, and
+of gemmlowp's ``fixedpoint.h``. NumPy functions take and return int64 arrays of int32 values.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.errors import RewriterError
+from rewriter.program import Quantization
+
+_ACTIVATION_RANGES = {
+    "none": (-math.inf, math.inf),
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "relu_n1_to_1": (-1.0, 1.0),
+}
+
+
+def activation_range(activation: str) -> tuple[float, float]:
+    """The real bounds of a fused activation; raises ``RewriterError`` for an unknown one."""
+    if activation not in _ACTIVATION_RANGES:
+        raise RewriterError(
+            f"The fused activation must be one of {sorted(_ACTIVATION_RANGES)}. "
+            f"Received: {activation!r}."
+        )
+    return _ACTIVATION_RANGES[activation]
+
+
+def activation_limits(activation: str, output: Quantization) -> tuple[int, int]:
+    """The integers a fused activation clamps to (XNNPACK's ``xnn_qs8_quantize``, in float32)."""
+
+    def quantized(value: float) -> int:
+        scaled = np.float32(value) / np.float32(output.scale) + np.float32(output.zero_point)
+        return int(np.rint(np.clip(scaled, np.float32(output.qmin), np.float32(output.qmax))))
+
+    low, high = activation_range(activation)
+    return quantized(low), quantized(high)
+
+
+def quantize_multiplier(real: float) -> tuple[int, int]:
+    """``(multiplier, shift)`` with ``real = multiplier * 2**(shift - 31)``, multiplier in Q0.31."""
+    if real == 0.0:
+        return 0, 0
+    fraction, shift = math.frexp(real)
+    multiplier = _round_half_away(fraction * 2**31)
+    if multiplier == 2**31:
+        multiplier, shift = multiplier // 2, shift + 1
+    return (0, 0) if shift < -31 else (multiplier, shift)
+
+
+def multiply(x: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
+    """``x * multiplier * 2**(shift - 31)``, rounded twice as LiteRT's kernels do."""
+    high = doubling_high_multiply(x << max(shift, 0), multiplier)
+    return rounding_shift(high, max(-shift, 0))
+
+
+def doubling_high_multiply(a: np.ndarray, b: int) -> np.ndarray:
+    """gemmlowp's ``SaturatingRoundingDoublingHighMul`` (rounds half away from zero)."""
+    product = np.asarray(a, np.int64) * b
+    nudge = np.where(product >= 0, 2**30, 1 - 2**30)
+    return _truncated_division(product + nudge, 2**31)
+
+
+def rounding_shift(x: np.ndarray, exponent: int) -> np.ndarray:
+    """gemmlowp's ``RoundingDivideByPOT`` (rounds half away from zero)."""
+    mask = (1 << exponent) - 1
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> exponent) + ((x & mask) > threshold)
+
+
+def _truncated_division(x: np.ndarray, divisor: int) -> np.ndarray:
+    return np.where(x >= 0, x // divisor, -((-x) // divisor))
+
+
+def _round_half_away(value: float) -> int:
+    return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
+
+
+def multiply_tensor(x: tf.Tensor, real: float | np.ndarray) -> tf.Tensor:
+    """An int32 tensor times :func:`quantize_multiplier` of ``real``, as :func:`multiply` does.
+
+    ``real`` may hold one factor for each element of the last axis.
+    """
+    pairs = np.array([quantize_multiplier(float(value)) for value in np.ravel(real)], np.int64)
+    multiplier, shift = pairs.T.reshape(2, *np.shape(real))
+    divisor = tf.constant(1 << np.maximum(-shift, 0), tf.int64)
+    product = tf.cast(x, tf.int64) * tf.constant(multiplier << np.maximum(shift, 0), tf.int64)
+    high = _half_away(product, tf.constant(2**31, tf.int64))
+    return tf.cast(_half_away(high, divisor), tf.int32)
+
+
+def _half_away(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
+    """``x / divisor`` in int64, halves away from zero; ``divisor`` is a power of two."""
+    return tf.sign(x) * ((tf.abs(x) + divisor // 2) // divisor)

@@ -1,0 +1,99 @@
+"""Layers without an integer form: kept as they are, computed in float between the integers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter import graph
+from rewriter.errors import ExportError
+from rewriter.graph import Call, Ref
+from rewriter.lower_linear import normalization
+from rewriter.program import Operator
+from rewriter.values import Shape, Value
+
+if TYPE_CHECKING:
+    from rewriter.lower import Lowerer
+
+
+def lower(low: Lowerer, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
+    """One FLOAT step for each output of a layer or an operation.
+
+    Raises:
+      ExportError: if the layer works under a mask, which no tensor of a file carries.
+    """
+    _refuse_mask(call)
+    refs = list(dict.fromkeys(call.refs))
+    dtypes = dict(zip(call.refs, call.input_dtypes, strict=True))
+    names = [low.real(env[ref]) for ref in refs]
+
+    def compute(*x: Any) -> list[Any]:
+        # The program has float tensors only; layers want their inputs' own dtypes.
+        tensors = {ref: tf.cast(v, dtypes[ref]) for ref, v in zip(refs, x, strict=True)}
+        args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
+        return [tf.cast(t, tf.float32) for t in tf.nest.flatten(call.layer(*args, **kwargs))]
+
+    def part(index: int) -> Callable[..., Any]:
+        return lambda *x: compute(*x)[index]
+
+    return [
+        _step(low, call, names, (None, *shape[1:]), part(index))
+        for index, shape in enumerate(call.shapes)
+    ]
+
+
+def _step(
+    low: Lowerer, call: Call, names: Sequence[str], shape: Shape, function: Callable[..., Any]
+) -> Value:
+    grids = tuple(low.tensors[name].quantization for name in names)
+    operator = Operator("FLOAT", grids, None, function=function)
+    return low.add(call.path, operator, names, shape)
+
+
+def _refuse_mask(call: Call) -> None:
+    if not call.masked or "bool" in call.dtypes:
+        return
+    try:
+        heeds = "mask" in inspect.signature(call.layer.call).parameters
+    except (AttributeError, TypeError, ValueError):  # an operation
+        heeds = False
+    if heeds:
+        raise ExportError(
+            f"Layer {call.path!r} works under a mask (of Masking, or of an Embedding with "
+            "mask_zero=True), and a LiteRT file carries none. Build the model without masks, or "
+            "export the part after this layer."
+        )
+
+
+def activation(low: Lowerer, call: Call, x: Value) -> Value:
+    """The activation of a host, where it has no integer form."""
+    return _step(low, call, [low.real(x)], x.shape, call.layer.host.activation)
+
+
+def host(low: Lowerer, call: Call, x: Value) -> Value:
+    """A host that LiteRT has no integer kernel for, with its normalization and activation."""
+    layer = call.layer
+    kernels = [np.asarray(kernel) for kernel in layer.quantized_kernels()]
+    channels = call.shapes[0][-1] or 0
+    factor, bias = np.ones(channels), np.zeros(channels)
+    if layer.host.use_bias:
+        bias = np.asarray(layer.host.bias, np.float64)
+    if layer.batch_norm is not None:
+        factor, bias = normalization(layer.batch_norm, bias)
+
+    def compute(value: Any) -> Any:
+        tensors = [tf.constant(kernel) for kernel in kernels]
+        flat = value
+        if layer.distributed:
+            flat = tf.reshape(value, [-1, *value.shape[2:]])
+        y = layer.row.linear(layer.host, flat, tensors, lambda tensor: tensor)
+        if layer.distributed:
+            y = tf.reshape(y, [-1, *call.shapes[0][1:]])
+        y = y * tf.constant(factor, tf.float32) + tf.constant(bias, tf.float32)
+        return y if layer.host.activation is None else layer.host.activation(y)
+
+    return _step(low, call, [low.real(x)], (None, *call.shapes[0][1:]), compute)

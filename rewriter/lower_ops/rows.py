@@ -1,0 +1,45 @@
+"""What a row is, and the constants that several rows use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rewriter.graph import Call
+from rewriter.operations import Operation
+from rewriter.program import Quantization
+from rewriter.values import Value
+
+if TYPE_CHECKING:
+    from rewriter.lower import Lowerer
+
+Row = Callable[["Lowerer", Call, Operation, Sequence[Value]], Any]
+
+_LARGEST = 127
+
+
+def constant(values: Any) -> dict[str, Any]:
+    """The attributes of a constant operand, on a symmetric int8 grid of its own.
+
+    A single number is the largest on its grid, and so exact but for the scale's float32.
+    """
+    values = np.asarray(values, np.float64)
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    scale = float(np.float32(largest / _LARGEST))
+    return {
+        "constant": values.tolist(),
+        "constant_quantization": {"scale": scale, "zero_point": 0},
+    }
+
+
+def scaled(grid: Quantization, factor: float) -> Quantization:
+    """The grid whose integers stand for values ``factor`` times as large; ``factor > 0``."""
+    return Quantization(float(np.float32(grid.scale * factor)), grid.zero_point, grid.bits)
+
+
+def multiplied(low: Lowerer, call: Call, x: Value, factor: float) -> Value:
+    """``x * factor`` for a positive factor: the same integers on another grid."""
+    grid = scaled(low.grid(x), factor)
+    return low.apply("MUL", call, [x], x.shape, quantization=grid, **constant(factor))

@@ -1,0 +1,69 @@
+"""Phases: whether a rewritten model trains in float, observes ranges, or quantizes.
+
+The phase is a non-trainable variable of every layer of ours, read by a condition inside the
+graph: it can change while a compiled ``fit`` runs, without retracing, and it is saved with the
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rewriter.errors import UnsupportedModelError
+
+FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
+PHASES = {"float": FLOAT, "observe": OBSERVE, "quantize": QUANTIZE}
+
+
+def phased_layers(model: Any) -> Iterator[Any]:
+    """Every layer (sublayers included) that has a phase."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "rewriter_phased", False):
+            yield layer
+
+
+def set_phase(model: Any, phase: str, *, freeze_ranges: bool = False) -> None:
+    """Switch every layer of a rewritten model to ``phase``; no retracing.
+
+    Args:
+      model: a model that :func:`rewriter.rewrite` returned.
+      phase: ``"float"`` (the original model), ``"observe"`` (the original model, ranges of the
+        activations are recorded) or ``"quantize"`` (integer arithmetic emulated).
+      freeze_ranges: in ``"quantize"``, keep the ranges of the activations as they are while
+        training instead of letting them follow the batches.
+
+    Raises:
+      ValueError: for another name.
+      UnsupportedModelError: if the model has no layer with a phase.
+    """
+    if phase not in PHASES:
+        raise ValueError(f"phase must be one of {sorted(PHASES)}. Received: {phase!r}.")
+    code = PHASES[phase]
+    if code == QUANTIZE and freeze_ranges:
+        code = QUANTIZE_FROZEN
+    for layer in _required(model):
+        layer.phase.assign(code)
+
+
+def get_phase(model: Any) -> str:
+    """The phase of a rewritten model: ``"float"``, ``"observe"``, ``"quantize"`` or ``"mixed"``.
+
+    Raises:
+      UnsupportedModelError: if the model has no layer with a phase.
+    """
+    codes = {min(int(layer.phase.numpy()), QUANTIZE) for layer in _required(model)}
+    if len(codes) > 1:
+        return "mixed"
+    (code,) = codes
+    return next(name for name, value in PHASES.items() if value == code)
+
+
+def _required(model: Any) -> list[Any]:
+    layers = list(phased_layers(model))
+    if not layers:
+        raise UnsupportedModelError(
+            f"The model {model.name!r} has no quantization-aware layers. "
+            "Pass the model that rewriter.rewrite returned."
+        )
+    return layers

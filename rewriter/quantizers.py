@@ -1,0 +1,267 @@
+"""Quantizers: how a kernel or an activation is put on its integer grid while training.
+
+They follow the ``Quantizer`` protocol of tensorflow-model-optimization
+(``tfmot.quantization.keras.quantizers.Quantizer``): ``build(tensor_shape, name, layer)`` creates
+variables through ``layer.add_weight`` and returns them in a dict, ``__call__(inputs, training,
+weights)`` returns the quantized values, ``get_config()`` the arguments of the constructor. So a
+user's TFMOT quantizer can stand in for ours, and ours for TFMOT's.
+
+Formulas: Jacob et al. 2018 (arXiv:1712.05877) for the affine grid, Krishnamoorthi 2018
+(arXiv:1806.08342) for per-channel kernels; gradients are straight-through (Bengio et al. 2013,
+arXiv:1308.3432).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from rewriter import fake_quant, phases
+from rewriter.errors import RecipeError
+from rewriter.scalars import initializer
+
+UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
+UNSET_MAX = float("-inf")
+
+
+class Quantizer(Protocol):
+    """The protocol of tensorflow-model-optimization, as this package relies on it."""
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]: ...
+
+    def __call__(
+        self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any
+    ) -> Any: ...
+
+    def get_config(self) -> dict[str, Any]: ...
+
+
+class PerChannelQuantizer:
+    """Symmetric, narrow-range, per-channel quantizer of kernels.
+
+    Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)`` for every output
+    channel. Gradient: identity. Has no variables.
+
+    Args:
+      num_bits: width of the integers, 2 to 8.
+      channel_axes: kernel axes that index the output channels. Set by the host layer.
+    """
+
+    def __init__(self, num_bits: int = 8, channel_axes: Sequence[int] = (-1,)):
+        self.num_bits = num_bits
+        self.channel_axes = tuple(channel_axes)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        return self.switch(inputs, tf.constant(phases.QUANTIZE))
+
+    def switch(self, kernel: Any, phase: Any) -> Any:
+        """The kernel as it is, or quantized in phase ``quantize``; the gradient is the identity."""
+        return fake_quant.kernel(kernel, phase, self.channel_axes, self.num_bits)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits, "channel_axes": list(self.channel_axes)}
+
+
+class PerTensorQuantizer:
+    """Symmetric, narrow-range quantizer of kernels with one scale for the whole kernel.
+
+    Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)``. Gradient: identity.
+    Has no variables. A normalization after the kernel is folded in first.
+
+    Args:
+      num_bits: width of the integers, 2 to 8.
+    """
+
+    def __init__(self, num_bits: int = 8):
+        self.num_bits = num_bits
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        return fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), (), self.num_bits)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits}
+
+
+class RangeQuantizer:
+    """Asymmetric per-tensor quantizer of activations with an observed range.
+
+    Forward: TensorFlow's ``fake_quant_with_min_max_vars`` on ``[min_var, max_var]``, nudged so
+    that 0 is exact. Gradient: straight through; with a ReLU before it, the ReLU's at the
+    output. The range starts unset (``+inf, -inf``), is widened in phase ``observe``, and follows
+    the batches by an exponential moving average while training in ``quantize``. It always
+    contains 0.
+
+    Args:
+      num_bits: width of the integers.
+      momentum: weight of the old range in the moving average.
+    """
+
+    def __init__(self, num_bits: int = 8, momentum: float = 0.99):
+        self.num_bits = num_bits
+        self.momentum = momentum
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        def add(suffix: str, value: float) -> Any:
+            start = initializer(value)
+            return layer.add_weight(name + suffix, shape=(), initializer=start, trainable=False)
+
+        return {"min_var": add("_min", UNSET_MIN), "max_var": add("_max", UNSET_MAX)}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        """Quantize; in training the range follows the batch first."""
+        return self.switch(inputs, tf.constant(phases.QUANTIZE), weights, bool(training))
+
+    def switch(
+        self,
+        inputs: Any,
+        phase: Any,
+        weights: dict[str, Any],
+        follow: Any,
+        clamp: str = "none",
+    ) -> Any:
+        """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize.
+
+        Args:
+          inputs: float32, any shape.
+          phase: see :mod:`rewriter.phases`.
+          weights: what :meth:`build` returned; the range is updated in place.
+          follow: whether the range follows the batch in phase ``quantize``.
+          clamp: activation to apply first: ``"none"``, ``"relu"``, ``"relu6"``.
+        """
+        low, high = weights["min_var"], weights["max_var"]
+        y, new_low, new_high = fake_quant.activation(
+            inputs,
+            tf.convert_to_tensor(low),
+            tf.convert_to_tensor(high),
+            phase,
+            rate=1.0 - self.momentum,
+            follow=follow,
+            clamp=clamp,
+            num_bits=self.num_bits,
+        )
+        low.assign(new_low, read_value=False)
+        high.assign(new_high, read_value=False)
+        return y
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits, "momentum": self.momentum}
+
+
+class FixedQuantizer:
+    """Affine quantizer on a range that LiteRT prescribes (softmax, sigmoid, tanh).
+
+    Args:
+      minimum, maximum: the smallest and largest representable value.
+      num_bits: width of the integers.
+    """
+
+    def __init__(self, minimum: float, maximum: float, num_bits: int = 8):
+        self.minimum = minimum
+        self.maximum = maximum
+        self.num_bits = num_bits
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        return self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False)
+
+    def switch(
+        self,
+        inputs: Any,
+        phase: Any,
+        weights: dict[str, Any],
+        follow: Any,
+        clamp: str = "none",
+    ) -> Any:
+        """As :meth:`RangeQuantizer.switch`, on the fixed range."""
+        y, _, _ = fake_quant.activation(
+            inputs,
+            tf.constant(self.minimum, tf.float32),
+            tf.constant(self.maximum, tf.float32),
+            phase,
+            rate=0.0,
+            follow=False,
+            clamp=clamp,
+            num_bits=self.num_bits,
+        )
+        return y
+
+    def get_config(self) -> dict[str, Any]:
+        return {"minimum": self.minimum, "maximum": self.maximum, "num_bits": self.num_bits}
+
+
+_TRUSTED = ("rewriter.", "tensorflow_model_optimization.")
+_registered: dict[str, type] = {}
+
+
+def register_quantizer(cls: type) -> type:
+    """Class decorator: lets models and recipes that name ``cls`` be loaded again."""
+    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return cls
+
+
+def serialize(quantizer: Any) -> dict[str, Any]:
+    """``{"class": dotted name, "config": get_config()}``, JSON values only."""
+    cls = type(quantizer)
+    return {
+        "class": f"{cls.__module__}.{cls.__qualname__}",
+        "config": dict(quantizer.get_config()),
+    }
+
+
+def deserialize(config: Mapping[str, Any]) -> Any:
+    """The quantizer that :func:`serialize` described.
+
+    Raises:
+      RecipeError: if the class is not ours, TFMOT's, or one given to ``register_quantizer``.
+    """
+    name = config.get("class") if isinstance(config, Mapping) else None
+    if not isinstance(name, str):
+        raise RecipeError(
+            f'A quantizer is written as {{"class": dotted name, "config": {{...}}}}. '
+            f"Received: {config!r}."
+        )
+    cls = _registered.get(name)
+    if cls is None and name.startswith(_TRUSTED):
+        module, _, attribute = name.rpartition(".")
+        with contextlib.suppress(ModuleNotFoundError):  # then the class is not known
+            cls = getattr(importlib.import_module(module), attribute, None)
+    if cls is None:
+        raise RecipeError(
+            f"The quantizer class {name!r} is not known. Decorate it with "
+            "@rewriter.register_quantizer and import its module before loading."
+        )
+    arguments = dict(config.get("config", {}))
+    build = getattr(cls, "from_config", None)
+    try:
+        return build(arguments) if build is not None else cls(**arguments)
+    except TypeError as error:  # an argument too many or too few
+        raise RecipeError(
+            f"The quantizer {name!r} cannot be made of the config {arguments}: {error}."
+        ) from error
+
+
+def check(quantizer: Any, field: str) -> Any:
+    """``quantizer`` itself if it speaks the protocol.
+
+    Raises:
+      RecipeError: otherwise, naming ``field``.
+    """
+    missing = [m for m in ("build", "__call__", "get_config") if not hasattr(quantizer, m)]
+    if missing or isinstance(quantizer, type):
+        raise RecipeError(
+            f"{field}: expected a quantizer object with build, __call__ and get_config "
+            f"(TFMOT's Quantizer protocol). Received: {quantizer!r}."
+        )
+    return quantizer

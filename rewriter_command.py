@@ -1,0 +1,266 @@
+"""The command ``rewriter``: its arguments, and how errors are shown.
+
+It lies outside the package because importing that imports TensorFlow, which takes seconds and
+writes to stderr: ``--help`` and usage errors need not wait for it, and what it writes there can
+be kept from drowning the one line that matters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+_DATA_HELP = "an .npz or .npy file, or a folder of images"
+_QAT_HELP = "what `rewriter convert` wrote"
+
+_EXAMPLES = {
+    "rewriter": """
+        rewriter inspect trained.h5
+        rewriter convert trained.h5 -o qat.keras --calibrate data.npz
+        rewriter export qat.keras -o model.tflite
+        rewriter verify qat.keras model.tflite --data data.npz""",
+    "inspect": """
+        rewriter inspect trained_saved_model
+        rewriter inspect trained.keras --json""",
+    "convert": """
+        rewriter convert trained.h5 -o qat.keras --calibrate data.npz
+        rewriter convert trained.keras -o qat.h5 --calibrate images/ --scale 1/255
+        rewriter convert saved_model -o qat_saved_model --recipe recipe.json""",
+    "export": """
+        rewriter export qat.keras -o model.tflite
+        rewriter export qat.keras -o model.tflite --float-io --json""",
+    "verify": """
+        rewriter verify qat.keras model.tflite --data data.npz
+        rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
+        rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999""",
+    "demo": """
+        rewriter demo
+        rewriter demo --epochs 2 --output demo_files""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command in this process.
+
+    Returns:
+      The exit code: 0, or 1 after one line about an error on stderr. (Usage errors raise
+      ``SystemExit(2)``, as argparse does.)
+    """
+    args = parser().parse_args(argv)
+    with contextlib.nullcontext() if args.debug else _quiet_libraries():
+        from rewriter import cli
+        from rewriter.errors import RewriterError
+
+        try:
+            cli.COMMANDS[args.command](args)
+        except (RewriterError, OSError) as error:
+            if args.debug:
+                raise
+            sys.stderr.write(f"rewriter: error: {_one_line(error)}\n")
+            return 1
+    return 0
+
+
+def run() -> None:
+    """The console script: :func:`main` without what TensorFlow's C++ parts write to stderr."""
+    if "--debug" in sys.argv[1:]:
+        sys.exit(main())
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Some of it is written before TensorFlow reads that variable. Python's own stderr stays.
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="replace")
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        code = 130  # as shells report SIGINT
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """No warnings of the libraries; errors are raised, not logged."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename!r}: {error.strerror}."
+    return " ".join(text.split()) or type(error).__name__
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="rewriter",
+        description="Turn a trained Keras model (tf_keras or Keras 3) into a quantization-aware "
+        "one that can be fine-tuned, and that into an integer-only LiteRT file.",
+        **_formatting("rewriter"),
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    inspect = _command(commands, "inspect", "show what happens to every BatchNormalization")
+    inspect.add_argument("model", type=Path, metavar="MODEL", help=_MODEL_HELP)
+    _loading(inspect)
+    _json(inspect)
+
+    convert = _command(commands, "convert", "make a quantization-aware model")
+    convert.add_argument("model", type=Path, metavar="MODEL", help=_MODEL_HELP)
+    _output(convert, "FILE", "where to write: .keras or .h5; tf_keras: also a SavedModel folder")
+    convert.add_argument("--recipe", type=Path, metavar="FILE", help="how to quantize, as JSON")
+    convert.add_argument(
+        "--calibrate", type=Path, metavar="DATA",
+        help=f"set the ranges of the activations from data: {_DATA_HELP}",
+    )  # fmt: skip
+    _data(convert, "x, x_train, x_test")
+    _loading(convert)
+    _json(convert)
+
+    export = _command(commands, "export", "write an integer-only .tflite file")
+    export.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)
+    _output(export, "FILE", "the .tflite file to write")
+    export.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+    export.add_argument(
+        "--allow-float", action="store_true",
+        help="compute layers without an integer form in float, instead of refusing",
+    )  # fmt: skip
+    _loading(export)
+    _json(export)
+
+    verify = _command(commands, "verify", "compare a .tflite file with its model")
+    verify.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)
+    verify.add_argument("file", type=Path, metavar="FILE", help="what `rewriter export` wrote")
+    verify.add_argument("--data", type=Path, required=True, metavar="DATA", help=_DATA_HELP)
+    verify.add_argument(
+        "--labels", metavar="NAME",
+        help="the array of the .npz file with the classes: also report the accuracy",
+    )  # fmt: skip
+    verify.add_argument(
+        "--kernels", choices=("xnnpack", "reference"), default="xnnpack",
+        help="LiteRT's default kernels, or its reference kernels (default: %(default)s)",
+    )  # fmt: skip
+    verify.add_argument(
+        "--min-identical", type=_share, metavar="SHARE",
+        help="fail if, operator by operator, a smaller share (0 to 1) of any tensor's elements "
+        "is identical",
+    )  # fmt: skip
+    _data(verify, "x, x_test, x_train")
+    _loading(verify)
+    _json(verify)
+
+    demo = _command(commands, "demo", "the whole way on handwritten digits, in about a minute")
+    demo.add_argument(
+        "--epochs", type=_positive, default=3, metavar="N",
+        help="of fine-tuning (default: %(default)s)",
+    )  # fmt: skip
+    demo.add_argument("--output", type=Path, metavar="DIR", help="keep the files in this folder")
+    return top
+
+
+_MODEL_HELP = "a SavedModel folder, a .keras file or an .h5 file"
+
+
+def _formatting(command: str) -> dict:
+    examples = textwrap.indent(textwrap.dedent(_EXAMPLES[command]).strip(), "  ")
+    return {
+        "epilog": f"examples:\n{examples}",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def _command(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", **_formatting(name)
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks and all logging")
+    return command
+
+
+def _output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    command.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="write JSON to stdout")
+
+
+def _loading(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("loading")
+    group.add_argument(
+        "--keras", choices=("tf_keras", "keras"),
+        help="load with this Keras (default: the one that wrote the file)",
+    )  # fmt: skip
+    group.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE",
+        help="import a Python module first, which registers classes of yours; may be repeated",
+    )  # fmt: skip
+    group.add_argument(
+        "--allow-lambda", action="store_true",
+        help="load Lambda layers, which run Python code from the file: only if you trust it",
+    )  # fmt: skip
+
+
+def _data(command: argparse.ArgumentParser, preferred: str) -> None:
+    group = command.add_argument_group("data")
+    group.add_argument(
+        "--array", metavar="NAME",
+        help="the array of the .npz file to use (default: the arrays called like the model's "
+        f"inputs, or the only one, or the first of {preferred})",
+    )  # fmt: skip
+    group.add_argument(
+        "--samples", type=_samples, default=512, metavar="N",
+        help="use so many, spread over the data, or `all` (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scale", type=_number, default=1.0, metavar="X",
+        help="factor on the stored values, such as 1/255 (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--offset", type=_number, default=0.0, metavar="X",
+        help="added after the factor (default: 0)",
+    )  # fmt: skip
+
+
+def _number(text: str) -> float:
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
+
+
+def _share(text: str) -> float:
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"not between 0 and 1: {text!r}")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
+    return int(text)
+
+
+def _samples(text: str) -> int | None:
+    return None if text == "all" else _positive(text)

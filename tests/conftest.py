@@ -1,0 +1,27 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# oneDNN writes past its workspace in the gradient of strided 1x1 convolutions with few channels
+# (https://github.com/uxlfoundation/oneDNN/issues/6035): the stock mini_xception crashes in training
+# on a processor with AVX-512.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real models and data sets; tests that need it skip where it is absent."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("REWRITER_SHARED", default))
+    if not (folder / "models").is_dir():
+        pytest.skip(
+            f"needs the real models and data sets, which are not in {folder}: "
+            "set REWRITER_SHARED to the folder that holds them"
+        )
+    return folder

@@ -1,0 +1,216 @@
+"""The table of operators that the tests convert and run: builders of ``Case`` by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from litert_single_op import Case, linear, random_quantization, with_output
+from rewriter.program import Operator, Quantization
+
+IMAGE = (9, 11, 8)
+PROBABILITY = Quantization(1 / 256, -128)
+
+Builder = Callable[[np.random.Generator], Case]
+CASES: dict[str, Builder] = {}
+
+
+def _conv(shape, channels=8, activation="none", size=(9, 11), bias=True, **attributes):
+    attributes = {"strides": [1, 1], "padding": "SAME", "dilations": [1, 1], **attributes}
+    return lambda rng: Case(
+        linear("CONV_2D", rng, shape, (3,), attributes, activation, bias), [(*size, channels)]
+    )
+
+
+def _depthwise(shape, activation="none", **attributes):
+    attributes = {"strides": [1, 1], "padding": "SAME", "dilations": [1, 1], **attributes}
+    return lambda rng: Case(
+        linear("DEPTHWISE_CONV_2D", rng, shape, (2, 3), attributes, activation), [IMAGE]
+    )
+
+
+def _dense(shape, leading=(), activation="none", bias=True):
+    return lambda rng: Case(
+        linear("FULLY_CONNECTED", rng, shape, (1,), {}, activation, bias), [(*leading, shape[0])]
+    )
+
+
+def _transposed(kernel, output, stride, padding, activation="none", bias=True):
+    attributes = {"strides": [stride, stride], "padding": padding, "output_shape": output}
+    return lambda rng: Case(
+        linear("TRANSPOSE_CONV", rng, kernel, (2,), attributes, activation, bias), [IMAGE], batch=2
+    )
+
+
+def _same(kind, shapes=(IMAGE,), activation="none", **attributes):
+    """An operator that keeps its input's quantization."""
+
+    def build(rng):
+        grid = random_quantization(rng)
+        return Case(Operator(kind, (grid,) * len(shapes), grid, attributes, activation), [*shapes])
+
+    return build
+
+
+def _rescaled(kind, ratio, zero=None, **attributes):
+    """An operator on one tensor with an output scale of its own, ``ratio`` of the input's."""
+
+    def build(rng):
+        grid = random_quantization(rng, low=0.01, high=0.1)
+        output = with_output(grid, ratio, int(rng.integers(-128, 128)) if zero is None else zero)
+        return Case(Operator(kind, (grid,), output, attributes), [IMAGE])
+
+    return build
+
+
+def _fixed(kind, output, shape=IMAGE, high=0.2):
+    return lambda rng: Case(Operator(kind, (random_quantization(rng, high=high),), output), [shape])
+
+
+def _binary(kind, shapes=(IMAGE, IMAGE), activation="none", spread=1.0):
+    """``spread``: how much finer the second input's scale is than another random one."""
+
+    def build(rng):
+        a, b = random_quantization(rng), random_quantization(rng)
+        b = with_output(b, 1 / spread, b.zero_point)
+        scale = 90 * a.scale * b.scale if kind == "MUL" else 1.2 * max(a.scale, b.scale)
+        output = Quantization(float(np.float32(scale)), int(rng.integers(-128, 128)))
+        return Case(Operator(kind, (a, b), output, {}, activation), [*shapes])
+
+    return build
+
+
+def _with_constant(kind, shape):
+    def build(rng):
+        a, b = random_quantization(rng), random_quantization(rng)
+        scale = 90 * a.scale * b.scale if kind == "MUL" else 1.2 * max(a.scale, b.scale)
+        attributes = {
+            "constant": rng.uniform(*b.range, shape).tolist(),
+            "constant_quantization": {"scale": b.scale, "zero_point": b.zero_point},
+        }
+        output = Quantization(float(np.float32(scale)), int(rng.integers(-128, 128)))
+        return Case(Operator(kind, (a,), output, attributes), [IMAGE])
+
+    return build
+
+
+def _prelu(shape):
+    def build(rng):
+        a = random_quantization(rng)
+        attributes = {
+            "constant": rng.uniform(-0.5, 0.5, shape).tolist(),
+            "constant_quantization": {"scale": 0.004, "zero_point": 0},
+        }
+        return Case(Operator("PRELU", (a,), with_output(a, 0.6, -100), attributes), [IMAGE])
+
+    return build
+
+
+def _border(kind):
+    grid = random_quantization
+    if kind == "QUANTIZE":
+        return lambda rng: Case(Operator(kind, (None,), grid(rng)), [IMAGE])
+    return lambda rng: Case(Operator(kind, (grid(rng),), None), [IMAGE])
+
+
+HWC = (3, 3, 8, 16)
+CASES |= {
+    "conv": _conv(HWC),
+    "conv_valid_relu": _conv(HWC, activation="relu", padding="VALID"),
+    "conv_strided_relu6": _conv(HWC, activation="relu6", strides=[2, 2]),
+    "conv_uneven": _conv((2, 5, 8, 7), activation="relu_n1_to_1", strides=[2, 1]),
+    "conv_pointwise": _conv((1, 1, 8, 16), activation="relu"),
+    "conv_dilated": _conv(HWC, dilations=[2, 3], padding="VALID"),
+    "conv_dilated_same": _conv(HWC, dilations=[2, 2], activation="relu"),
+    "conv_grouped": _conv((3, 3, 4, 6), activation="relu", strides=[2, 2]),
+    "conv_grouped_to_one": _conv((3, 3, 1, 16)),
+    "conv_1d": _conv((1, 7, 8, 16), size=(1, 31), strides=[1, 2]),
+    "conv_no_bias": _conv(HWC, bias=False),
+    "conv_beyond_float32": _conv((3, 3, 600, 8), channels=600, size=(5, 6)),
+    "conv_grouped_beyond_float32": _conv((3, 3, 300, 8), channels=600, size=(5, 6)),
+    "depthwise": _depthwise((3, 3, 8, 1)),
+    "depthwise_strided_relu6": _depthwise((3, 3, 8, 1), "relu6", strides=[2, 2]),
+    "depthwise_multiplier_valid": _depthwise((5, 3, 8, 2), "relu", padding="VALID"),
+    "depthwise_dilated": _depthwise((3, 3, 8, 1), dilations=[2, 2]),
+    "depthwise_unequal_strides": _depthwise((3, 3, 8, 1), strides=[2, 1]),
+    "depthwise_as_batch_norm": _depthwise((1, 1, 8, 1), "relu"),
+    "dense": _dense((40, 16)),
+    "dense_rank_3": _dense((40, 16), (7,), "relu"),
+    "dense_rank_4": _dense((8, 5), (3, 4), "relu6"),
+    "dense_beyond_float32": _dense((3000, 16), activation="relu", bias=False),
+    "transposed": _transposed((3, 3, 16, 8), [18, 22, 16], 2, "SAME"),
+    "transposed_valid_relu": _transposed((3, 3, 16, 8), [19, 23, 16], 2, "VALID", "relu"),
+    "transposed_no_bias_relu": _transposed((2, 2, 16, 8), [27, 33, 16], 3, "SAME", "relu", False),
+    "add": _binary("ADD"),
+    "add_relu": _binary("ADD", activation="relu"),
+    "add_relu6": _binary("ADD", activation="relu6"),
+    "add_broadcast": _binary("ADD", ((1, 1, 8), IMAGE)),
+    "add_constant": _with_constant("ADD", (8,)),
+    "add_builtin_kernel": _binary("ADD", spread=3e3),
+    "subtract": _binary("SUB"),
+    "subtract_relu": _binary("SUB", activation="relu"),
+    "subtract_constant": _with_constant("SUB", (1, 1, 8)),
+    "multiply": _binary("MUL"),
+    "multiply_relu6": _binary("MUL", activation="relu6"),
+    "multiply_broadcast": _binary("MUL", ((1, 1, 8), IMAGE)),
+    "multiply_broadcast_second": _binary("MUL", (IMAGE, (1, 1, 8))),
+    "multiply_constant": _with_constant("MUL", (8,)),
+    "multiply_scalar": _with_constant("MUL", ()),
+    "maximum": _same("MAXIMUM", (IMAGE, IMAGE)),
+    "minimum": _same("MINIMUM", (IMAGE, (1, 1, 8))),
+    "prelu": _prelu((1, 1, 8)),
+    "prelu_everywhere": _prelu(IMAGE),
+    "mean": _rescaled("MEAN", 0.2, axes=[1, 2], keepdims=False),
+    "mean_keepdims": _rescaled("MEAN", 0.3, axes=[1, 2], keepdims=True),
+    "mean_channels": _rescaled("MEAN", 0.5, axes=[3], keepdims=True),
+    "mean_middle": _rescaled("MEAN", 0.7, axes=[-2], keepdims=False),
+    "reduce_max": _same("REDUCE_MAX", axes=[1, 2], keepdims=False),
+    "softmax": _fixed("SOFTMAX", PROBABILITY, (100,), high=0.05),
+    "softmax_few": _fixed("SOFTMAX", PROBABILITY, (50, 3)),
+    "l2_normalization": _fixed("L2_NORMALIZATION", Quantization(1 / 128, 0)),
+    "l2_normalization_long": _fixed("L2_NORMALIZATION", Quantization(1 / 128, 0), (3, 16384)),
+    "subtract_broadcast_last": _binary("SUB", (IMAGE, (9, 11, 1))),
+    "mean_last_of_two": _rescaled("MEAN", 0.5, axes=[1], keepdims=True),
+    "logistic": _fixed("LOGISTIC", PROBABILITY),
+    "tanh": _fixed("TANH", Quantization(1 / 128, 0)),
+    "leaky_relu": _rescaled("LEAKY_RELU", 0.8, alpha=0.3),
+    "leaky_relu_builtin_kernel": _rescaled("LEAKY_RELU", 0.8, alpha=0.001),
+    "hard_swish": _rescaled("HARD_SWISH", 0.6, -100),
+    "elu": _rescaled("ELU", 0.6, -100),
+    "gelu": _rescaled("GELU", 0.6, -100, approximate=False),
+    "gelu_approximate": _rescaled("GELU", 0.6, -100, approximate=True),
+    "relu": _same("RELU"),
+    "relu_rescaled": _rescaled("RELU", 0.37),
+    "relu6_rescaled": _rescaled("RELU6", 1.7),
+    "relu_n1_to_1_rescaled": _rescaled("RELU_N1_TO_1", 0.9),
+    "requantize": _rescaled("QUANTIZE", 0.73),
+    "requantize_coarser": _rescaled("QUANTIZE", 3.1),
+    "quantize": _border("QUANTIZE"),
+    "dequantize": _border("DEQUANTIZE"),
+    "reshape": _same("RESHAPE", shape=[33, 24]),
+    "concatenation": _same("CONCATENATION", (IMAGE, (9, 11, 3)), axis=3),
+    "concatenation_rows": _same("CONCATENATION", (IMAGE, IMAGE, IMAGE), axis=1),
+    "pad": _same("PAD", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
+    "transpose": _same("TRANSPOSE", perm=[0, 3, 1, 2]),
+    "slice": _same(
+        "STRIDED_SLICE", begin=[0, 1, 2, 0], end=[0, 9, 0, 0], strides=[1, 2, 3, 1],
+        begin_mask=9, end_mask=13,
+    ),
+}  # fmt: skip
+for _padding in ("SAME", "VALID"):
+    for _kind in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
+        CASES[f"{_kind}_{_padding}"] = _same(
+            _kind, pool_size=[3, 2], strides=[2, 2], padding=_padding
+        )
+        CASES[f"{_kind}_{_padding}_relu"] = _same(
+            _kind, activation="relu", pool_size=[2, 3], strides=[1, 2], padding=_padding
+        )
+CASES["AVERAGE_POOL_2D_global"] = _same(
+    "AVERAGE_POOL_2D", pool_size=[9, 11], strides=[1, 1], padding="VALID"
+)
+for _flags in ({}, {"align_corners": True}, {"half_pixel_centers": True}):
+    for _size in ([18, 22], [5, 30]):
+        for _kind in ("RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"):
+            _name = f"{_kind}_{_size[0]}_{'_'.join(_flags) or 'legacy'}"
+            CASES[_name] = _same(_kind, size=_size, **_flags)

@@ -1,0 +1,164 @@
+"""What the benchmarks compute from their measurements, and how they write it; no timings."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import rewriter
+from benchmarks import convert, meter, peers, report, tflite
+from checks import KERASES, call, randomise, samples
+from rewriter.litert import flatbuffer
+
+
+def test_difference_of_operator_counts() -> None:
+    ours, theirs = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 2}, {"CONV_2D": 3, "MUL": 2, "ADD": 1}
+    gaps = tflite.difference(theirs, ours)
+    assert gaps == {"ADD": 1, "DEPTHWISE_CONV_2D": -2, "MUL": 2}
+    assert tflite.spelled(gaps) == "+1 ADD, -2 DEPTHWISE_CONV_2D, +2 MUL"
+    assert tflite.spelled(tflite.difference(ours, ours)) == "same"
+
+
+def _row(operators: int, ratio: float, low: float = 1.0) -> dict[str, Any]:
+    timing = {"ratio": ratio, "low": low}
+    return {"operators": {"CONV_2D": operators}, "threads": {1: timing}}
+
+
+@pytest.mark.parametrize(
+    ("folded", "ratio", "low", "met"),
+    [
+        (5, 1.02, 1.01, "yes"),
+        (6, 1.03, 0.9, "yes"),
+        (4, 0.9, 0.8, "no"),
+        (5, 1.04, 1.01, "no"),
+        (5, 1.04, 0.99, "unclear"),
+        (4, 1.04, 0.99, "no"),
+    ],
+)
+def test_verdict(folded: int, ratio: float, low: float, met: str) -> None:
+    rows = {
+        peers.OURS: _row(5, 1.0),
+        peers.FOLDED: _row(folded, 0.8),
+        "TF PTQ": _row(9, ratio, low),
+        peers.FLOAT: _row(5, 3.0),  # is no int8 peer
+    }
+    found = tflite.verdict(rows)
+    assert found["met"] == met
+    assert found["more_operators"] == 5 - folded
+    assert (found["latency"], found["peer"]) == (ratio, "TF PTQ")
+
+
+def test_ratio_is_of_the_rounds() -> None:
+    # The machine is ten times slower in the second round; the ratio does not see it.
+    assert tflite.ratio([2.0, 20.0, 2.2], [1.0, 10.0, 1.1])[0] == pytest.approx(2.0)
+
+
+def test_everybody_takes_every_place() -> None:
+    labels = ["a", "b", "c"]
+    orders = [tflite.turns(labels, index) for index in range(6)]
+    assert all(sorted(order) == labels for order in orders)
+    for place in range(3):
+        assert {order[place] for order in orders} == set(labels)
+
+
+def test_a_section_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    for title, text in (("One", "first"), ("Two (b)", "second\n\n### below\n"), ("One", "third")):
+        report.replace_section(path, title, text)
+    content = path.read_text()
+    assert content.startswith("# Results of the benchmarks\n\nMachine: ")
+    assert content.count("Versions: ") == 1
+    assert content.endswith("\n\n## One\n\nthird\n\n## Two (b)\n\nsecond\n\n### below\n")
+
+
+def test_table_and_command() -> None:
+    assert report.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+    words = ["elsewhere/tflite.py", "--files", "kept", "--rounds", "5", "--json", "rows"]
+    assert report.command(words) == "python benchmarks/tflite.py --rounds 5"
+
+
+def test_meter_reads_the_clock_and_the_peak() -> None:
+    def allocate() -> int:
+        return int(np.ones(16 * 2**20, np.uint8).sum())
+
+    reading, result = meter.read(allocate)
+    assert result == 16 * 2**20
+    assert reading.wall > 0 and 8 < reading.peak < 200
+
+
+def _reading(cpu: float) -> dict[str, float]:
+    return {"wall": 2 * cpu, "cpu": cpu, "peak": 10.0}
+
+
+def _measured(blocks: int) -> dict[str, Any]:
+    sample = {"calibrate wall": 0.3, "predict wall": 0.2, "calibrate cpu": 0.2, "predict cpu": 0.1}
+    return {
+        "keras": "keras",
+        "name": "chain",
+        "blocks": blocks,
+        "layers": 3 * blocks,
+        **{stage: _reading(0.01 * blocks) for stage in convert.STAGES},
+        "TFMOT": "no Keras 3",
+        "per sample": sample,
+        "converter": 0.015 * blocks,
+    }
+
+
+def test_ratios_and_growth_of_a_conversion() -> None:
+    rows = [_measured(blocks) for blocks in (10, 20, 40)]
+    found = convert.ratios(rows[0])
+    assert found["rewrite / clone"] == pytest.approx(1.0)
+    assert found["TFMOT / clone"] is None
+    assert found["calibrate / predict"] == pytest.approx(1.5)
+    assert found["calibrate / predict, CPU"] == pytest.approx(2.0)
+    assert found["converter"] == pytest.approx(0.75)
+    grown = {line[0]: line[1:] for line in convert.growth(rows)}
+    assert grown["export"] == ["10.00", "1.000", "1.00, 1.00"]
+    assert "TFMOT" not in grown
+    assert "| chain of 40 | 120 |" in convert.rendered(rows)
+
+
+@pytest.mark.parametrize("flavour", KERASES)
+def test_the_folded_peer_is_the_model(flavour: str) -> None:
+    k = KERASES[flavour]
+    inputs = k.Input((8, 8, 3))
+    x = k.layers.BatchNormalization()(k.layers.Conv2D(4, 3, use_bias=False)(inputs))
+    x = k.layers.BatchNormalization(scale=False)(k.layers.DepthwiseConv2D(3)(k.layers.ReLU()(x)))
+    x = k.layers.Conv2DTranspose(5, 2, strides=2)(k.layers.BatchNormalization()(k.layers.ReLU()(x)))
+    x = k.layers.Flatten()(k.layers.ReLU()(k.layers.BatchNormalization(center=False)(x)))
+    model = k.Model(inputs, k.layers.BatchNormalization()(k.layers.Dense(3)(x)))
+    rng = np.random.default_rng(0)
+    data = samples(model, rng)
+    randomise(model, rng, data)
+    folded = peers.folded(model)
+    plan = rewriter.plan(model)
+    kept = [x for x in folded.layers if isinstance(x, k.layers.BatchNormalization)]
+    assert len(kept) == plan.count("standalone") == 1
+    (expected,), (actual,) = call(model, data), call(folded, data)
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_files_of_the_peers() -> None:
+    k = KERASES["tf_keras"]
+    inputs = k.Input((8, 8, 3))
+    x = k.layers.ReLU()(k.layers.BatchNormalization()(k.layers.Conv2D(4, 3)(inputs)))
+    model = k.Model(inputs, k.layers.BatchNormalization()(k.layers.AveragePooling2D()(x)))
+    rng = np.random.default_rng(0)
+    (data,) = samples(model, rng)
+    randomise(model, rng, [data])
+    ours, folded, floating = (
+        peers.FILES[label](model, data) for label in (peers.OURS, peers.FOLDED, peers.FLOAT)
+    )
+    gaps = tflite.difference(tflite.operators(folded), tflite.operators(ours))
+    assert gaps == {"ADD": 1, "DEPTHWISE_CONV_2D": -1, "MUL": 1}
+    for content, dtype in ((ours, "INT8"), (folded, "INT8"), (floating, "FLOAT32")):
+        file = flatbuffer.read(content)
+        assert [file.tensors[i].dtype for i in (*file.inputs, *file.outputs)] == [dtype] * 2
+    times = tflite.latencies({peers.OURS: ours, peers.FOLDED: folded}, 1, 3)
+    assert all(len(values) == 3 and min(values) > 0 for values in times.values())

@@ -1,0 +1,164 @@
+"""Reading, editing and writing files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import litert_programs as programs
+from rewriter.errors import ExportError
+from rewriter.litert import constants, flatbuffer, interpreter
+from rewriter.litert.convert import convert_program
+
+
+@pytest.fixture(scope="module")
+def residual():
+    program = programs.residual()
+    content, mapping = convert_program(program)
+    return program, content, mapping
+
+
+@pytest.fixture(scope="module")
+def plain_dense():
+    """A dense layer as the converter makes it, with dynamic-range quantization."""
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32))
+    function = tf.function(lambda x: tf.nn.elu(tf.matmul(x, kernel))).get_concrete_function(
+        tf.TensorSpec((1, 64), tf.float32)
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    return converter.convert()
+
+
+def data_offsets(content):
+    """Where the data of each buffer start in the file."""
+    model = flatbuffer.schema.Model.GetRootAs(content, 0)
+    for i in range(model.BuffersLength()):
+        table = model.Buffers(i)._tab
+        if table.Offset(4):
+            yield table.Vector(table.Offset(4))
+
+
+def test_round_trip_keeps_the_model_and_aligns_buffers(residual):
+    program, content, _ = residual
+    again = flatbuffer.pack(flatbuffer.unpack(content))
+    inputs = programs.samples(program, 3)
+    for a, b in zip(interpreter.run(content, inputs), interpreter.run(again, inputs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(list(data_offsets(again))) > 5
+    assert {offset % 16 for offset in data_offsets(again)} == {0}
+
+
+def test_view(residual):
+    program, content, mapping = residual
+    file = flatbuffer.read(content)
+    conv = file.producers()[mapping.indexes["stem/conv:out"]]
+    assert conv.kind == "CONV_2D"
+    kernel = file.tensors[conv.inputs[1]]
+    operator = program.steps[0].operator
+    assert (kernel.shape, kernel.dtype, kernel.quantized_dimension) == ((8, 3, 3, 3), "INT8", 0)
+    assert kernel.constant and not file.tensors[conv.inputs[0]].constant
+    np.testing.assert_array_equal(kernel.scale, operator.kernel_scale)
+    stored = flatbuffer.stored(flatbuffer.unpack(content), kernel.index)
+    for o in range(8):
+        np.testing.assert_array_equal(stored[o], operator.kernel[:, :, :, o])
+
+
+def test_census(residual, plain_dense):
+    program, content, _ = residual
+    counted = flatbuffer.census(content)
+    assert counted.operators["CONV_2D"] == 3 and counted.operators["QUANTIZE"] == 1
+    assert counted.integer_only and counted.conversions == ("side_grid:out",)
+    with_float_border = flatbuffer.census(convert_program(program, float_io=True)[0])
+    assert with_float_border.integer_only
+    assert with_float_border.operators["DEQUANTIZE"] == 3
+    assert with_float_border.conversions == ("side_grid:out",)
+    floating = flatbuffer.census(plain_dense)
+    assert not floating.integer_only
+    assert len(floating.hybrid) == 1 and len(floating.float_tensors) == 3
+    island = programs.with_float_layers(programs.grid(0.02))
+    mixed = flatbuffer.census(convert_program(island, allow_float=True)[0])
+    assert not mixed.integer_only and len(mixed.conversions) == 3, mixed
+
+
+@pytest.mark.parametrize("kernels", interpreter.KERNELS)
+def test_extra_outputs_change_nothing_else(residual, kernels):
+    program, content, mapping = residual
+    everything = flatbuffer.with_all_outputs(content)
+    before, after = flatbuffer.read(content), flatbuffer.read(everything)
+    assert after.outputs[: len(before.outputs)] == before.outputs
+    assert set(mapping.indexes.values()) <= set(after.outputs) | set(after.inputs)
+    inputs = programs.samples(program, 4)
+    plain = interpreter.run(content, inputs, kernels=kernels)
+    first = interpreter.run(everything, inputs, kernels=kernels)[: len(plain)]
+    for a, b in zip(plain, first, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_tensors_are_refused_where_the_interpreter_drops_them(residual):
+    program, content, mapping = residual
+    inputs = programs.samples(program, 1)
+    index = mapping.indexes["stem/conv:out"]
+    with pytest.raises(ValueError, match="all_tensors=True"):
+        interpreter.Runner(content).run(inputs, tensors=[index])
+    found = interpreter.Runner(content, all_tensors=True).run(inputs, tensors=[index])
+    assert found.tensors[index].shape == (1, 8, 8, 8)
+
+
+def test_patched_constants_do_not_touch_shared_ones():
+    """The file stores a kernel once for two operators; only one of them gets another grid."""
+    program = programs.shared_layer()
+    content, mapping = convert_program(program)
+    model = flatbuffer.unpack(content)
+    file = flatbuffer.view(model)
+    one, two = (file.producers()[mapping.indexes[n]] for n in ("call:out", "other:out"))
+    assert one is not two and one.inputs[1:] == two.inputs[1:]
+    step = program.steps[0]
+    operator = step.operator
+    finer = dataclasses.replace(
+        operator,
+        kernel=operator.kernel.copy(),
+        kernel_scale=operator.kernel_scale * np.float32(1.0005),
+        bias=np.rint(operator.bias / 1.0005).astype(np.int32),
+    )
+    new = dataclasses.replace(step, operator=finer)
+    constants.patch_constants(model, [(new, one, file.operators.index(one))])
+    content = flatbuffer.pack(model)
+    model = flatbuffer.unpack(content)
+    file = flatbuffer.view(model)
+    one, two = (file.producers()[mapping.indexes[n]] for n in ("call:out", "other:out"))
+    assert constants.constant_difference(model, one, finer) is None
+    assert constants.constant_difference(model, two, operator) is None
+    assert constants.constant_difference(model, two, finer) is not None
+    assert one.inputs[1:] != two.inputs[1:]
+
+
+def test_not_a_file():
+    with pytest.raises(ExportError, match="TFL3"):
+        flatbuffer.read(b"PK\x03\x04 something else")
+
+
+def test_float_inputs_are_quantized_as_litert_does():
+    """The reference is LiteRT's own QUANTIZE, through a file with float inputs."""
+    program = programs.passthrough()
+    inputs = programs.samples(program, 50)
+    inputs[0][0] = (np.arange(48).reshape(4, 4, 3) - 20.5) * 0.02  # ties
+    content, mapping = convert_program(program, float_io=True)
+    index = mapping.indexes["x"]
+    found = interpreter.Runner(content, all_tensors=True).run(inputs, tensors=[index])
+    expected = interpreter.quantize(inputs[0], program.tensors["x"].quantization)
+    assert {-128, 127} <= set(np.unique(expected))
+    np.testing.assert_array_equal(found.tensors[index], expected)
+
+
+def test_bad_inputs_are_refused(residual):
+    program, content, _ = residual
+    inputs = programs.samples(program, 2)
+    for bad in (inputs[:1], inputs[::-1], [inputs[0], inputs[1][:1]]):
+        with pytest.raises(ValueError, match="Received"):
+            interpreter.run(content, bad)
+    with pytest.raises(ValueError, match="Unknown kernels"):
+        interpreter.run(content, inputs, kernels="gpu")

@@ -1,0 +1,141 @@
+"""Every operator: the file that ``emit`` becomes, run by LiteRT, against ``integer.compute``."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert.interpreter import OpResolverType
+
+from litert_operator_cases import CASES, HWC, IMAGE, PROBABILITY
+from litert_single_op import (
+    computed,
+    convert,
+    inspect,
+    linear,
+    random_inputs,
+    run,
+    with_output,
+)
+from rewriter.errors import RewriterError
+from rewriter.litert import integer
+from rewriter.litert.emit import SUPPORTED, emit, fake_quant
+from rewriter.litert.emit_ranges import fake_quant_range
+from rewriter.program import Operator, Quantization
+
+SEEDS = range(3)
+# All of XNNPACK's x86 kernels are mirrored exactly. On ARM its MUL multiplies in fixed point, and
+# LiteRT's builtin kernels, which take over at extreme ratios of scales, round some halves of
+# negative numbers up (NEON, emulated on x86): there one element in a thousand may be off by one.
+EXACT = platform.machine() in ("x86_64", "AMD64")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", CASES)
+def test_operator_is_computed_as_litert_does(name: str, seed: int) -> None:
+    case = CASES[name](np.random.default_rng([seed, *name.encode()]))
+    operator = case.operator
+    model = convert(case)
+    kinds, types, quantization = inspect(model)
+    assert kinds == [operator.kind]
+    assert types["float32"] == (None in (*operator.inputs, operator.output))
+    if operator.output is not None:
+        wanted = (np.float32(operator.output.scale), operator.output.zero_point)
+        assert (np.float32(quantization[0]), quantization[1]) == wanted
+
+    inputs = random_inputs(case, case.batch or 5, np.random.default_rng([seed, 1]))
+    expected = run(model, inputs, OpResolverType.AUTO)
+    actual = computed(case, inputs)
+    assert actual.shape == expected.shape
+    if operator.output is None:
+        np.testing.assert_array_equal(actual, expected)
+        return
+    difference = np.abs(actual - expected.astype(np.int32))
+    assert difference.max() <= 1
+    required = 1.0 if EXACT and not name.endswith("builtin_kernel") else 0.999
+    assert np.mean(difference == 0) >= required
+
+
+def test_every_supported_kind_is_tested() -> None:
+    tested = {build(np.random.default_rng(0)).operator.kind for build in CASES.values()}
+    assert tested == integer.SUPPORTED == SUPPORTED
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution_sums_are_exact_at_the_extremes(groups: int) -> None:
+    """All products of one sign: the largest sums there are, against NumPy's int64."""
+    kernel = np.full((3, 3, 512 // groups, 2), 127, np.int8)
+    kernel[0, 0, 0] = 126
+    source = Quantization(0.02, 127)
+    scale = np.float32([1e-3, 2e-3])
+    operator = Operator(
+        "CONV_2D", (source,), Quantization(80.0, -5), {"strides": [1, 1], "padding": "VALID"},
+        "none", kernel, scale, np.int32([1, -7]),
+    )  # fmt: skip
+    q = np.full((1, 3, 3, 512), -128)
+    q[..., 5] = -127
+    x = (q - 127).reshape(9, groups, 512 // groups)
+    sums = np.einsum("pgc,pcg->g" if groups == 2 else "pgc,pco->o", x,
+                     kernel.reshape(9, 512 // groups, 2).astype(np.int64))  # fmt: skip
+    assert np.abs(sums).max() > 2**24
+    factor = np.float32(0.02) * scale / np.float32(80.0)
+    expected = np.rint((sums + np.array([1, -7])).astype(np.float32) * factor) - 5
+    actual = integer.compute(operator, tf.constant(q, tf.int32))
+    np.testing.assert_array_equal(actual.numpy().ravel(), expected)
+
+
+def test_a_chain_gains_no_operators() -> None:
+    """Inherited and fixed output scales leave no QUANTIZE between operators."""
+    rng = np.random.default_rng(0)
+    conv = linear("CONV_2D", rng, HWC, (3,), {"strides": [1, 1], "padding": "SAME"}, "relu")
+    inner = conv.output
+    pool = {"pool_size": [3, 3], "strides": [3, 3], "padding": "VALID"}
+    gate = Operator("MUL", (inner, PROBABILITY), with_output(inner, 0.8, 3))
+    dense = linear("FULLY_CONNECTED", rng, (144, 10), (1,), {})
+    dense = Operator(
+        "FULLY_CONNECTED", (gate.output,), dense.output, {}, "none",
+        dense.kernel, dense.kernel_scale, dense.bias,
+    )  # fmt: skip
+
+    def function(x: tf.Tensor) -> tf.Tensor:
+        x = emit(conv, fake_quant(x, conv.inputs[0]))
+        x = emit(Operator("AVERAGE_POOL_2D", (inner,), inner, pool), x)
+        sigmoid = emit(Operator("LOGISTIC", (inner,), PROBABILITY), x)
+        x = emit(gate, x, sigmoid)
+        x = emit(Operator("RESHAPE", (gate.output,), gate.output, {"shape": [144]}), x)
+        return emit(Operator("SOFTMAX", (dense.output,), PROBABILITY), emit(dense, x))
+
+    concrete = tf.function(
+        function, input_signature=[tf.TensorSpec([1, *IMAGE], tf.float32)]
+    ).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.inference_input_type = converter.inference_output_type = tf.int8
+    kinds, types, _ = inspect(converter.convert())
+    wanted = "CONV_2D AVERAGE_POOL_2D LOGISTIC MUL RESHAPE FULLY_CONNECTED SOFTMAX"
+    assert kinds == wanted.split()
+    assert not types["float32"]
+
+
+def test_ranges_give_the_scale_back() -> None:
+    rng = np.random.default_rng(0)
+    for index in range(3000):
+        scale = np.float32(np.exp(rng.uniform(-12, 4)))
+        zero = [-128, 127, int(rng.integers(-128, 128))][index % 3]
+        low, high = fake_quant_range(Quantization(float(scale), zero))
+        assert np.float32(low) == low and np.float32(high) == high
+        assert np.float32((high - low) / 255) == scale
+        assert round(-128 - low / ((high - low) / 255)) == zero
+
+
+def test_errors_say_what_to_do() -> None:
+    grid, other = Quantization(0.1, 0), Quantization(0.2, 0)
+    q = tf.zeros([1, 4], tf.int32)
+    with pytest.raises(RewriterError, match="QUANTIZE operator before"):
+        integer.compute(Operator("RESHAPE", (grid,), other, {"shape": [4]}), q)
+    with pytest.raises(RewriterError, match="Supported"):
+        integer.compute(Operator("CUMSUM", (grid,), grid), q)
+    with pytest.raises(RewriterError, match="Supported"):
+        emit(Operator("CUMSUM", (grid,), grid), tf.zeros([1, 4]))
