@@ -96,6 +96,7 @@ class QuantizedLayerNormalizationMixin(PhasedMixin):
         }
         for name, given in shapes.items():
             part = getattr(self, name)
+            part.state_scope = name
             with self.flavour.part_scope(part.name):
                 part.build(given)
                 part.built = True
