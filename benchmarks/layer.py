@@ -52,7 +52,7 @@ def by_hand(keras: Any) -> Any:
             self.mean = add(name="mean", shape=size, initializer="zeros", trainable=False)
             self.var = add(name="var", shape=size, initializer="ones", trainable=False)
 
-        def call(self, x: Any, training: bool = False) -> Any:
+        def call(self, x: Any, training: bool = False, mask: Any = None) -> Any:
             gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
             mean, var = tf.convert_to_tensor(self.mean), tf.convert_to_tensor(self.var)
             if training:

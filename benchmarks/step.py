@@ -1,219 +1,208 @@
-"""Training step: ours in every phase against the float model, TFMOT and BN made of moments.
+"""Training step and inference: ours in every phase, the float model, TFMOT and BN made of moments.
 
 All variants of one model live in one process and take turns, round by round, on the same batch;
-the table gives medians and ratios to the float model of the same Keras.
+ours is one compiled model whose phase is switched between the turns. ``float again`` is the float
+model's step once more: what its ratio differs from 1 by is noise.
 
-    python benchmarks/step.py --keras tf_keras --models mobilenet_v2 resnet50_64 --rounds 15
+    python benchmarks/step.py --keras tf_keras keras --rounds 15 --results benchmarks/RESULTS.md
+    python benchmarks/step.py --models mobilenet_v2 --variants ours tfmot
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import importlib
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import tensorflow as tf
 
 import rewriter
+from benchmarks import report
+from benchmarks.step_models import PHASES, SHAPES, batch, compiled, variants
 
-SHAPES = {  # name -> (input shape, batch, classes)
-    "mobilenet_v2": ((96, 96, 3), 32, 10),
-    "resnet50_64": ((64, 64, 3), 16, 10),
-    "resnet50_128": ((128, 128, 3), 16, 10),
-    "efficientnet_b0": ((96, 96, 3), 32, 10),
-    "densenet121": ((64, 64, 3), 16, 10),
-    "kws01": ((49, 10, 1), 32, 12),
-    "conv1d": ((256, 16), 32, 10),
+WARM_UP = 2
+# Bars on the ratios to the float model of the same Keras: quantize, frozen, float.
+_LARGE, _MOBILE = 1.10, 1.15
+BARS: dict[str, dict[str, tuple[float, float, float]]] = {
+    "tf_keras": {
+        "resnet50_64": (_LARGE, 1.05, 1.02),
+        "resnet50_128": (_LARGE, 1.05, 1.02),
+        "densenet121": (_LARGE, 1.05, 1.02),
+        "kws01": (_LARGE, 1.05, 1.02),
+        "mobilenet_v2": (_MOBILE, 1.05, 1.02),
+        "efficientnet_b0": (_MOBILE, 1.05, 1.02),
+    },
+    "keras": {name: (1.0, 0.95, 0.95) for name in SHAPES if name != "conv1d"},
 }
+FIRST_STEP = 1.5
+TFMOT = {"mobilenet_v2": 0.70, "resnet50_64": 0.33, "resnet50_128": 0.33}
+Turn = tuple[Callable[[], None], Callable[[], Any]]  # made ready, and what is timed
+HEADER = (
+    "model",
+    "variant",
+    "ms a step",
+    "/ float",
+    "quartiles",
+    "CPU / float",
+    "first step s",
+    "/ float",
+    "inference / float",
+)
 
 
-def build(keras: Any, name: str) -> Any:
-    """A float model of this Keras with random weights."""
-    shape, _, classes = SHAPES[name]
-    apps = keras.applications
-    options = {"weights": None, "classes": classes, "input_shape": shape}
-    if name == "mobilenet_v2":
-        return apps.MobileNetV2(alpha=0.5, **options)
-    if name.startswith("resnet50"):
-        return apps.ResNet50(**options)
-    if name == "efficientnet_b0":
-        return apps.EfficientNetB0(**options)
-    if name == "densenet121":
-        return apps.DenseNet121(**options)
-    if name == "kws01":
-        return _kws(keras, shape, classes)
-    return _conv1d(keras, shape, classes)
-
-
-def _kws(keras: Any, shape: tuple[int, ...], classes: int) -> Any:
-    """The DS-CNN of MLPerf Tiny (same layers as kws01)."""
-    k = keras.layers
-    x = inputs = keras.Input(shape)
-
-    def norm(x: Any) -> Any:
-        return k.Activation("relu")(k.BatchNormalization()(x))
-
-    x = norm(k.Conv2D(64, (10, 4), strides=2, padding="same")(x))
-    for _ in range(4):
-        x = norm(k.DepthwiseConv2D(3, padding="same")(x))
-        x = norm(k.Conv2D(64, 1, padding="same")(x))
-    x = k.Flatten()(k.AveragePooling2D((25, 5))(x))
-    return keras.Model(inputs, k.Dense(classes, activation="softmax")(x))
-
-
-def _conv1d(keras: Any, shape: tuple[int, ...], classes: int) -> Any:
-    k = keras.layers
-    x = inputs = keras.Input(shape)
-    for filters in (32, 64, 64, 128):
-        x = k.ReLU()(k.BatchNormalization()(k.Conv1D(filters, 5, strides=2, padding="same")(x)))
-    x = k.GlobalAveragePooling1D()(x)
-    return keras.Model(inputs, k.Dense(classes, activation="softmax")(x))
-
-
-def with_moments(keras: Any, model: Any) -> Any:
-    """The model with every BatchNormalization made of ``tf.nn.moments``: the first version."""
-
-    class MomentsBatchNormalization(keras.layers.Layer):
-        def build(self, shape: Any) -> None:
-            add = self.add_weight
-            size = (shape[-1],)
-            self.gamma = add(name="gamma", shape=size, initializer="ones")
-            self.beta = add(name="beta", shape=size, initializer="zeros")
-            self.mean = add(name="mean", shape=size, initializer="zeros", trainable=False)
-            self.var = add(name="var", shape=size, initializer="ones", trainable=False)
-
-        def call(self, x: Any, training: bool = False) -> Any:
-            gamma, beta = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.beta)
-            mean, var = tf.convert_to_tensor(self.mean), tf.convert_to_tensor(self.var)
-            if training:
-                batch_mean, batch_var = tf.nn.moments(x, list(range(len(x.shape) - 1)))
-                self.mean.assign(mean * 0.99 + batch_mean * 0.01)
-                self.var.assign(var * 0.99 + batch_var * 0.01)
-                mean, var = batch_mean, batch_var
-            return tf.nn.batch_normalization(x, mean, var, beta, gamma, 1e-3)
-
-    def swap(layer: Any) -> Any:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            return MomentsBatchNormalization(name=layer.name)
-        return layer.__class__.from_config(layer.get_config())
-
-    return keras.models.clone_model(model, clone_function=swap)
-
-
-def variants(keras: Any, name: str, data: Any) -> dict[str, Callable[[], Any]]:
-    """Functions that build each variant."""
-
-    def ours(phase: str, **options: Any) -> Callable[[], Any]:
-        def make() -> Any:
-            model = rewriter.rewrite(build(keras, name))
-            rewriter.calibrate(model, data[:2], progress=False)
-            rewriter.set_phase(model, phase, **options)
-            return model
-
-        return make
-
-    found: dict[str, Callable[[], Any]] = {
-        "float": lambda: build(keras, name),
-        "ours float": ours("float"),
-        "ours quantize": ours("quantize"),
-        "ours frozen": ours("quantize", freeze_ranges=True),
-        "moments": lambda: with_moments(keras, build(keras, name)),
-    }
-    if keras.__name__ == "tf_keras":
-        found["tfmot"] = lambda: _tfmot(build(keras, name))
+def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians of seconds, and of the ratios to ``float`` within a round."""
+    wall: dict[str, list[float]] = {label: [] for label in turns}
+    cpu: dict[str, list[float]] = {label: [] for label in turns}
+    order = list(turns.items())
+    for index in range(-WARM_UP, rounds):
+        # Nobody always comes first, or after the same other one.
+        turn = order[index % len(order) :] + order[: index % len(order)]
+        for label, (ready, step) in turn[:: 1 if index % 2 else -1]:
+            ready()
+            start, busy = time.perf_counter(), time.process_time()
+            step()
+            if index >= 0:
+                wall[label].append(time.perf_counter() - start)
+                cpu[label].append(time.process_time() - busy)
+    found = {}
+    for label in turns:
+        ratios = [a / b for a, b in zip(wall[label], wall["float"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        found[label] = {
+            "seconds": statistics.median(wall[label]),
+            "ratio": middle,
+            "low": low,
+            "high": high,
+            "cpu": statistics.median(cpu[label]) / statistics.median(cpu["float"]),
+        }
     return found
 
 
-def _tfmot(model: Any) -> Any:
-    import tensorflow_model_optimization as tfmot
-
-    return tfmot.quantization.keras.quantize_model(model)
-
-
-def measure(keras: Any, name: str, rounds: int, wanted: list[str] | None) -> dict[str, Any]:
-    """Seconds per step of every variant, interleaved."""
-    shape, batch, classes = SHAPES[name]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(batch, *shape)).astype("float32")
-    y = rng.integers(0, classes, batch)
-    steps, first = {}, {}
-    for label, make in variants(keras, name, x).items():
-        if wanted and label not in wanted:
+def measure(
+    keras: Any, name: str, rounds: int, wanted: list[str] | None
+) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Every variant of one model, and those that could not be built."""
+    data = batch(name)
+    steps: dict[str, Turn] = {}
+    forward: dict[str, Turn] = {}
+    first: dict[str, float] = {}
+    failed = []
+    for label, make in variants(keras, name, data[0]).items():
+        if wanted and label not in (*wanted, "float"):
             continue
         try:
-            model = make()
-            model.compile(keras.optimizers.SGD(1e-4), "sparse_categorical_crossentropy")
-        except Exception as error:
-            print(f"  {label}: {type(error).__name__}: {str(error)[:90]}")
+            step, model = compiled(keras, make, data)
+        except Exception as error:  # whatever a peer raises is its answer
+            failed.append(f"{name}, {label}: {type(error).__name__}: {str(error)[:120]}")
             continue
-        data = tf.data.Dataset.from_tensors((x, y)).repeat()
-        function, iterator = model.make_train_function(), iter(data)
-        function = function or model.train_function
         start = time.perf_counter()
-        function(iterator)
-        first[label] = time.perf_counter() - start
-        steps[label] = (function, iterator)
-    times: dict[str, list[float]] = {label: [] for label in steps}
-    cpu: dict[str, list[float]] = {label: [] for label in steps}
-    for _ in range(2):
-        for function, iterator in steps.values():
-            function(iterator)
-    for _ in range(rounds):
-        for label, (function, iterator) in steps.items():
-            start, busy = time.perf_counter(), time.process_time()
-            function(iterator)
-            times[label].append(time.perf_counter() - start)
-            cpu[label].append(time.process_time() - busy)
-    base = times["float"]
-    rows = {}
-    for label, values in times.items():
-        ratios = [a / b for a, b in zip(values, base, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
-        rows[label] = {
-            "milliseconds": 1e3 * statistics.median(values),
-            "ratio": statistics.median(values) / statistics.median(base),
-            "cpu": statistics.median(cpu[label]) / statistics.median(cpu["float"]),
-            "low": quartiles[0],
-            "high": quartiles[2],
-            "first step": first[label],
+        step()
+        seconds = time.perf_counter() - start
+        for what, ready in _labels(label, model).items():
+            steps[what] = ready, step
+            forward[what] = ready, _inference(model, data[0])
+            first[what] = seconds
+    rows = interleaved(steps, rounds)
+    inference = interleaved(forward, rounds)
+    for label, row in rows.items():
+        row["first"] = first[label]
+        row["first ratio"] = first[label] / first["float"]
+        row["inference"] = inference[label]["ratio"]
+    return rows, failed
+
+
+def _labels(label: str, model: Any) -> dict[str, Callable[[], None]]:
+    """The rows of one model, and what makes it ready for each."""
+    if label == "ours":
+        return {
+            what: functools.partial(rewriter.set_phase, model, **phase)
+            for what, phase in PHASES.items()
         }
-    return rows
+    names = (label, f"{label} again") if label == "float" else (label,)
+    return dict.fromkeys(names, lambda: None)
+
+
+def _inference(model: Any, x: Any) -> Callable[[], Any]:
+    function = tf.function(lambda inputs: model(inputs, training=False))
+    inputs = tf.constant(x)
+    return lambda: function(inputs)
+
+
+def cells(name: str, label: str, row: dict[str, float]) -> tuple[str, ...]:
+    return (
+        name,
+        label,
+        f"{1e3 * row['seconds']:.1f}",
+        f"{row['ratio']:.2f}",
+        f"{row['low']:.2f}-{row['high']:.2f}",
+        f"{row['cpu']:.2f}",
+        f"{row['first']:.1f}",
+        f"{row['first ratio']:.2f}",
+        f"{row['inference']:.2f}",
+    )
+
+
+def verdicts(keras: str, name: str, rows: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+    """Bar by bar: model, what, ratio, bar, whether it is met."""
+    found = []
+
+    def add(what: str, ratio: float, bar: float) -> None:
+        found.append((name, what, f"{ratio:.3f}", f"{bar:.2f}", "yes" if ratio <= bar else "no"))
+
+    for label, bar in zip(PHASES, BARS[keras].get(name, ()), strict=False):
+        if label in rows:
+            add(f"{label[5:]} / float", rows[label]["ratio"], bar)
+    if "ours quantize" in rows:
+        add("first step, quantize / float", rows["ours quantize"]["first ratio"], FIRST_STEP)
+        if "tfmot" in rows and name in TFMOT:
+            ours, peer = rows["ours quantize"]["seconds"], rows["tfmot"]["seconds"]
+            add("quantize / TFMOT", ours / peer, TFMOT[name])
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keras", choices=["tf_keras", "keras"], default="tf_keras")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    kerases = ["tf_keras", "keras"]
+    parser.add_argument("--keras", nargs="+", choices=kerases, default=kerases)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--variants", nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    parser.add_argument("--results", type=Path, help="replace this benchmark's sections there")
     args = parser.parse_args()
-    keras = __import__(args.keras)
-    # Processor seconds stand beside those of the clock: on a busy machine they say more.
-    print(
-        f"| {args.keras} | variant | ms/step | / float | quartiles | cpu / float | first step s |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name in args.models:
-        rows = measure(keras, name, args.rounds, args.variants)
-        for label, row in rows.items():
-            print(
-                f"| {name} | {label} | {row['milliseconds']:.1f} | {row['ratio']:.2f} | "
-                f"{row['low']:.2f}-{row['high']:.2f} | {row['cpu']:.2f} | "
-                f"{row['first step']:.1f} |",
-                flush=True,
+    for keras in args.keras:
+        busy, rows, judged, failures = report.load(), [], [], []
+        for name in args.models:
+            found, failed = measure(
+                importlib.import_module(keras), name, args.rounds, args.variants
             )
-        if args.json:
-            with args.json.open("a") as file:
-                file.write(json.dumps({"keras": args.keras, "model": name, **rows}) + "\n")
+            rows += [cells(name, label, row) for label, row in found.items()]
+            judged += verdicts(keras, name, found)
+            failures += failed
+            print(report.table(HEADER, rows[-len(found) :]), *failed, sep="\n", flush=True)
+        text = [
+            f"`{report.command()}`; at the start: {busy}.",
+            "Ratios are medians of the ratios within a round; *CPU*: of processor seconds.",
+            report.table(HEADER, rows),
+            report.table(("model", "bar", "ratio", "at most", "met"), judged),
+        ]
+        if failures:
+            text.append("Not built:\n\n" + "\n".join(f"- {line}" for line in failures))
+        if args.results:
+            report.replace_section(args.results, f"Training step ({keras})", "\n\n".join(text))
+        else:
+            print("\n\n".join(text[2:]))
 
 
 if __name__ == "__main__":
