@@ -43,7 +43,8 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
         step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
         source, total = batches_of(model, data, batch_size)
         for inputs in tqdm(source, total=total, desc="calibrating", disable=not progress):
-            step(inputs)
+            with phases.only(phases.OBSERVE):
+                step(inputs)
             batches += 1
         if not batches:
             raise CalibrationError(

@@ -95,7 +95,7 @@ def activation(
       The output (shape of ``x``), and the range as it is from now on. An unset range in phase
       ``quantize`` is the batch's own.
     """
-    if follow is not True:
+    if follow is not True and tf.get_static_value(phase) in (None, QUANTIZE):
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
         phase = tf.where(phase == QUANTIZE, phase + still, phase)
     switch = _activation_switch(clamp, num_bits, rate)

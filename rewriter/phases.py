@@ -7,13 +7,39 @@ weights.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 from collections.abc import Iterator
 from typing import Any
+
+import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 
 FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
 PHASES = {"float": FLOAT, "observe": OBSERVE, "quantize": QUANTIZE}
+
+# Read when a function is traced.
+_only: contextvars.ContextVar[int | None] = contextvars.ContextVar("only", default=None)
+
+
+@contextlib.contextmanager
+def only(code: int) -> Iterator[None]:
+    """Within: what is traced has no conditions, and is in this phase for good.
+
+    TensorFlow then fuses what it would fuse in the original model.
+    """
+    token = _only.set(code)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def read(variable: Any) -> Any:
+    """The phase in a layer's variable as an int32 scalar tensor."""
+    code = _only.get()
+    return tf.convert_to_tensor(variable) if code is None else tf.constant(code)
 
 
 def phased_layers(model: Any) -> Iterator[Any]:

@@ -39,12 +39,13 @@ class Switch:
         """The outputs of the branch that ``index`` names, as tensors.
 
         Args:
-          index: int32 scalar.
+          index: int32 scalar; where it is known, no condition is made.
           arguments: tensors of the specs' dtypes.
           shapes: the static shape of each output, None where it is not known.
         """
-        if tf.executing_eagerly():  # there is nothing to choose later
-            return tuple(self._branches[int(index)](*arguments))
+        known = tf.get_static_value(index)
+        if known is not None:  # there is nothing to choose later
+            return tuple(self._branches[int(known)](*arguments))
         graph = tf.compat.v1.get_default_graph()
         for function in self._traced:
             function.add_to_graph(graph)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import fused_norm
+from rewriter import fused_norm, phases
 from rewriter.flavours import Flavour
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, copy_op, is_layer
@@ -216,7 +216,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
 
     def _normalize(self, inputs: Any, training: bool, mask: Any) -> Any:
         x, restore = _channels_last_4d(inputs, self.axis)
-        phase = tf.convert_to_tensor(self.phase) if self._pipes else None
+        phase = phases.read(self.phase) if self._pipes else None
         values = self.variables_in(phase, training)
         gamma, beta, mean, variance = (values[name] for name in VARIABLES)
         share = _reestimation.get()

@@ -191,7 +191,7 @@ class QuantizedHostMixin(PhasedMixin):
         inputs = tf.cast(inputs, self.host.compute_dtype)
         kernels = [
             tf.cast(kernel, inputs.dtype)
-            for kernel in self._switched(tf.convert_to_tensor(self.phase), known is True)
+            for kernel in self._switched(phases.read(self.phase), known is True)
         ]
         between = self.between or (lambda x, training: x)
         x = inputs

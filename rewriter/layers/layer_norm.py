@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import layer_norms
+from rewriter import layer_norms, phases
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.ops import TANH_RANGE
 from rewriter.switch import Switch, connect
@@ -108,7 +108,7 @@ class QuantizedLayerNormalizationMixin(PhasedMixin):
         if symbolic is not None:
             return symbolic
         training = self.flavour.static_training(training)
-        phase = tf.convert_to_tensor(self.phase)
+        phase = phases.read(self.phase)
         original = self.norm.call(inputs)
         shape = inputs.shape
         over = layer_norms.axes(self.norm, len(shape))

@@ -87,7 +87,7 @@ class QuantizeMixin(PhasedMixin):
         if hasattr(self.quantizer, "switch"):  # ours
             outputs = self.quantizer.switch(
                 tf.cast(inputs, tf.float32),
-                tf.convert_to_tensor(self.phase),
+                phases.read(self.phase),
                 self._quantizer_weights,
                 follow=training,
                 clamp=self.clamp,
@@ -110,7 +110,7 @@ class QuantizeMixin(PhasedMixin):
             phases.QUANTIZE: lambda: self._quantize(inputs, training),
             phases.QUANTIZE_FROZEN: lambda: self._quantize(inputs, False),
         }
-        outputs = tf.switch_case(tf.convert_to_tensor(self.phase), branches)
+        outputs = tf.switch_case(phases.read(self.phase), branches)
         outputs.set_shape(inputs.shape)
         return outputs
 
