@@ -5,27 +5,30 @@ All variants of one shape live in one process and take turns, round by round, on
 for the input, gamma and beta. The table gives medians and ratios to the stock layer of the same
 Keras; quartiles of the ratio in a round tell how far to trust them.
 
-    python benchmarks/layer.py --keras tf_keras --rounds 60
+    python benchmarks/layer.py --rounds 60 --results benchmarks/RESULTS.md
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import tensorflow as tf
 
 import rewriter
+from benchmarks import report
 from rewriter import layers, phases
 
 SHAPES = {
@@ -148,24 +151,32 @@ def main() -> None:
                         default=["tf_keras", "keras"])  # fmt: skip
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    parser.add_argument("--results", type=Path, help="replace this benchmark's sections there")
     args = parser.parse_args()
-    print("| Keras | shape | | variant | ms | / stock | in a round | quartiles |")
-    print("|---|---|---|---|---|---|---|---|")
+    header = ("shape", "", "variant", "ms", "/ stock", "in a round", "quartiles")
     for name in args.keras:
+        busy, lines = report.load(), []
         for shape in args.shapes:
             for what, rows in measure(name, SHAPES[shape], args.rounds).items():
                 for label, row in rows.items():
-                    print(
-                        f"| {name} | {shape} | {what} | {label} | {row['milliseconds']:.3f} | "
-                        f"{row['ratio']:.2f} | {row['paired']:.2f} | "
-                        f"{row['low']:.2f}-{row['high']:.2f} |",
-                        flush=True,
+                    lines.append(
+                        (
+                            shape,
+                            what,
+                            label,
+                            f"{row['milliseconds']:.3f}",
+                            f"{row['ratio']:.2f}",
+                            f"{row['paired']:.2f}",
+                            f"{row['low']:.2f}-{row['high']:.2f}",
+                        )
                     )
-                if args.json:
-                    line = {"keras": name, "shape": shape, "what": what, **rows}
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+                    print(name, *lines[-1], flush=True)
+        text = (
+            f"`{report.command()}`; at the start: {busy}.\n\n*/ stock*: of the medians; "
+            f"*in a round*: the median of the rounds' ratios.\n\n{report.table(header, lines)}"
+        )
+        if args.results:
+            report.replace_section(args.results, f"One layer ({name})", text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the time of ``rewrite`` grows with the length of a model, beside that of ``clone_model``.
 
-    python benchmarks/scaling.py --keras tf_keras keras --kinds chain preactivation
+    python benchmarks/scaling.py --keras tf_keras keras --results benchmarks/RESULTS.md
 
 Chains of blocks of 1x1 convolutions on tiny inputs: building graphs is all there is to do. CPU
 seconds, for every length the best of ``--rounds`` of either; then a straight line through the
@@ -13,7 +13,6 @@ import argparse
 import gc
 import importlib
 import itertools
-import json
 import math
 import os
 import sys
@@ -29,6 +28,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import rewriter
+from benchmarks import report
 
 BLOCKS = (50, 100, 200, 400, 800, 1600)
 FRAMES_PER_LAYER = 8  # Keras walks a graph by recursion: what a chain needs of Python's stack
@@ -112,32 +112,43 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--blocks", nargs="+", type=int, default=list(BLOCKS))
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="append the rows to this file")
+    parser.add_argument("--results", type=Path, help="replace this benchmark's sections there")
     args = parser.parse_args()
     for name in args.keras:
         keras = importlib.import_module(name)
         rewriter.rewrite(chain(keras, 3))  # first uses
+        text = [f"`{report.command()}`: CPU seconds."]
         for kind in args.kinds:
-            print(f"\n| {name} {kind} | layers | rewrite s | clone s | ratio |")
-            print("|---|---|---|---|---|")
             rows = []
             for blocks in sorted(args.blocks):
-                row = measure(keras, kind, blocks, args.rounds)
-                rows.append(row)
-                print(
-                    f"| {blocks} blocks | {row['layers']} | {row['rewrite']:.2f} | "
-                    f"{row['clone']:.2f} | {row['rewrite'] / row['clone']:.2f} |",
-                    flush=True,
-                )
-                if args.json:
-                    with args.json.open("a") as file:
-                        file.write(json.dumps({"keras": name, "kind": kind, **row}) + "\n")
-            if len(rows) < 3:
-                continue
-            for key in ("rewrite", "clone"):
-                slope, quality = fit(rows, key)
-                growth = ", ".join(f"{e:.2f}" for e in exponents(rows, key))
-                print(f"\n{key}: {slope:.1f} ms per block, R^2 {quality:.4f}; exponents {growth}")
+                rows.append(measure(keras, kind, blocks, args.rounds))
+                print(name, kind, rows[-1], flush=True)
+            text += rendered(kind, rows)
+        if args.results:
+            report.replace_section(args.results, f"Growth of rewrite ({name})", "\n\n".join(text))
+        else:
+            print("\n\n".join(text))
+
+
+def rendered(kind: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A table, and how the seconds grow."""
+    header = (kind, "layers", "rewrite s", "clone s", "ratio")
+    cells = [
+        (
+            f"{row['blocks']} blocks",
+            row["layers"],
+            f"{row['rewrite']:.2f}",
+            f"{row['clone']:.2f}",
+            f"{row['rewrite'] / row['clone']:.2f}",
+        )
+        for row in rows
+    ]
+    text = [report.table(header, cells)]
+    for key in ("rewrite", "clone") if len(rows) > 2 else ():
+        slope, quality = fit(rows, key)
+        growth = ", ".join(f"{e:.2f}" for e in exponents(rows, key))
+        text.append(f"{key}: {slope:.1f} ms per block, R^2 {quality:.4f}; exponents {growth}")
+    return text
 
 
 if __name__ == "__main__":
