@@ -4,10 +4,12 @@ from rewriter import layers
 from rewriter.calibrate import calibrate
 from rewriter.errors import RewriterError
 from rewriter.export import ExportReport, export_tflite
+from rewriter.fixed_point import Clip, FixedPoint, PowerOfTwo
 from rewriter.fold import fold
 from rewriter.load import load_model
 from rewriter.phases import get_phase, set_phase
-from rewriter.pipeline import BatchNormPipeline, Clip, FixedPoint, PowerOfTwo, register_op
+from rewriter.pipeline import BatchNormPipeline
+from rewriter.pipeline_ops import register_op
 from rewriter.plan import Plan, PlanEntry, plan
 from rewriter.quantizers import PerChannelQuantizer, PerTensorQuantizer, register_quantizer
 from rewriter.recipe import Recipe

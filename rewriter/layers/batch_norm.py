@@ -10,10 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import fused_norm, phases
+from rewriter import fused_norm, moments, phases
 from rewriter.flavours import Flavour
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, copy_op, is_layer
+from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe
+from rewriter.pipeline_ops import copy_op, is_layer
 
 # While statistics are re-estimated: the share of the present batch in them. Read when a function
 # is traced, so it costs other functions nothing.
@@ -215,7 +216,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         )
 
     def _normalize(self, inputs: Any, training: bool, mask: Any) -> Any:
-        x, restore = _channels_last_4d(inputs, self.axis)
+        x, restore = moments.channels_last_4d(inputs, self.axis)
         phase = phases.read(self.phase) if self._pipes else None
         values = self.variables_in(phase, training)
         gamma, beta, mean, variance = (values[name] for name in VARIABLES)
@@ -226,11 +227,11 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             return restore(y)
         if self._like_fused:
             mask = None  # the stock layer's fused kernel ignores it
-        shared = training and self.synchronized and _replicas() > 1
+        shared = training and self.synchronized and moments.replicas() > 1
         as_stock = not training and self.flavour.composes_inference
         if as_stock or x.dtype == tf.float64 or shared or (training and mask is not None):
             # The fused kernel has no float64, and computes the moments of all elements.
-            weights = None if mask is None else _weights(mask, inputs, x)
+            weights = None if mask is None else moments.weights(mask, inputs, x)
             return restore(self._composed(x, values, training, weights, shared))
         if not training:
             y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1))
@@ -274,7 +275,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         wide = tf.cast(x, dtype)
         if training:
             frozen = tf.convert_to_tensor(self.frozen) > 0
-            batch_mean, batch_variance = _moments(wide, weights, shared)
+            batch_mean, batch_variance = moments.moments(wide, weights, shared)
             n = tf.cast(tf.size(x) // tf.shape(x)[-1], dtype)
             corrected = n / tf.maximum(n - 1, 1) if self.bessel_correction else 1.0
             averages = []
@@ -344,55 +345,3 @@ def reestimating(share: Any) -> Iterator[None]:
         yield
     finally:
         _reestimation.reset(token)
-
-
-def _replicas() -> int:
-    context = tf.distribute.get_replica_context()
-    return context.num_replicas_in_sync if context is not None else 1
-
-
-def _weights(mask: Any, inputs: Any, x: Any) -> Any:
-    """1 where an element of ``x`` counts and 0 where it is masked; the mask has no channels."""
-    weights = tf.broadcast_to(tf.expand_dims(mask, -1), tf.shape(inputs))
-    return tf.reshape(tf.cast(weights, x.dtype), tf.shape(x))
-
-
-def _moments(x: Any, weights: Any, shared: bool) -> tuple[Any, Any]:
-    """Mean and variance for each channel, of the elements that count and over all replicas."""
-    weights = tf.ones_like(x) if weights is None else tf.cast(weights, x.dtype)
-
-    def total(values: Any) -> Any:
-        summed = tf.reduce_sum(values, [0, 1, 2])
-        if shared:
-            context = tf.distribute.get_replica_context()
-            summed = context.all_reduce(tf.distribute.ReduceOp.SUM, summed)
-        return summed
-
-    count = total(weights)
-    mean = tf.math.divide_no_nan(total(x * weights), count)
-    squares = total(tf.math.squared_difference(x, mean) * weights)
-    return mean, tf.math.divide_no_nan(squares, count)
-
-
-def _channels_last_4d(inputs: Any, axis: int) -> tuple[Any, Any]:
-    """``inputs`` as (N, H, W, C) for the fused kernel, and the way back."""
-    rank = len(inputs.shape)
-    axis %= rank
-    order = [i for i in range(rank) if i != axis] + [axis]
-    x = tf.transpose(inputs, order) if axis != rank - 1 else inputs
-    shape = tf.shape(x) if rank != 4 else None
-    if shape is not None:
-        # One long row per image: the kernel only sees N*H*W rows of C channels.
-        x = tf.reshape(x, tf.stack([shape[0], 1, -1, shape[rank - 1]]) if rank > 2 else
-                       tf.stack([shape[0], 1, 1, shape[1]]))  # fmt: skip
-
-    def restore(y: Any) -> Any:
-        if shape is not None:
-            y = tf.reshape(y, shape)
-        if axis != rank - 1:
-            inverse = [order.index(i) for i in range(rank)]
-            y = tf.transpose(y, inverse)
-        y.set_shape(inputs.shape)
-        return y
-
-    return x, restore
