@@ -9,7 +9,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import fake_quant, hosts, layer_norms, layers, ops, placement, quantizers, rules
+from rewriter import (
+    fake_quant,
+    hosts,
+    layer_norms,
+    layers,
+    ops,
+    placement,
+    quantizers,
+    rules,
+    stack,
+)
 from rewriter import graph as graphs
 from rewriter.graph import Call, Graph, Ref
 from rewriter.operations import is_floating
@@ -143,11 +153,12 @@ class Builder:
                 _copy(new, original)
                 for name, initializer in initializers.items():
                     setattr(new, name, initializer)
-        return self.flavour.keras.Model(
-            inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
-            outputs=graphs.map_refs(self.graph.outputs, self.tensors.__getitem__),
-            name=self.graph.name,
-        )
+        with stack.room_for(2 * len(self.jobs)):
+            return self.flavour.keras.Model(
+                inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
+                outputs=graphs.map_refs(self.graph.outputs, self.tensors.__getitem__),
+                name=self.graph.name,
+            )
 
     def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
         ref = Ref(job.call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewriter import graph, layers
+from rewriter import graph, layers, stack
 from rewriter.flavours import flavour_of
 from rewriter.lower import lower
 from rewriter.program import Program
@@ -65,11 +65,12 @@ def build_twin(model: Any, program: Program) -> Any:
             layer = classes.IntegerOperator(step.operator, name=name).with_output_shape(shape)
         tensors[step.output] = layer(values[0] if len(values) == 1 else values)
     outputs = iter(program.outputs)
-    return flavour.keras.Model(
-        inputs=graph.map_refs(read.inputs, symbols.__getitem__),
-        outputs=graph.map_refs(read.outputs, lambda ref: tensors[next(outputs)]),
-        name=f"{model.name}_twin",
-    )
+    with stack.room_for(len(tensors)):
+        return flavour.keras.Model(
+            inputs=graph.map_refs(read.inputs, symbols.__getitem__),
+            outputs=graph.map_refs(read.outputs, lambda ref: tensors[next(outputs)]),
+            name=f"{model.name}_twin",
+        )
 
 
 def _free(name: str, taken: set[str], reserved: bool) -> str:

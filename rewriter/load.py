@@ -15,7 +15,7 @@ import h5py
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from rewriter import flavours
+from rewriter import flavours, stack
 from rewriter.errors import LoadError
 from rewriter.flavours import Flavour
 
@@ -88,12 +88,13 @@ def load_model(
     if not allow_lambda:
         _refuse_lambda(path, contents.config)
     try:
-        model = chosen.keras.models.load_model(
-            str(path),
-            custom_objects=dict(custom_objects or {}),
-            compile=False,
-            safe_mode=not allow_lambda,
-        )
+        with stack.room_for(sum(1 for _ in _objects(contents.config))):
+            model = chosen.keras.models.load_model(
+                str(path),
+                custom_objects=dict(custom_objects or {}),
+                compile=False,
+                safe_mode=not allow_lambda,
+            )
     except Exception as error:  # whatever the parts of Keras and of the user's classes raise
         raise LoadError(_explain(path, contents, chosen, custom_objects, error)) from error
     _refuse_revived(path, model, chosen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -182,3 +184,23 @@ def test_clone_model(kind):
     again = keras.models.clone_model(qat)
     again.set_weights(qat.get_weights())
     assert np.array_equal(np.asarray(again(X, training=False)), np.asarray(qat(X, training=False)))
+
+
+@pytest.mark.parametrize("kind", KERASES)
+def test_a_model_deeper_than_the_recursion_limit(kind, tmp_path, request):
+    # Keras walks graphs by recursion: the original is just within Python's limit.
+    request.addfinalizer(functools.partial(sys.setrecursionlimit, sys.getrecursionlimit()))
+    sys.setrecursionlimit(len(inspect.stack()) + 300)
+    k = keras_of(kind)
+    x = inputs = k.Input((4,))
+    for _ in range(200):
+        x = k.layers.Activation("tanh")(x)
+    model = k.Model(inputs, k.layers.BatchNormalization()(x))
+    limit = sys.getrecursionlimit()
+    qat = rewriter.rewrite(model)
+    data = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    np.testing.assert_array_equal(np.asarray(qat(data)), np.asarray(model(data)))
+    qat.save(tmp_path / "m.keras")
+    loaded = rewriter.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(data)), np.asarray(qat(data)))
+    assert sys.getrecursionlimit() == limit
