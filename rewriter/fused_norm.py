@@ -77,8 +77,9 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         dvariance = -0.5 * gamma * tf.square(inverse) * dgamma
         return dx, dgamma, dbeta, dmean, dvariance
 
-    forward = Switch([image, *[vector] * 4], by_batch, by_moving)
-    backward = Switch([image, image, *[vector] * 3, *[rest] * 3], batch_gradient, moving_gradient)
+    saved = [vector] * 3 + [rest] * 3
+    forward = Switch([image, *[vector] * 4], by_batch, by_moving, heavy=True)
+    backward = Switch([image, image, *saved], batch_gradient, moving_gradient, heavy=True)
 
     def apply(
         x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, learned: bool
