@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm.auto import tqdm
 
-from benchmarks import architectures, peers, report, step
+from benchmarks import architectures, peers, report, step_models
 from rewriter.litert import flatbuffer
 from rewriter.litert.interpreter import Interpreter
 from tests import real_models
@@ -50,7 +50,7 @@ def load(keras: Any, name: str, samples: int) -> tuple[Any, np.ndarray]:
         data = real_models.MODELS[name].data(shared, samples)
         return real_models.load(shared, name, keras.__name__), data
     keras.utils.set_random_seed(1)
-    model = step.build(keras, name)
+    model = step_models.build(keras, name)
     data = architectures.smooth_images(samples, step.SHAPES[name][0][0], 0)
     architectures.set_statistics(model, data[:8])
     return model, data
