@@ -51,7 +51,7 @@ def load(keras: Any, name: str, samples: int) -> tuple[Any, np.ndarray]:
         return real_models.load(shared, name, keras.__name__), data
     keras.utils.set_random_seed(1)
     model = step_models.build(keras, name)
-    data = architectures.smooth_images(samples, step.SHAPES[name][0][0], 0)
+    data = architectures.smooth_images(samples, step_models.SHAPES[name][0][0], 0)
     architectures.set_statistics(model, data[:8])
     return model, data
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import onednn
 from rewriter.switch import Switch, connect
 
 
@@ -78,8 +79,10 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         return dx, dgamma, dbeta, dmean, dvariance
 
     saved = [vector] * 3 + [rest] * 3
-    forward = Switch([image, *[vector] * 4], by_batch, by_moving, heavy=True)
-    backward = Switch([image, image, *saved], batch_gradient, moving_gradient, heavy=True)
+    forward = Switch([image, *[vector] * 4], by_batch, by_moving, heavy=onednn.in_use())
+    backward = Switch(
+        [image, image, *saved], batch_gradient, moving_gradient, heavy=onednn.in_use()
+    )
 
     def apply(
         x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, learned: bool

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import convolutions
 from rewriter.flavours import Flavour
 from rewriter.litert.integer_conv import depthwise
 
@@ -70,6 +71,8 @@ def _convolution(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) 
     (kernel,) = kernels
     x, padding = _causal(layer, x)
     data_format = _data_format(layer, len(x.shape))
+    if layer.groups == 1 and data_format in ("NWC", "NHWC"):
+        return convolutions.convolution(x, kernel, layer.strides, padding, layer.dilation_rate)
 
     def convolve(x: Any, kernel: Any) -> Any:
         return tf.nn.convolution(
@@ -119,9 +122,11 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
 def _separable(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
     depthwise_kernel, pointwise = kernels
     y = between(_depthwise_convolution(layer, x, depthwise_kernel))
-    return tf.nn.convolution(
-        y, pointwise, padding="VALID", data_format=_data_format(layer, len(y.shape))
-    )
+    data_format = _data_format(layer, len(y.shape))
+    if layer.data_format == "channels_last":
+        ones = [1] * len(layer.strides)
+        return convolutions.convolution(y, pointwise, ones, "VALID", ones)
+    return tf.nn.convolution(y, pointwise, padding="VALID", data_format=data_format)
 
 
 def _transposed(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:

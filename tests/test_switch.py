@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from rewriter import fused_norm
 from rewriter.switch import Switch
 
 
@@ -21,23 +24,52 @@ def test_branches_give_the_same_apart_or_not(heavy):
             np.testing.assert_array_equal(got, value)
 
 
-def test_fused_kernels_are_called_from_their_branch():
-    # Inlined into the branch, they would miss the pass that chooses oneDNN's kernels.
-    variables = [tf.ones([3]) for _ in range(4)]
+@pytest.mark.parametrize("heavy", [False, True])
+def test_heavy_branches_call_a_function_that_is_not_inlined(heavy):
+    # Inlined into the branch, their kernels would miss the pass that chooses oneDNN's.
+    spec = tf.TensorSpec([None], tf.float32)
+    switch = Switch([spec], lambda a: (tf.nn.relu(a),), lambda a: (tf.nn.relu(-a),), heavy=heavy)
 
-    @tf.function
-    def function(x, frozen):
-        return fused_norm.batch_norm(
-            x, *variables, frozen, epsilon=1e-3, momentum=0.9, bessel=True
-        )[0]
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32), spec])
+    def function(index, a):
+        return switch(index, (a,), (a.shape,))
 
-    graph = function.get_concrete_function(
-        tf.TensorSpec([2, 4, 4, 3]), tf.TensorSpec([], tf.int32)
-    ).graph.as_graph_def()
+    graph = function.get_concrete_function().graph.as_graph_def()
     library = {item.signature.name: item for item in graph.library.function}
     (case,) = [node for node in graph.node if node.op == "StatelessCase"]
     for branch in case.attr["branches"].list.func:
-        (call,) = [n for n in library[branch.name].node_def if n.op.endswith("PartitionedCall")]
-        called = library[call.attr["f"].func.name]
-        assert called.attr["_noinline"].b
-        assert "FusedBatchNormV3" in {node.op for node in called.node_def}
+        nodes = library[branch.name].node_def
+        calls = [node for node in nodes if node.op.endswith("PartitionedCall")]
+        assert len(calls) == heavy
+        called = [library[call.attr["f"].func.name] for call in calls]
+        assert all(function.attr["_noinline"].b for function in called)
+        assert "Relu" in {node.op for part in called for node in part.node_def} or not heavy
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_fused_kernels_are_onednns_where_it_is_in_use(enabled):
+    code = """
+import tensorflow as tf
+from rewriter import fused_norm, onednn
+
+print("in use:", onednn.in_use())
+vectors = [tf.ones([3]) for _ in range(4)]
+
+@tf.function
+def function(x, frozen):
+    options = {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
+    return fused_norm.batch_norm(x, *vectors, frozen, **options)[0]
+
+graph = function.get_concrete_function(tf.ones([2, 4, 4, 3]), tf.constant(0)).graph
+print("apart:", any(f.attr["_noinline"].b for f in graph.as_graph_def().library.function))
+"""
+    environment = {"TF_ENABLE_ONEDNN_OPTS": str(int(enabled)), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **environment},
+    )
+    assert f"in use: {enabled}" in done.stdout
+    assert f"apart: {enabled}" in done.stdout

@@ -1,0 +1,156 @@
+"""Convolutions with gradients of their own, beside TensorFlow's in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from claims import assert_close
+from rewriter import convolutions, onednn
+
+# kernel size, strides, dilations, padding, spatial sizes of the input
+CASES = {
+    "pointwise": ((1, 1), (1, 1), (1, 1), "SAME", (5, 7)),
+    "pointwise, strided, even sizes": ((1, 1), (2, 2), (1, 1), "VALID", (6, 4)),
+    "pointwise, strided, odd sizes": ((1, 1), (2, 3), (1, 1), "SAME", (5, 7)),
+    "odd, same": ((3, 5), (1, 1), (1, 1), "SAME", (6, 7)),
+    "even, same": ((2, 4), (1, 1), (1, 1), "SAME", (6, 7)),
+    "valid": ((3, 2), (1, 1), (1, 1), "VALID", (6, 7)),
+    "larger than the image": ((5, 5), (1, 1), (1, 1), "SAME", (2, 3)),
+    "strided": ((3, 3), (2, 2), (1, 1), "SAME", (6, 7)),
+    "dilated": ((3, 3), (1, 1), (2, 2), "VALID", (6, 7)),
+    "one axis, pointwise": ((1,), (1,), (1,), "VALID", (9,)),
+    "one axis, pointwise, strided": ((1,), (2,), (1,), "SAME", (9,)),
+    "one axis, even": ((4,), (1,), (1,), "SAME", (9,)),
+    "one axis, strided": ((3,), (2,), (1,), "SAME", (9,)),
+    "one axis, dilated": ((3,), (1,), (3,), "VALID", (9,)),
+}
+
+
+def _stock(x, kernel, strides, padding, dilations):
+    return tf.nn.convolution(x, kernel, list(strides), padding, dilations=list(dilations))
+
+
+def _data(size, spatial, channels, dtype="float64"):
+    rng = np.random.default_rng(7)
+    return (
+        tf.constant(rng.normal(size=(3, *spatial, channels)), dtype),
+        tf.constant(rng.normal(size=(*size, channels, 6)), dtype),
+    )
+
+
+def _gradients(convolve, x, kernel, *arguments):
+    with tf.GradientTape() as tape:
+        tape.watch([x, kernel])
+        y = convolve(x, kernel, *arguments)
+        weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 3, tf.shape(y)), y.dtype)
+        loss = tf.reduce_sum(y * weights)
+    return [y, *tape.gradient(loss, [x, kernel])]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "onednn"])
+def kernels(request, monkeypatch):
+    """Both ways that the gradients may take, whatever this processor has."""
+    monkeypatch.setattr(onednn, "in_use", lambda: request.param)
+
+
+@pytest.mark.parametrize("channels", [3, 9])
+@pytest.mark.parametrize("case", list(CASES))
+def test_gradients(kernels, case, channels):
+    size, strides, dilations, padding, spatial = CASES[case]
+    x, kernel = _data(size, spatial, channels)
+    options = strides, padding, dilations
+    expected = _gradients(_stock, x, kernel, *options)
+    found = _gradients(
+        convolutions.convolution, *(tf.cast(t, tf.float32) for t in (x, kernel)), *options
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.shape == b.shape
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_output_is_tensorflows_own(kernels, case):
+    size, strides, dilations, padding, spatial = CASES[case]
+    x, kernel = _data(size, spatial, 9, "float32")
+    for convolve in (convolutions.convolution, tf.function(convolutions.convolution)):
+        np.testing.assert_array_equal(
+            convolve(x, kernel, strides, padding, dilations),
+            _stock(x, kernel, strides, padding, dilations),
+        )
+
+
+@pytest.mark.parametrize(
+    ("case", "unknown"),
+    list(
+        itertools.product(("odd, same", "pointwise", "pointwise, strided, odd sizes"), ("NHW", "N"))
+    ),
+)
+def test_shapes_that_are_not_known(kernels, case, unknown):
+    size, strides, dilations, padding, spatial = CASES[case]
+    x, kernel = _data(size, spatial, 9, "float32")
+    shape = [None if axis in unknown else x.shape["NHWC".index(axis)] for axis in "NHWC"]
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
+    def gradients(x):
+        return _gradients(convolutions.convolution, x, kernel, strides, padding, dilations)
+
+    for a, b in zip(
+        gradients(x), _gradients(_stock, x, kernel, strides, padding, dilations), strict=True
+    ):
+        assert_close(a, b, 1e-5)
+
+
+@pytest.mark.parametrize("case", ["odd, same", "pointwise, strided, odd sizes"])
+def test_gradients_of_gradients(kernels, case):
+    size, strides, dilations, padding, spatial = CASES[case]
+    x, kernel = _data(size, spatial, 9, "float32")
+
+    def penalty(convolve):
+        with tf.GradientTape() as outer:
+            outer.watch([x, kernel])
+            with tf.GradientTape() as inner:
+                inner.watch([x, kernel])
+                loss = tf.reduce_sum(tf.tanh(convolve(x, kernel, strides, padding, dilations)))
+            squares = [tf.reduce_sum(g**2) for g in inner.gradient(loss, [x, kernel])]
+        return outer.gradient(squares, [x, kernel])
+
+    # TensorFlow's own has none outside of a function.
+    results = [tf.function(penalty)(f) for f in (convolutions.convolution, _stock)]
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, 1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", ["odd, same", "pointwise"])
+def test_sixteen_bits(kernels, case, dtype):
+    size, strides, dilations, padding, spatial = CASES[case]
+    x, kernel = _data(size, spatial, 9, dtype)
+    found = _gradients(convolutions.convolution, x, kernel, strides, padding, dilations)
+    expected = _gradients(
+        _stock, *(tf.cast(t, "float64") for t in (x, kernel)), strides, padding, dilations
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert_close(tf.cast(a, "float64"), b, 5e-3 if dtype == "float16" else 4e-2)
+
+
+def test_which_gradients_are_whose(monkeypatch):
+    def kinds(size, channels, *, gpu=False, with_onednn=False):
+        monkeypatch.setattr(convolutions, "_on_gpu", lambda: gpu)
+        monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
+        x, kernel = _data(size, (6, 7), channels, "float32")
+        function = tf.function(
+            lambda: _gradients(convolutions.convolution, x, kernel, (1, 1), "SAME", (1, 1))
+        )
+        graph = function.get_concrete_function().graph
+        return {node.type for node in graph.get_operations() if "Backprop" in node.type}
+
+    stock = {"Conv2DBackpropInput", "Conv2DBackpropFilter"}
+    assert kinds((1, 1), 9) == kinds((1, 1), 9, with_onednn=True) == set()
+    assert kinds((3, 3), 9) == {"Conv2DBackpropFilter"}
+    assert kinds((3, 3), 3) == kinds((3, 3), 9, with_onednn=True) == stock
+    assert kinds((3, 3), 9, gpu=True) == kinds((1, 1), 9, gpu=True) == stock
