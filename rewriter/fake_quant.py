@@ -62,7 +62,6 @@ def _activation_switch(clamp: str, num_bits: int, rate: float) -> Switch:
         return quantized(x, low, high), low, high
 
     def frozen(x: Any, low: Any, high: Any) -> Any:
-        low, high = tf.cond(low > high, lambda: _extremes(x, clamp), lambda: (low, high))
         return quantized(x, low, high), low, high
 
     branches = in_float, observing, following, frozen  # as rewriter.phases counts
@@ -95,9 +94,13 @@ def activation(
       The output (shape of ``x``), and the range as it is from now on. An unset range in phase
       ``quantize`` is the batch's own.
     """
-    if follow is not True and tf.get_static_value(phase) in (None, QUANTIZE):
+    known = tf.get_static_value(phase)
+    if follow is not True and known in (None, QUANTIZE):
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
         phase = tf.where(phase == QUANTIZE, phase + still, phase)
+    if known in (None, QUANTIZE, QUANTIZE_FROZEN):
+        # There is no range to keep: the batch's becomes it.
+        phase = tf.minimum(phase, tf.where(low > high, QUANTIZE, QUANTIZE_FROZEN))
     switch = _activation_switch(clamp, num_bits, rate)
     y, new_low, new_high = switch(phase, (x, low, high), (x.shape, (), ()))
     _, activation_gradient = CLAMPS[clamp]

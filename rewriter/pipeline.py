@@ -95,15 +95,10 @@ class Pipe:
 
     Args:
       op: the operation.
-      phases: names of the phases in which it acts.
     """
 
-    def __init__(self, op: Any, phase_names: Sequence[str]):
+    def __init__(self, op: Any):
         self.op = op
-        codes = {phases.PHASES[name] for name in phase_names}
-        if phases.QUANTIZE in codes:
-            codes.add(phases.QUANTIZE_FROZEN)
-        self._acts = [code in codes for code in range(4)]
         self._weights: dict[str, Any] = {}
         self._where = ""
 
@@ -123,26 +118,56 @@ class Pipe:
             return list(self.op.variables)
         return [v for v in self._weights.values() if hasattr(v, "assign")]
 
-    def __call__(self, value: Any, phase: Any, training: bool) -> Any:
-        """``value`` piped where ``phase`` (int32 scalar) says so.
+    def act(self, value: Any, training: bool) -> Any:
+        """``value`` piped.
 
         Raises:
           RecipeError: if the operation changes the shape.
         """
+        if is_quantizer(self.op):
+            result = self.op(value, training=training, weights=self._weights)
+        else:
+            result = self.op(value)
+        result = tf.cast(result, value.dtype)
+        if not value.shape.is_compatible_with(result.shape):
+            raise RecipeError(
+                f"batch_norm_pipeline: the operation on {self._where} must keep the shape "
+                f"{tuple(value.shape)}. Received: {tuple(result.shape)}."
+            )
+        return tf.ensure_shape(result, value.shape)
 
-        def act() -> Any:
-            if is_layer(self.op):
-                result = self.op(value)
-            elif is_quantizer(self.op):
-                result = self.op(value, training=training, weights=self._weights)
-            else:
-                result = self.op(value)
-            result = tf.cast(result, value.dtype)
-            if not value.shape.is_compatible_with(result.shape):
-                raise RecipeError(
-                    f"batch_norm_pipeline: the operation on {self._where} must keep the shape "
-                    f"{tuple(value.shape)}. Received: {tuple(result.shape)}."
-                )
-            return tf.ensure_shape(result, value.shape)
 
-        return tf.cond(tf.gather(tf.constant(self._acts), phase), act, lambda: value)
+def piped(
+    pipes: Mapping[str, Pipe],
+    values: Mapping[str, Any],
+    phase_names: Sequence[str],
+    phase: Any,
+    training: bool,
+) -> dict[str, Any]:
+    """The values of the variables, those with a pipe piped where ``phase`` says so.
+
+    One condition serves all of them: each costs more than what it chooses between.
+
+    Args:
+      pipes: by variable.
+      values: tensors by variable; those without a pipe are left alone.
+      phase_names: the phases in which the pipes act.
+      phase: int32 scalar of :mod:`rewriter.phases`.
+      training: whether stateful quantizers may update themselves.
+    """
+    codes = {phases.PHASES[name] for name in phase_names}
+    if phases.QUANTIZE in codes:
+        codes.add(phases.QUANTIZE_FROZEN)
+
+    def act() -> list[Any]:
+        return [pipe.act(values[name], training) for name, pipe in pipes.items()]
+
+    known = tf.get_static_value(phase)
+    if known is None:
+        acts = tf.gather(tf.constant([code in codes for code in range(4)]), phase)
+        results = tf.cond(acts, act, lambda: [values[name] for name in pipes])
+    elif int(known) in codes:
+        results = act()
+    else:
+        return dict(values)
+    return {**values, **dict(zip(pipes, results, strict=True))}

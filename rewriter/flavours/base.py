@@ -36,9 +36,6 @@ class Flavour:
     """
 
     name: str
-    # Whether the stock BatchNormalization computes inference as x * factor + offset. The fused
-    # kernel's (x - mean) * factor + beta rounds otherwise, which deep networks magnify.
-    composes_inference = False
 
     def __init__(self, keras: ModuleType):
         self.keras = keras

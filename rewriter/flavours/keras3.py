@@ -15,7 +15,6 @@ from rewriter.flavours.base import Flavour, variable_dtype
 
 class Keras3(Flavour):
     name = "keras"
-    composes_inference = True
     symbols = symbols.KERAS3
     activation_names: ClassVar[Mapping[str, str]] = {}
 

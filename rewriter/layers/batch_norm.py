@@ -13,7 +13,7 @@ import tensorflow as tf
 from rewriter import fused_norm, moments, phases
 from rewriter.flavours import Flavour
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe
+from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, piped
 from rewriter.pipeline_ops import copy_op, is_layer
 
 # While statistics are re-estimated: the share of the present batch in them. Read when a function
@@ -168,7 +168,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             op = getattr(self.pipeline, name)
             if op is None or getattr(self, name) is None:
                 continue
-            pipe = Pipe(copy_op(op), self.pipeline.phases)
+            pipe = Pipe(copy_op(op))
             if is_layer(pipe.op):
                 setattr(self, f"{name}_pipe", pipe.op)
             with tf.name_scope(f"{name}_pipe"):
@@ -195,9 +195,9 @@ class FusedBatchNormalizationMixin(PhasedMixin):
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
             result[name] = tf.convert_to_tensor(variable)
-            if name in self._pipes:
-                result[name] = self._pipes[name](result[name], phase, training)
-        return result
+        if not self._pipes:
+            return result
+        return piped(self._pipes, result, self.pipeline.phases, phase, training)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -228,7 +228,8 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         if self._like_fused:
             mask = None  # the stock layer's fused kernel ignores it
         shared = training and self.synchronized and moments.replicas() > 1
-        as_stock = not training and self.flavour.composes_inference
+        # The fused kernel's (x - mean) * factor + beta rounds otherwise.
+        as_stock = not training and not self._like_fused
         if as_stock or x.dtype == tf.float64 or shared or (training and mask is not None):
             # The fused kernel has no float64, and computes the moments of all elements.
             weights = None if mask is None else moments.weights(mask, inputs, x)
