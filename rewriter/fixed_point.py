@@ -41,12 +41,15 @@ class FixedPoint:
         top = 2.0 ** (self.num_bits - 1)
         if self.fraction_bits is None:
             largest = tf.maximum(tf.reduce_max(tf.abs(x)), 2.0**-90)
-            step = _power_of_two(_ceil_log2(largest / (top - 1.0)), x.dtype)
+            step = _at_least(largest / (top - 1.0))
         else:
             step = tf.constant(2.0**-self.fraction_bits, x.dtype)
         # Wider than a float32's digits, top - 1 would be rounded to top.
         high = min(top - 1.0, float(np.nextafter(np.float32(top), np.float32(0))))
-        value = tf.clip_by_value(tf.round(x / step), -top, high) * step
+        value = tf.round(x / step)
+        if self.fraction_bits is not None or high < top - 1.0:  # otherwise it fits
+            value = tf.clip_by_value(value, -top, high)
+        value *= step
         return connect(value, lambda upstream: (upstream,), inputs)
 
     def get_config(self) -> dict[str, Any]:
@@ -120,10 +123,11 @@ def _log2(x: Any) -> Any:
 # The exponent field of a float is exact where logarithms and powers are a rounding off.
 
 
-def _ceil_log2(x: Any) -> Any:
-    """``ceil(log2(x))`` of a positive, normal float32, int32."""
+def _at_least(x: Any) -> Any:
+    """The smallest power of two that is not below a positive, normal ``x``."""
     bits = tf.bitcast(tf.cast(x, tf.float32), tf.int32)
-    return bits // 2**23 - 127 + tf.cast(bits % 2**23 > 0, tf.int32)
+    power = tf.bitwise.bitwise_and(bits + (2**23 - 1), 0xFF << 23)
+    return tf.cast(tf.bitcast(power, tf.float32), x.dtype)
 
 
 def _power_of_two(exponent: Any, dtype: tf.DType) -> Any:
