@@ -85,18 +85,28 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
     )
 
     def apply(
-        x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, learned: bool
+        x: Any,
+        gamma: Any,
+        beta: Any,
+        mean: Any,
+        variance: Any,
+        frozen: Any,
+        learned: bool,
+        bias: Any,
     ) -> Any:
         variables = gamma, beta, mean, variance
         shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
         y, new_mean, new_variance, *saved = forward(frozen, (x, *variables), shapes)
         wanted = (x, *variables) if learned else (x, gamma, beta)
+        others = () if bias is None else (bias,)
 
         def gradient(dy: Any) -> Any:
             shapes = (x.shape, *[gamma.shape] * 4)
-            return backward(frozen, (dy, x, gamma, mean, variance, *saved), shapes)[: len(wanted)]
+            found = backward(frozen, (dy, x, gamma, mean, variance, *saved), shapes)
+            dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
+            return (*found[: len(wanted)], *dbias)
 
-        return connect(y, gradient, *wanted), new_mean, new_variance
+        return connect(y, gradient, *wanted, *others), new_mean, new_variance
 
     return apply
 
@@ -113,6 +123,7 @@ def batch_norm(
     momentum: float,
     bessel: bool,
     learned: bool = False,
+    bias: Any = None,
 ) -> tuple[Any, Any, Any]:
     """``gamma * (x - m) / sqrt(v + epsilon) + beta`` on the fused kernel.
 
@@ -124,9 +135,12 @@ def batch_norm(
       epsilon, momentum: Python floats.
       bessel: move ``variance`` towards the batch's times n/(n-1).
       learned: whether gradients reach ``mean`` and ``variance`` too, where they are used.
+      bias: (C,), what has been added to ``x`` behind a ``stop_gradient``. Its gradient is known
+        here without a sum over ``x``: 0 where the batch's mean takes it out again, and minus
+        the mean's where the moving one is used.
 
     Returns:
       The output, and the moving mean and variance as they are from now on.
     """
     function = _make(x.dtype, epsilon, momentum, bessel)
-    return function(x, gamma, beta, mean, variance, frozen, learned)
+    return function(x, gamma, beta, mean, variance, frozen, learned, bias)

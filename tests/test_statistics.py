@@ -53,6 +53,43 @@ def batches(count: int, size: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @both
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layer", ["Conv2D", "Conv1D", "Dense", "Conv2DTranspose"])
+def test_gradient_of_a_bias_before_a_normalization(kind, layer, frozen):
+    """It comes from the normalization: the stock model's, by the statistics that it uses."""
+    keras = builders.keras_of(kind)
+    keras.utils.set_random_seed(3)
+    size = {"Conv2D": (6, 5, 4), "Conv1D": (9, 4), "Dense": (4,), "Conv2DTranspose": (4, 3, 4)}
+    arguments = (7,) if layer == "Dense" else (7, 3)
+    image = keras.Input(size[layer])
+    x = getattr(keras.layers, layer)(*arguments, name="host")(image)
+    x = keras.layers.BatchNormalization(name="norm", epsilon=0.02)(x)
+    model = builders.randomise_all(keras.Model(image, x), 3)
+    qat = rewriter.rewrite(model)
+    rewriter.freeze_batch_norm(qat, frozen)
+    data = tf.constant(np.random.default_rng(1).normal(1, 2, (8, *size[layer])), tf.float32)
+    gradients = []
+    for m, training in ((model, not frozen), (qat, True)):
+        (bias,) = (v for v in m.trainable_variables if "bias" in getattr(v, "path", v.name))
+        (gamma,) = (v for v in m.trainable_variables if "gamma" in getattr(v, "path", v.name))
+        sources = [getattr(v, "_value", v) for v in (bias, gamma)]
+        with tf.GradientTape() as tape:
+            y = m(data, training=training)
+            loss = tf.reduce_sum(
+                y * tf.cast(tf.reshape(tf.range(tf.size(y)) % 5, tf.shape(y)), y.dtype)
+            )
+        gradients.append([np.asarray(g) for g in tape.gradient(loss, sources)])
+    (expected, gamma), (found, _) = gradients
+    if frozen:
+        claims.assert_close(found, expected, 1e-5)
+        assert found.any()
+    else:
+        # The batch's mean takes the bias out again: rounding noise in the stock model.
+        assert not found.any()
+        assert np.abs(expected).max() < 1e-3 * np.abs(gamma).max()
+
+
+@both
 @pytest.mark.parametrize("phase", ["float", "quantize"])
 def test_frozen_statistics_do_not_move(kind, phase):
     """Bit-identical over 100 steps, while the weights learn; and free again when asked."""

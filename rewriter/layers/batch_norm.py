@@ -200,22 +200,44 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         return piped(self._pipes, result, self.pipeline.phases, phase, training)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
-    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: Any = None, mask: Any = None, bias: Any = None) -> Any:
         symbolic = self.signature(inputs)
         if symbolic is not None:
             return symbolic
-        if not self.trainable:
-            training = False
-        training = self.flavour.static_training(training)
+        training = self._training(training)
         if isinstance(training, bool):
-            return self._normalize(inputs, training, mask)
+            return self._normalize(inputs, training, mask, bias)
         return tf.cond(
             tf.cast(training, tf.bool),
             lambda: self._normalize(inputs, True, mask),
             lambda: self._normalize(inputs, False, mask),
         )
 
-    def _normalize(self, inputs: Any, training: bool, mask: Any) -> Any:
+    def takes_bias(self, inputs: Any, training: Any, mask: Any) -> bool:
+        """Whether the gradient of a bias in the inputs can be had from the normalization.
+
+        Then ``call`` may be given the bias, and the inputs with it behind a ``stop_gradient``.
+        """
+        return self._training(training) is True and self._on_kernel(inputs, True, mask)
+
+    def _training(self, training: Any) -> Any:
+        return self.flavour.static_training(training) if self.trainable else False
+
+    def _on_kernel(self, inputs: Any, training: bool, mask: Any) -> bool:
+        """Whether the fused kernel is used.
+
+        It has no float64, and computes the moments of all elements of this replica. Its
+        ``(x - mean) * factor + beta`` rounds otherwise than the formula in inference.
+        """
+        if _reestimation.get() is not None or inputs.dtype == tf.float64:
+            return False
+        if not training:
+            return self._like_fused
+        shared = self.synchronized and moments.replicas() > 1
+        # The stock layer's fused kernel ignores the mask.
+        return not shared and (mask is None or self._like_fused)
+
+    def _normalize(self, inputs: Any, training: bool, mask: Any, bias: Any = None) -> Any:
         x, restore = moments.channels_last_4d(inputs, self.axis)
         phase = phases.read(self.phase) if self._pipes else None
         values = self.variables_in(phase, training)
@@ -225,22 +247,18 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             y, mean, variance = self._reestimate(x, gamma, beta, share)
             self._assign(mean, variance)
             return restore(y)
-        if self._like_fused:
-            mask = None  # the stock layer's fused kernel ignores it
-        shared = training and self.synchronized and moments.replicas() > 1
-        # The fused kernel's (x - mean) * factor + beta rounds otherwise.
-        as_stock = not training and not self._like_fused
-        if as_stock or x.dtype == tf.float64 or shared or (training and mask is not None):
-            # The fused kernel has no float64, and computes the moments of all elements.
-            weights = None if mask is None else moments.weights(mask, inputs, x)
+        if not self._on_kernel(inputs, training, mask):
+            shared = training and self.synchronized and moments.replicas() > 1
+            masked = mask is not None and not self._like_fused
+            weights = moments.weights(mask, inputs, x) if masked else None
             return restore(self._composed(x, values, training, weights, shared))
         if not training:
-            y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1))
+            y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1), None)
             return restore(y)
         frozen = tf.convert_to_tensor(self.frozen)
         averages = VARIABLES[2:]
         if not any(name in self._pipes for name in averages):
-            y, mean, variance = self._fused(x, gamma, beta, mean, variance, frozen)
+            y, mean, variance = self._fused(x, gamma, beta, mean, variance, frozen, bias)
             self._assign(mean, variance)
             return restore(y)
         # Frozen, the piped values normalize; otherwise the variables themselves are averaged on.
@@ -249,12 +267,12 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             tf.where(frozen > 0, values[name], variable)
             for name, variable in zip(averages, old, strict=True)
         )
-        y, *moved = self._fused(x, gamma, beta, mean, variance, frozen)
+        y, *moved = self._fused(x, gamma, beta, mean, variance, frozen, bias)
         self._assign(*(tf.where(frozen > 0, a, b) for a, b in zip(old, moved, strict=True)))
         return restore(y)
 
     def _fused(
-        self, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any
+        self, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, bias: Any
     ) -> tuple[Any, Any, Any]:
         return fused_norm.batch_norm(
             x,
@@ -267,6 +285,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
             learned=any(name in self._pipes for name in VARIABLES[2:]),
+            bias=bias,
         )
 
     def _composed(self, x: Any, values: Any, training: bool, weights: Any, shared: bool) -> Any:

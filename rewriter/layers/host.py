@@ -199,20 +199,20 @@ class QuantizedHostMixin(PhasedMixin):
             x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
             x.set_shape([None, *inputs.shape[2:]])
         y = self.row.linear(self.host, x, kernels, lambda x: between(x, training=training))
+        norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
+        taken = {}
         if self.host.use_bias:
             bias = tf.cast(tf.convert_to_tensor(self.host.bias), y.dtype)
-            first = getattr(self.host, "data_format", "channels_last") == "channels_first"
-            if first:
-                y += tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
-            else:
-                y = tf.nn.bias_add(y, bias)
+            if norm is not None and norm.takes_bias(y, training, mask):
+                taken["bias"], bias = bias, tf.stop_gradient(bias)
+            y = self._add(y, bias)
         if self.distributed:
             steps = tf.shape(inputs)[:2]
             shape = [*inputs.shape[:2], *y.shape[1:]]
             y = tf.reshape(y, tf.concat([steps, tf.shape(y)[1:]], axis=0))
             y.set_shape(shape)
-        if self.batch_norm is not None:
-            y = self.batch_norm(y, training=training, mask=self.compute_mask(inputs, mask))
+        if norm is not None:
+            y = norm(y, training=training, mask=mask, **taken)
         if self.before_activation is not None:
             y = self.before_activation(y, training=training)
         if self.host.activation is not None and not self._clamps():
@@ -220,6 +220,11 @@ class QuantizedHostMixin(PhasedMixin):
         if self.output_quantizer is not None:
             y = self.output_quantizer(y, training=training)
         return y
+
+    def _add(self, y: Any, bias: Any) -> Any:
+        if getattr(self.host, "data_format", "channels_last") == "channels_first":
+            return y + tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
+        return tf.nn.bias_add(y, bias)
 
     def _clamps(self) -> bool:
         # The quantizer of the output applies the activation.
