@@ -136,6 +136,23 @@ def test_patched_constants_do_not_touch_shared_ones():
     assert one.inputs[1:] != two.inputs[1:]
 
 
+def test_kernels_are_compared_with_the_programs(residual):
+    """One weight off by a step, and a scale off by more than half a step at the largest weight."""
+    program, content, mapping = residual
+    operator = program.steps[0].operator
+    model = flatbuffer.unpack(content)
+    conv = flatbuffer.view(model).producers()[mapping.indexes["stem/conv:out"]]
+    assert constants.kernel_disagreement(model, conv, operator) is None
+    kernel = operator.kernel.copy()
+    kernel[1, 1, 2, 5] -= np.sign(kernel[1, 1, 2, 5]) or 1
+    other = dataclasses.replace(operator, kernel=kernel)
+    assert "channels [5]" in constants.kernel_disagreement(model, conv, other)
+    scale = operator.kernel_scale.copy()
+    scale[3] *= np.float32(1 + 1 / 127)
+    other = dataclasses.replace(operator, kernel_scale=scale)
+    assert "channels [3]" in constants.kernel_disagreement(model, conv, other)
+
+
 def test_not_a_file():
     with pytest.raises(ExportError, match="TFL3"):
         flatbuffer.read(b"PK\x03\x04 something else")
