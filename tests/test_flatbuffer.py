@@ -67,6 +67,20 @@ def test_view(residual):
         np.testing.assert_array_equal(stored[o], operator.kernel[:, :, :, o])
 
 
+def test_reading_the_bytes_is_viewing_the_unpacked_file(residual, plain_dense):
+    for content in (residual[1], plain_dense):
+        packed, unpacked = flatbuffer.read(content), flatbuffer.view(flatbuffer.unpack(content))
+        assert packed.operators
+        for a, b in ((packed.tensors, unpacked.tensors), (packed.operators, unpacked.operators)):
+            for x, y in zip(a, b, strict=True):
+                for field in dataclasses.fields(x):
+                    ours, theirs = getattr(x, field.name), getattr(y, field.name)
+                    assert type(ours) is type(theirs)
+                    np.testing.assert_array_equal(ours, theirs)
+        rest = ("inputs", "outputs", "signature", "extra_subgraphs")
+        assert all(getattr(packed, name) == getattr(unpacked, name) for name in rest)
+
+
 def test_census(residual, plain_dense):
     program, content, _ = residual
     counted = flatbuffer.census(content)
