@@ -161,7 +161,7 @@ def per_sample(
     module = sys.modules["rewriter.calibrate"]
     original, stamps = module.batches_of, []
 
-    def stamp(*_: Any) -> None:
+    def stamp(*_: Any, **__: Any) -> None:
         stamps.append((time.perf_counter(), time.process_time()))
 
     def batches_of(*args: Any) -> tuple[Iterator[Any], int | None]:

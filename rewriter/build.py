@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import (
+    copies,
     fake_quant,
     hosts,
     layer_norms,
@@ -61,8 +62,7 @@ class Builder:
         self.quantize_layers: dict[int, Any] = {}  # id(group) -> Quantize layer
         self.unnamed: set[int] = set()
         self.given: set[str] = set()  # the names of those
-        # New and original layers with the same variables, and the new ones' initializers.
-        self.copies: list[tuple[Any, Any, dict[str, Any]]] = []
+        self.copies: list[copies.Copy] = []  # of the layers that are being built
         self.tensors: dict[Ref, Any] = {}
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
 
@@ -149,10 +149,7 @@ class Builder:
             # Right away: a copied variable shares its memory with the original until one of them
             # changes, an initialised one has its own.
             while self.copies:
-                new, original, initializers = self.copies.pop()
-                _copy(new, original)
-                for name, initializer in initializers.items():
-                    setattr(new, name, initializer)
+                self.copies.pop().finish()
         with stack.room_for(2 * len(self.jobs)):
             return self.flavour.keras.Model(
                 inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
@@ -267,19 +264,10 @@ class Builder:
         return self.new_layers[key]
 
     def _copy_later(self, new: Any, original: Any) -> None:
-        """Have the values of ``original`` copied into ``new`` when it has been built.
-
-        Until then a stock layer starts from zeros: drawing random values that nobody sees was a
-        fifth of the time.
-        """
-        initializers = {}
-        if self.flavour.class_name(original):
-            found = vars(new).items()
-            initializers = {key: value for key, value in found if key.endswith("_initializer")}
-            for name in initializers:
-                # An object: MultiHeadAttention makes copies for the layers inside it.
-                setattr(new, name, self.flavour.keras.initializers.Zeros())
-        self.copies.append((new, original, initializers))
+        """Have the values of ``original`` in ``new`` when it has been built."""
+        copy = copies.Copy(self.flavour, new, original)
+        copy.start()
+        self.copies.append(copy)
 
     def _other(self, job: _Job, owned: Any, name: str) -> Any:
         new = self.flavour.clone(job.layer, name)
@@ -339,27 +327,3 @@ class Builder:
             name=name,
             activity_regularizer=getattr(original, "activity_regularizer", None),
         )
-
-
-def _copy(new: Any, original: Any) -> None:
-    """Copy variables (seeds and counters included) and ``trainable`` flags."""
-    if not hasattr(original, "variables"):
-        return  # an operation without state
-    if hasattr(original, "moving_variance"):
-        names = ("gamma", "beta", "moving_mean", "moving_variance")
-        pairs: list[tuple[Any, Any]]
-        pairs = [(getattr(new, n, None), getattr(original, n, None)) for n in names]
-        pairs = [(a, b) for a, b in pairs if b is not None]
-        if getattr(original, "pipeline", None) is not None and new.pipeline is original.pipeline:
-            own = new.pipeline_variables, original.pipeline_variables
-            pairs += list(zip(*own, strict=True))
-    else:
-        pairs = list(zip(new.variables, original.variables, strict=True))
-    for target, source in pairs:
-        target.assign(source)
-    if hasattr(new, "finalize_state"):
-        new.finalize_state()  # Normalization keeps constants made from its variables
-    sublayers = zip(new._flatten_layers(), original._flatten_layers(), strict=False)
-    for target, source in sublayers:
-        if target.trainable != source.trainable:
-            target.trainable = source.trainable

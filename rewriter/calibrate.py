@@ -40,11 +40,10 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
             layer.reset_range()
         phases.set_phase(model, "observe")
         batches = 0
-        step = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+        step = _traced(model)
         source, total = batches_of(model, data, batch_size)
         for inputs in tqdm(source, total=total, desc="calibrating", disable=not progress):
-            with phases.only(phases.OBSERVE):
-                step(inputs)
+            step(*tf.nest.flatten(inputs))
             batches += 1
         if not batches:
             raise CalibrationError(
@@ -59,6 +58,22 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
         raise
     phases.set_phase(model, "quantize")
     return model
+
+
+def _traced(model: Any) -> Any:
+    """The model in phase ``observe`` on its flattened inputs, traced once for all batches.
+
+    It returns nothing: what only the outputs need is not computed. A concrete function, since a
+    ``tf.function`` looks at each of the model's variables in every call to find the right one.
+    """
+    structure = model.input
+
+    def observe(*inputs: Any) -> None:
+        model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+
+    specs = [tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in tf.nest.flatten(structure)]
+    with phases.only(phases.OBSERVE):
+        return tf.function(observe).get_concrete_function(*specs)
 
 
 def _with_range(model: Any) -> list[Any]:

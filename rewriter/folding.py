@@ -80,8 +80,9 @@ def kernel_grid(
         largest = np.abs(moved).max(axis=0)
         scale = (largest / np.float32(_KERNEL_MAX)).astype(np.float32)
         scale = np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
-    integers = np.clip(np.rint(moved / scale), -_KERNEL_MAX, _KERNEL_MAX).astype(np.int8)
-    return _restore(integers, shape, kernel.ndim, channel_axes), scale
+    steps = moved / scale
+    np.clip(np.rint(steps, out=steps), -_KERNEL_MAX, _KERNEL_MAX, out=steps)
+    return _restore(steps.astype(np.int8), shape, kernel.ndim, channel_axes), scale
 
 
 def fold_scale(

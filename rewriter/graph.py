@@ -220,9 +220,10 @@ class _Reader:
         shapes = tuple(tuple(t.shape) for t in outputs)
         dtypes = tuple(tf.as_dtype(t.dtype).name for t in outputs)
         call = Call(layer, path, args, kwargs, shapes, dtypes)
-        call.input_shapes = tuple(self.calls[ref.call].shapes[ref.index] for ref in call.refs)
-        call.input_dtypes = tuple(self.calls[ref.call].dtypes[ref.index] for ref in call.refs)
-        carried = any(ref in self._masked for ref in call.refs)
+        read = call.refs
+        call.input_shapes = tuple(self.calls[ref.call].shapes[ref.index] for ref in read)
+        call.input_dtypes = tuple(self.calls[ref.call].dtypes[ref.index] for ref in read)
+        carried = any(ref in self._masked for ref in read)
         call.masked = carried or isinstance(kwargs.get("mask"), Ref)
         self.calls.append(call)
         refs = [Ref(index, i) for i in range(len(outputs))]

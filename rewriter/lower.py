@@ -28,7 +28,7 @@ from rewriter import (
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.program import Operator, Program, Quantization, Step, Tensor
-from rewriter.values import BOUNDS, Shape, Value
+from rewriter.values import BOUNDS, Shape, Value, read
 
 
 class Lowerer:
@@ -370,7 +370,7 @@ class Lowerer:
                 f"The quantizer {type(quantizer).__qualname__} of {path!r} has no min_var and "
                 "max_var, so its range is not known. Use a quantizer whose build returns them."
             )
-        low, high = (float(np.asarray(variables[k])) for k in ("min_var", "max_var"))
+        low, high = (float(read(variables[k])) for k in ("min_var", "max_var"))
         if not low <= high or not np.isfinite([low, high]).all():
             self.unset.append(path)
             low = high = 0.0

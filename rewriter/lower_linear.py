@@ -12,7 +12,7 @@ from rewriter.errors import ExportError
 from rewriter.graph import Call
 from rewriter.pipeline import VARIABLES
 from rewriter.program import Operator, Quantization
-from rewriter.values import Shape, Value
+from rewriter.values import Shape, Value, read
 
 if TYPE_CHECKING:
     from rewriter.lower import Lowerer
@@ -28,7 +28,7 @@ def kernel_grids(layer: Any, path: str) -> list[Grid]:
     rows = zip(layer.row.kernels, layer.kernel_quantizers, layer.kernel_names, strict=True)
     for index, (row, quantizer, name) in enumerate(rows):
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
-            original = np.asarray(getattr(layer.host, name))
+            original = read(getattr(layer.host, name))
             result.append(folding.kernel_grid(original, row.channel_axes))
             continue
         values = np.asarray(layer.quantized_kernels()[index])
@@ -92,7 +92,7 @@ def linear(
     bias = np.zeros(len(scale))
     if last:
         if layer.host.use_bias:
-            bias = np.asarray(layer.host.bias, np.float64)
+            bias = read(layer.host.bias).astype(np.float64)
         if layer.batch_norm is not None:
             factor, bias = normalization(layer.batch_norm, bias)
             if not layer.folds_first:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
 
 from rewriter.ops import FUSED_ACTIVATIONS
 from rewriter.program import Operator, Quantization
 
 Shape = tuple[int | None, ...]
 BOUNDS = {name: bounds for bounds, name in FUSED_ACTIVATIONS.items()}
+
+
+def read(variable: Any) -> np.ndarray:
+    """The value of a variable; its own conversion to NumPy takes twice as long."""
+    return np.asarray(tf.convert_to_tensor(variable))
 
 
 @dataclasses.dataclass(eq=False)

@@ -67,6 +67,20 @@ def test_view(residual):
         np.testing.assert_array_equal(stored[o], operator.kernel[:, :, :, o])
 
 
+def test_reading_the_bytes_is_viewing_the_unpacked_file(residual, plain_dense):
+    for content in (residual[1], plain_dense):
+        packed, unpacked = flatbuffer.read(content), flatbuffer.view(flatbuffer.unpack(content))
+        assert packed.operators
+        for a, b in ((packed.tensors, unpacked.tensors), (packed.operators, unpacked.operators)):
+            for x, y in zip(a, b, strict=True):
+                for field in dataclasses.fields(x):
+                    ours, theirs = getattr(x, field.name), getattr(y, field.name)
+                    assert type(ours) is type(theirs)
+                    np.testing.assert_array_equal(ours, theirs)
+        rest = ("inputs", "outputs", "signature", "extra_subgraphs")
+        assert all(getattr(packed, name) == getattr(unpacked, name) for name in rest)
+
+
 def test_census(residual, plain_dense):
     program, content, _ = residual
     counted = flatbuffer.census(content)
@@ -134,6 +148,23 @@ def test_patched_constants_do_not_touch_shared_ones():
     assert constants.constant_difference(model, two, operator) is None
     assert constants.constant_difference(model, two, finer) is not None
     assert one.inputs[1:] != two.inputs[1:]
+
+
+def test_kernels_are_compared_with_the_programs(residual):
+    """One weight off by a step, and a scale off by more than half a step at the largest weight."""
+    program, content, mapping = residual
+    operator = program.steps[0].operator
+    model = flatbuffer.unpack(content)
+    conv = flatbuffer.view(model).producers()[mapping.indexes["stem/conv:out"]]
+    assert constants.kernel_disagreement(model, conv, operator) is None
+    kernel = operator.kernel.copy()
+    kernel[1, 1, 2, 5] -= np.sign(kernel[1, 1, 2, 5]) or 1
+    other = dataclasses.replace(operator, kernel=kernel)
+    assert "channels [5]" in constants.kernel_disagreement(model, conv, other)
+    scale = operator.kernel_scale.copy()
+    scale[3] *= np.float32(1 + 1 / 127)
+    other = dataclasses.replace(operator, kernel_scale=scale)
+    assert "channels [3]" in constants.kernel_disagreement(model, conv, other)
 
 
 def test_not_a_file():

@@ -64,21 +64,35 @@ def kernel_disagreement(model: Any, op: FileOperator, operator: Operator) -> str
     wanted = layout.to_file(np.asarray(operator.kernel))
     if found.shape != wanted.shape:
         return f"the kernel's shape is {found.shape}, expected {wanted.shape}"
-    found = np.moveaxis(found, layout.axis, -1).reshape(-1, found.shape[layout.axis])
-    wanted = np.moveaxis(wanted, layout.axis, -1).reshape(found.shape)
-    own = np.broadcast_to(np.asarray(tensor.quantization.scale, np.float64), found.shape[1:])
+    found = _by_channel(found, layout.axis)
+    wanted = _by_channel(wanted, layout.axis)
+    own = np.broadcast_to(np.asarray(tensor.quantization.scale, np.float64), found.shape[:1])
     ours = np.asarray(operator.kernel_scale, np.float64)
-    top = np.abs(wanted).max(axis=0, initial=0)
-    off = np.abs(found * own - wanted * ours) > 0.51 * own
-    full = (top == 127) & np.isclose(own, ours, rtol=1e-5, atol=0)
-    off |= full & (found != wanted)
-    if off[:, top > 0].any():
-        channels = np.flatnonzero(off.any(axis=0) & (top > 0))
-        return (
-            f"{int(off.sum())} of {off.size} weights differ, "
-            f"in output channels {channels[:8].tolist()}"
-        )
+    top = np.maximum(wanted.max(axis=1, initial=0), -wanted.min(axis=1, initial=0).astype(np.int16))
+    # Where the integers are the same, the largest is the farthest apart in real values.
+    off = np.abs(top * own - top * ours) > 0.51 * own
+    other = np.flatnonzero((found != wanted).any(axis=1))
+    off[other] = _differ(found[other], wanted[other], own[other], ours[other], top[other])
+    off &= top > 0
+    if off.any():
+        channels = np.flatnonzero(off)
+        return f"the weights differ in output channels {channels[:8].tolist()}"
     return _bias_disagreement(model, op, operator, own, ours)
+
+
+def _by_channel(kernel: np.ndarray, axis: int) -> np.ndarray:
+    """One contiguous row of weights for each output channel."""
+    return np.ascontiguousarray(np.moveaxis(kernel, axis, 0)).reshape(kernel.shape[axis], -1)
+
+
+def _differ(
+    found: np.ndarray, wanted: np.ndarray, own: np.ndarray, ours: np.ndarray, top: np.ndarray
+) -> np.ndarray:
+    """Which rows of weights are not the same numbers: see :func:`kernel_disagreement`."""
+    own, ours = own[:, None], ours[:, None]
+    off = np.abs(found * own - wanted * ours) > 0.51 * own
+    full = (top[:, None] == 127) & np.isclose(own, ours, rtol=1e-5, atol=0)
+    return (off | (full & (found != wanted))).any(axis=1)
 
 
 def _bias_disagreement(
@@ -139,11 +153,12 @@ class ConstantWriter:
         """Append a quantized constant; returns the index of its tensor."""
         shape = np.shape(values)
         values, scale = np.ascontiguousarray(values), np.asarray(scale, np.float32)
-        key = (shape, values.dtype.str, axis, zero_point, values.tobytes(), scale.tobytes())
+        data = values.tobytes()
+        key = (shape, values.dtype.str, axis, zero_point, data, scale.tobytes())
         if key in self._seen:
             return self._seen[key]
         schema = flatbuffer.schema
-        raw = np.frombuffer(values.tobytes(), np.uint8)
+        raw = np.frombuffer(data, np.uint8)
         self._model.buffers.append(schema.BufferT(data=raw))
         tensor = schema.TensorT()
         tensor.name = name

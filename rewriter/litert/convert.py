@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -60,10 +60,11 @@ def convert_program(
             f"float: {', '.join(floats[:8])}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
-    content, scopes = _convert(program)
+    barriers = patching.barrier_slopes(program)
+    content, scopes = _convert(program, barriers)
     model = flatbuffer.unpack(content)
     _order_inputs(model, program)
-    patching.restore_disguised(model, patching.barrier_slopes(program))
+    patching.restore_disguised(model, barriers)
     patching.restore_dequantize(model)
     if not float_io:
         patching.strip_border(
@@ -108,10 +109,9 @@ def _signature(program: Program) -> list[tf.TensorSpec]:
     return specs
 
 
-def _convert(program: Program) -> tuple[bytes, dict[str, int]]:
+def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, dict[str, int]]:
     """Run the converter; returns its file (float border) and each scope's step."""
     scopes: dict[str, int] = {}
-    barriers = patching.barrier_slopes(program)
 
     def compute(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
         values: dict[str, tf.Tensor] = {}

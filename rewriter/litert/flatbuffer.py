@@ -17,85 +17,8 @@ import flatbuffers
 import numpy as np
 
 from rewriter.errors import ExportError
-
-try:
-    from ai_edge_litert import schema_py_generated as schema
-except ImportError:  # TensorFlow carries a copy of the same schema
-    from tensorflow.lite.python import schema_py_generated as schema
-
-
-def _names_of(enumeration: type) -> dict[int, str]:
-    return {v: k for k, v in vars(enumeration).items() if not k.startswith("_")}
-
-
-_OPERATORS = _names_of(schema.BuiltinOperator)
-_TYPES = _names_of(schema.TensorType)
-_FLOATS = ("FLOAT32", "FLOAT16", "FLOAT64", "BFLOAT16")
-_INTEGERS = ("INT8", "INT16", "INT4", "UINT8")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileTensor:
-    """A tensor of the file; ``scale`` and ``zero_point`` are empty if it is not quantized."""
-
-    index: int
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: np.ndarray
-    zero_point: np.ndarray
-    quantized_dimension: int
-    constant: bool
-
-    @property
-    def floating(self) -> bool:
-        """Whether its elements are stored as floating-point numbers."""
-        return self.dtype in _FLOATS
-
-    @property
-    def quantized(self) -> bool:
-        """Whether it holds integers that stand for real values."""
-        return self.dtype in _INTEGERS and len(self.scale) > 0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileOperator:
-    """An operator of the file: its schema name and the indexes of its tensors (-1: absent)."""
-
-    kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileModel:
-    """The main subgraph of a file.
-
-    ``signature`` holds the names of the inputs and outputs, by the index of the tensor, of the
-    first signature; empty if the file has none.
-    """
-
-    tensors: tuple[FileTensor, ...]
-    operators: tuple[FileOperator, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    signature: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]] = ((), ())
-
-    def producers(self) -> dict[int, FileOperator]:
-        """The operator that writes each tensor."""
-        return {t: op for op in self.operators for t in op.outputs}
-
-    def consumers(self) -> dict[int, list[FileOperator]]:
-        """The operators that read each tensor, in the order of execution."""
-        found: dict[int, list[FileOperator]] = collections.defaultdict(list)
-        for op in self.operators:
-            for tensor in dict.fromkeys(op.inputs):
-                found[tensor].append(op)
-        return found
-
-    def activations(self, op: FileOperator) -> tuple[int, ...]:
-        """The inputs of ``op`` that are computed, not stored."""
-        return tuple(i for i in op.inputs if i >= 0 and not self.tensors[i].constant)
+from rewriter.litert import file_model
+from rewriter.litert.file_model import FileModel, FileOperator, FileTensor, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +52,16 @@ def unpack(content: bytes) -> Any:
     Raises:
       ExportError: these bytes are not a LiteRT file.
     """
+    _check_identifier(content)
+    return schema.ModelT.InitFromPackedBuf(content, 0)
+
+
+def _check_identifier(content: bytes) -> None:
     if content[4:8] != b"TFL3":
         raise ExportError(
             "Not a LiteRT file: the identifier 'TFL3' is missing. "
             f"Received: {len(content)} bytes beginning with {bytes(content[:8])!r}."
         )
-    return schema.ModelT.InitFromPackedBuf(content, 0)
 
 
 class _AlignedBuffer(schema.BufferT):
@@ -186,7 +113,7 @@ def _ints(values: Iterable[int] | None) -> tuple[int, ...]:
 def kind_of(model: Any, operator: Any) -> str:
     """The schema name of an ``OperatorT``."""
     code = model.operatorCodes[operator.opcodeIndex]
-    return _OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return file_model.OPERATORS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 def text(name: bytes | str | None) -> str:
@@ -208,7 +135,7 @@ def view(model: Any) -> FileModel:
                 index=index,
                 name=text(t.name),
                 shape=_ints(t.shape),
-                dtype=_TYPES[t.type],
+                dtype=file_model.TYPES[t.type],
                 scale=np.asarray(scale, np.float32),
                 zero_point=np.asarray(zero, np.int64),
                 quantized_dimension=0 if q is None else int(q.quantizedDimension),
@@ -227,7 +154,12 @@ def view(model: Any) -> FileModel:
             for maps in (first.inputs, first.outputs)
         )
     return FileModel(
-        tuple(tensors), operators, _ints(graph.inputs), _ints(graph.outputs), signature
+        tuple(tensors),
+        operators,
+        _ints(graph.inputs),
+        _ints(graph.outputs),
+        signature,
+        len(model.subgraphs) - 1,
     )
 
 
@@ -237,7 +169,8 @@ def read(content: bytes) -> FileModel:
     Raises:
       ExportError: these bytes are not a LiteRT file.
     """
-    return view(unpack(content))
+    _check_identifier(content)
+    return file_model.from_bytes(content)
 
 
 def stored(model: Any, index: int) -> np.ndarray:
@@ -245,7 +178,9 @@ def stored(model: Any, index: int) -> np.ndarray:
     tensor = model.subgraphs[0].tensors[index]
     kinds = {"INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
     raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    return np.frombuffer(raw.tobytes(), kinds[_TYPES[tensor.type]]).reshape(_ints(tensor.shape))
+    return np.frombuffer(raw.tobytes(), kinds[file_model.TYPES[tensor.type]]).reshape(
+        _ints(tensor.shape)
+    )
 
 
 def float_indexes(model: FileModel) -> list[int]:
@@ -278,12 +213,7 @@ def conversions(model: FileModel) -> Iterator[FileOperator]:
 
 def census(content: bytes | FileModel) -> Census:
     """Count what a file consists of; see :class:`Census`."""
-    extra = 0
-    if isinstance(content, FileModel):
-        model = content
-    else:
-        unpacked = unpack(content)
-        model, extra = view(unpacked), len(unpacked.subgraphs) - 1
+    model = content if isinstance(content, FileModel) else read(content)
     hybrid = [
         op
         for op in model.operators
@@ -296,7 +226,7 @@ def census(content: bytes | FileModel) -> Census:
         float_tensors=tuple(model.tensors[i].name for i in float_indexes(model)),
         conversions=tuple(model.tensors[op.outputs[0]].name for op in conversions(model)),
         hybrid=tuple(model.tensors[op.outputs[0]].name for op in hybrid),
-        extra_subgraphs=extra,
+        extra_subgraphs=model.extra_subgraphs,
     )
 
 
