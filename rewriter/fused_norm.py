@@ -79,10 +79,9 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         return dx, dgamma, dbeta, dmean, dvariance
 
     saved = [vector] * 3 + [rest] * 3
-    forward = Switch([image, *[vector] * 4], by_batch, by_moving, heavy=onednn.in_use())
-    backward = Switch(
-        [image, image, *saved], batch_gradient, moving_gradient, heavy=onednn.in_use()
-    )
+    lowered = onednn.in_use()
+    forward = Switch([image, *[vector] * 4], by_batch, by_moving, lowered=lowered)
+    backward = Switch([image, image, *saved], batch_gradient, moving_gradient, lowered=lowered)
 
     def apply(
         x: Any,

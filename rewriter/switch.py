@@ -8,8 +8,10 @@ or three microseconds a step. Gradients are given by hand by those who use it.
 
 TensorFlow chooses oneDNN's kernels in a pass over the graphs that it places and partitions, which
 the branches of a ``Case`` are not: a fused batch normalization in one is up to four times as slow
-there. A switch of ``heavy`` branches therefore calls each from inside its branch, as a function
-of its own that is placed when it is first run. That costs four microseconds more.
+there. A ``lowered`` switch lets TensorFlow put the operators of its branches into the graph of the
+caller before that pass, as it does with those of ``tf.cond``: no function is called, but the first
+step takes longer. (Behind a function of their own in the branch, oneDNN's gradients of batch
+normalizations corrupted memory.)
 """
 
 from __future__ import annotations
@@ -27,21 +29,21 @@ class Switch:
       specs: a ``tf.TensorSpec`` for each argument.
       branches: functions of those arguments, each returning a tuple of tensors; the same number
         and dtypes for all. They may use nothing else.
-      heavy: whether they hold kernels that oneDNN has faster.
+      lowered: whether the branches become part of the caller's graph.
     """
 
     def __init__(
         self,
         specs: Sequence[Any],
         *branches: Callable[..., tuple[Any, ...]],
-        heavy: bool = False,
+        lowered: bool = False,
     ):
         self._branches = branches
-        functions = [_called(branch, specs) if heavy else branch for branch in branches]
+        self._lowered = lowered
         with tf.init_scope():
             self._traced = [
                 tf.function(branch, input_signature=specs, autograph=False).get_concrete_function()
-                for branch in functions
+                for branch in branches
             ]
         self._dtypes = [tensor.dtype for tensor in self._traced[0].outputs]
 
@@ -61,26 +63,17 @@ class Switch:
         graph = tf.compat.v1.get_default_graph()
         for function in self._traced:
             function.add_to_graph(graph)
-        return tuple(
-            tf.raw_ops.StatelessCase(
-                branch_index=index,
-                input=list(arguments),
-                Tout=self._dtypes,
-                branches=self._traced,
-                output_shapes=[tf.TensorShape(shape) for shape in shapes],
-            )
+        outputs = tf.raw_ops.StatelessCase(
+            branch_index=index,
+            input=list(arguments),
+            Tout=self._dtypes,
+            branches=self._traced,
+            output_shapes=[tf.TensorShape(shape) for shape in shapes],
         )
-
-
-def _called(branch: Callable[..., Any], specs: Sequence[Any]) -> Callable[..., Any]:
-    """``branch`` behind a call that TensorFlow does not inline."""
-    function = tf.function(
-        branch,
-        input_signature=specs,
-        autograph=False,
-        experimental_attributes={"_noinline": True},
-    )
-    return lambda *arguments: function(*arguments)
+        if self._lowered:  # what tf.switch_case marks its operators with
+            value = tf.compat.v1.AttrValue(b=True)
+            outputs[0].op._set_attr("_lower_using_switch_merge", value)
+        return tuple(outputs)
 
 
 def connect(value: Any, gradient: Callable[[Any], Sequence[Any]], *inputs: Any) -> Any:

@@ -13,10 +13,10 @@ import tensorflow as tf
 from rewriter.switch import Switch
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_branches_give_the_same_apart_or_not(heavy):
+@pytest.mark.parametrize("lowered", [False, True])
+def test_branches_give_the_same_lowered_or_not(lowered):
     spec = tf.TensorSpec([None], tf.float32)
-    switch = Switch([spec, spec], lambda a, b: (a + b, b), lambda a, b: (a * b, a), heavy=heavy)
+    switch = Switch([spec, spec], lambda a, b: (a + b, b), lambda a, b: (a * b, a), lowered=lowered)
     function = tf.function(lambda index, a, b: switch(index, (a, b), (a.shape, b.shape)))
     a, b = np.float32([1, 2, 3]), np.float32([5, 7, 11])
     for index, expected in ((0, (a + b, b)), (1, (a * b, a))):
@@ -24,30 +24,29 @@ def test_branches_give_the_same_apart_or_not(heavy):
             np.testing.assert_array_equal(got, value)
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_heavy_branches_call_a_function_that_is_not_inlined(heavy):
-    # Inlined into the branch, their kernels would miss the pass that chooses oneDNN's.
+def test_only_lowered_branches_become_part_of_the_callers_graph():
+    """What is in the graph when kernels are chosen, and what a branch keeps to itself."""
     spec = tf.TensorSpec([None], tf.float32)
-    switch = Switch([spec], lambda a: (tf.nn.relu(a),), lambda a: (tf.nn.relu(-a),), heavy=heavy)
 
-    @tf.function(input_signature=[tf.TensorSpec([], tf.int32), spec])
-    def function(index, a):
-        return switch(index, (a,), (a.shape,))
+    def ran(lowered):
+        switch = Switch([spec], lambda a: (tf.nn.elu(a),), lambda a: (a,), lowered=lowered)
+        v1 = tf.compat.v1
+        metadata = v1.RunMetadata()
+        with tf.Graph().as_default():
+            index, a = v1.placeholder(tf.int32, []), v1.placeholder(tf.float32, [3])
+            outputs = switch(index, (a,), (a.shape,))
+            options = v1.RunOptions(output_partition_graphs=True)
+            with v1.Session() as session:
+                values = {index: 0, a: [1.0, 2.0, 3.0]}
+                session.run(outputs, values, options=options, run_metadata=metadata)
+        return {node.op for graph in metadata.partition_graphs for node in graph.node}
 
-    graph = function.get_concrete_function().graph.as_graph_def()
-    library = {item.signature.name: item for item in graph.library.function}
-    (case,) = [node for node in graph.node if node.op == "StatelessCase"]
-    for branch in case.attr["branches"].list.func:
-        nodes = library[branch.name].node_def
-        calls = [node for node in nodes if node.op.endswith("PartitionedCall")]
-        assert len(calls) == heavy
-        called = [library[call.attr["f"].func.name] for call in calls]
-        assert all(function.attr["_noinline"].b for function in called)
-        assert "Relu" in {node.op for part in called for node in part.node_def} or not heavy
+    assert "Elu" in ran(True)
+    assert "Elu" not in ran(False)
 
 
 @pytest.mark.parametrize("enabled", [False, True])
-def test_fused_kernels_are_onednns_where_it_is_in_use(enabled):
+def test_fused_kernels_are_lowered_where_onednn_is_in_use(enabled):
     code = """
 import tensorflow as tf
 from rewriter import fused_norm, onednn
@@ -61,7 +60,8 @@ def function(x, frozen):
     return fused_norm.batch_norm(x, *vectors, frozen, **options)[0]
 
 graph = function.get_concrete_function(tf.ones([2, 4, 4, 3]), tf.constant(0)).graph
-print("apart:", any(f.attr["_noinline"].b for f in graph.as_graph_def().library.function))
+(case,) = [node for node in graph.as_graph_def().node if node.op == "StatelessCase"]
+print("lowered:", case.attr["_lower_using_switch_merge"].b)
 """
     environment = {"TF_ENABLE_ONEDNN_OPTS": str(int(enabled)), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -72,4 +72,4 @@ print("apart:", any(f.attr["_noinline"].b for f in graph.as_graph_def().library.
         env={**os.environ, **environment},
     )
     assert f"in use: {enabled}" in done.stdout
-    assert f"apart: {enabled}" in done.stdout
+    assert f"lowered: {enabled}" in done.stdout
