@@ -22,6 +22,8 @@ class FixedPoint:
       fraction_bits: the step is ``2**-fraction_bits``; None: chosen from the values.
     """
 
+    by_rows = True  # of a matrix, each is quantized as a vector would be
+
     def __init__(self, num_bits: int = 8, fraction_bits: int | None = None):
         if not isinstance(num_bits, int) or not 2 <= num_bits <= 32:
             raise RecipeError(f"FixedPoint: num_bits must be in 2..32. Received: {num_bits!r}.")
@@ -40,7 +42,7 @@ class FixedPoint:
         x = tf.stop_gradient(inputs)
         top = 2.0 ** (self.num_bits - 1)
         if self.fraction_bits is None:
-            largest = tf.maximum(tf.reduce_max(tf.abs(x)), 2.0**-90)
+            largest = tf.maximum(tf.reduce_max(tf.abs(x), axis=-1, keepdims=True), 2.0**-90)
             step = _at_least(largest / (top - 1.0))
         else:
             step = tf.constant(2.0**-self.fraction_bits, x.dtype)
@@ -67,6 +69,8 @@ class PowerOfTwo:
       num_bits: width with the sign, 2 to 8.
     """
 
+    by_rows = True
+
     def __init__(self, num_bits: int = 4):
         if not isinstance(num_bits, int) or not 2 <= num_bits <= 8:
             raise RecipeError(f"PowerOfTwo: num_bits must be in 2..8. Received: {num_bits!r}.")
@@ -79,7 +83,7 @@ class PowerOfTwo:
         x = tf.stop_gradient(inputs)
         magnitude = tf.abs(x)
         exponent = tf.round(_log2(tf.maximum(magnitude, 2.0**-120)))
-        high = tf.reduce_max(exponent)
+        high = tf.reduce_max(exponent, axis=-1, keepdims=True)
         low = high - float(2 ** (self.num_bits - 1) - 2)
         power = tf.sign(x) * _power_of_two(tf.cast(exponent, tf.int32), x.dtype)
         value = tf.where(exponent < low, tf.zeros_like(power), power)

@@ -160,7 +160,7 @@ def piped(
         codes.add(phases.QUANTIZE_FROZEN)
 
     def act() -> list[Any]:
-        return [pipe.act(values[name], training) for name, pipe in pipes.items()]
+        return _together(pipes, values, training)
 
     known = tf.get_static_value(phase)
     if known is None:
@@ -171,3 +171,21 @@ def piped(
     else:
         return dict(values)
     return {**values, **dict(zip(pipes, results, strict=True))}
+
+
+def _together(pipes: Mapping[str, Pipe], values: Mapping[str, Any], training: bool) -> list[Any]:
+    """Every value piped; those with equal operations, where it takes rows, as one matrix."""
+    groups: dict[Any, list[str]] = {}
+    for name, pipe in pipes.items():
+        rows = vars(type(pipe.op)).get("by_rows", False)  # a subclass says so itself
+        key = repr((type(pipe.op), sorted(pipe.op.get_config().items()))) if rows else name
+        groups.setdefault(key, []).append(name)
+    results = {}
+    for names in groups.values():
+        pipe = pipes[names[0]]
+        if len(names) == 1:
+            results[names[0]] = pipe.act(values[names[0]], training)
+        else:
+            stacked = tf.stack([values[name] for name in names])
+            results.update(zip(names, tf.unstack(pipe.act(stacked, training)), strict=True))
+    return [results[name] for name in pipes]

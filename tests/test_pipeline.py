@@ -703,3 +703,15 @@ def test_file_round_trips(kind, suffix, tmp_path):
             assert np.array_equal(
                 found.variables_in(QUANTIZE)[variable], expected.variables_in(QUANTIZE)[variable]
             )
+
+
+@pytest.mark.parametrize(
+    "op", [rewriter.FixedPoint(8), rewriter.FixedPoint(6, 3), rewriter.PowerOfTwo(4)]
+)
+def test_rows_of_a_matrix_are_quantized_alone(op):
+    """What equal operations on the variables of a layer are computed as."""
+    rng = np.random.default_rng(0)
+    rows = tf.constant(rng.normal(size=(4, 5)) * [[1e-3], [1], [40], [0]], tf.float32)
+    found = op(rows, training=False, weights={})
+    for row, value in zip(rows, found, strict=True):
+        np.testing.assert_array_equal(value, op(row, training=False, weights={}))
