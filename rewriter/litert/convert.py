@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from rewriter.errors import ExportError
 from rewriter.litert import constants, flatbuffer, patching, stand_ins
-from rewriter.litert.emit import emit, fake_quant
+from rewriter.litert.emit import emit, fake_quant, leaky_relu
 from rewriter.litert.flatbuffer import FileModel, FileOperator
 from rewriter.litert.matching import (
     FileMapping,
@@ -30,6 +30,7 @@ from rewriter.litert.matching import (
     border_outputs,
     file_mapping,
 )
+from rewriter.litert.nodes import Node, tensor_of
 from rewriter.program import Program, Quantization, Step
 
 _CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
@@ -114,7 +115,7 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
     scopes: dict[str, int] = {}
 
     def compute(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        values: dict[str, tf.Tensor] = {}
+        values: dict[str, Node | tf.Tensor] = {}
         for name, argument in zip(program.inputs, arguments, strict=True):
             quantization = program.tensors[name].quantization
             values[name] = argument if quantization is None else fake_quant(argument, quantization)
@@ -126,7 +127,7 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
                 scopes[scope.rstrip("/")] = position
                 values[step.output] = _emit(step, inputs)
         # A name of its own for every output: the converter merges equal ones otherwise.
-        return tuple(tf.identity(values[name]) for name in program.outputs)
+        return tuple(tf.identity(tensor_of(values[name])) for name in program.outputs)
 
     signature = _signature(program)
     with _quiet() as log:
@@ -141,23 +142,25 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
     return content, scopes
 
 
-def _barrier(x: tf.Tensor, quantization: Quantization | None, slope: float) -> tf.Tensor:
+def _barrier(
+    x: Node | tf.Tensor, quantization: Quantization | None, slope: float
+) -> Node | tf.Tensor:
     """An operator that :func:`~rewriter.litert.patching.restore_disguised` takes out again."""
     if quantization is None:
         return x
     with tf.name_scope("barrier"):
-        return fake_quant(tf.nn.leaky_relu(x, slope), quantization)
+        return fake_quant(leaky_relu(x, slope), quantization)
 
 
-def _emit(step: Step, inputs: list[tf.Tensor]) -> tf.Tensor:
+def _emit(step: Step, inputs: list[Node | tf.Tensor]) -> Node | tf.Tensor:
     operator = step.operator
     try:
         disguise = patching.DISGUISES.get(operator.kind)
         if disguise is not None and operator.output is not None:
-            return fake_quant(tf.nn.leaky_relu(inputs[0], disguise.slope), operator.output)
+            return fake_quant(leaky_relu(inputs[0], disguise.slope), operator.output)
         if operator.function is None:
             return emit(operator, *inputs)
-        result = operator.function(*inputs)
+        result = operator.function(*(tensor_of(value) for value in inputs))
         return result if operator.output is None else fake_quant(result, operator.output)
     except Exception as error:
         raise ExportError(

@@ -13,6 +13,7 @@ shape XNNPACK does not take it, and the builtin kernel rounds otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -21,40 +22,51 @@ from rewriter.errors import RewriterError
 from rewriter.litert.emit_ranges import fake_quant_range
 from rewriter.litert.integer_elementwise import constant
 from rewriter.litert.integer_spatial import slice_arguments
+from rewriter.litert.nodes import Node, Nodes, nodes_of, tensor_of
 from rewriter.litert.stand_ins import SLOPES
 from rewriter.program import Operator, Quantization
 
-_ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+_Value: TypeAlias = Node | tf.Tensor
+
+_ACTIVATIONS: dict[str, Callable[[_Value], _Value]] = {
     "none": lambda x: x,
-    "relu": tf.nn.relu,
-    "relu6": tf.nn.relu6,
-    "relu_n1_to_1": lambda x: tf.maximum(-1.0, tf.minimum(x, 1.0)),
+    "relu": lambda x: nodes_of(x).add("Relu", x, T=tf.float32),
+    "relu6": lambda x: nodes_of(x).add("Relu6", x, T=tf.float32),
+    "relu_n1_to_1": lambda x: tf.maximum(-1.0, tf.minimum(tensor_of(x), 1.0)),
 }
 
 
-def fake_quant(x: tf.Tensor, quantization: Quantization) -> tf.Tensor:
+def fake_quant(x: Node | tf.Tensor, quantization: Quantization) -> Node:
     """Marks ``x`` as quantized so, for the converter."""
     low, high = fake_quant_range(quantization)
-    return tf.quantization.fake_quant_with_min_max_args(
-        x, min=low, max=high, num_bits=quantization.bits, narrow_range=False
+    return nodes_of(x).add(
+        "FakeQuantWithMinMaxArgs", x, min=low, max=high, num_bits=quantization.bits
     )
 
 
-def emit(operator: Operator, *x: tf.Tensor) -> tf.Tensor:
+def leaky_relu(x: Node | tf.Tensor, slope: float) -> Node:
+    """``x`` where it is positive, ``slope * x`` elsewhere."""
+    return nodes_of(x).add("LeakyRelu", x, alpha=float(slope), T=tf.float32)
+
+
+def emit(operator: Operator, *x: Node | tf.Tensor) -> Node | tf.Tensor:
     """Emits one operator on real-valued tensors that lie on their grids.
 
     Args:
       operator: what to emit.
-      *x: float32 tensors, batch first.
+      *x: float32 tensors or nodes that stand for them, batch first.
 
     Returns:
-      The float32 output, fake-quantized where the converter needs to be told the output's scale.
+      The float32 output or its node, fake-quantized where the converter needs to be told the
+      output's scale.
 
     Raises:
       RewriterError: ``operator.kind`` cannot be emitted.
     """
     if operator.kind not in _EMITTERS:
         raise RewriterError(f"Cannot emit {operator.kind!r}. Supported: {sorted(SUPPORTED)}.")
+    if operator.kind not in _AS_NODES:
+        x = tuple(tensor_of(value) for value in x)
     result = _EMITTERS[operator.kind](operator, *x)
     if operator.kind in _INHERITED or operator.output is None:
         return result
@@ -62,14 +74,14 @@ def emit(operator: Operator, *x: tf.Tensor) -> tf.Tensor:
 
 
 def _linear(
-    function: Callable[[Operator, tf.Tensor, tf.Tensor], tf.Tensor], channels: tuple[int, ...]
-) -> Callable[..., tf.Tensor]:
+    function: Callable[[Operator, _Value, Node], _Value], channels: tuple[int, ...]
+) -> Callable[..., _Value]:
     """A kernel on its grid, the bias, and the fused activation.
 
     ``channels`` are the kernel's output axes.
     """
 
-    def build(operator: Operator, x: tf.Tensor) -> tf.Tensor:
+    def build(operator: Operator, x: _Value) -> _Value:
         integers, scales = operator.kernel, operator.kernel_scale
         source = operator.inputs[0]
         if integers is None or scales is None or source is None:
@@ -77,73 +89,71 @@ def _linear(
         scales = np.asarray(scales, np.float32)
         shape = [size if axis in channels else 1 for axis, size in enumerate(integers.shape)]
         kernel = integers.astype(np.float32) * scales.reshape(shape)
-        y = function(operator, x, tf.constant(kernel))
+        nodes = nodes_of(x)
+        y = function(operator, x, nodes.constant(kernel))
         if operator.bias is not None:
             grid = np.float64(np.float32(source.scale)) * scales.astype(np.float64)
-            y = tf.nn.bias_add(y, tf.constant(operator.bias * grid, tf.float32))
+            y = nodes.add("BiasAdd", y, nodes.constant(operator.bias * grid), T=tf.float32)
         elif operator.kind == "TRANSPOSE_CONV" and operator.activation != "none":
             # The converter fuses this activation only with a bias, and folds one of zeros away;
             # this one becomes int32 zeros.
-            y = tf.nn.bias_add(y, tf.fill(scales.shape, np.finfo(np.float32).tiny))
+            tiny = tf.fill(scales.shape, np.finfo(np.float32).tiny)
+            y = tf.nn.bias_add(tensor_of(y), tiny)
         return _ACTIVATIONS[operator.activation](y)
 
     return build
 
 
-def _conv_2d(operator: Operator, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    attributes = operator.attributes
-    return tf.nn.conv2d(
-        x,
-        kernel,
-        strides=list(attributes["strides"]),
-        padding=attributes["padding"],
-        dilations=list(attributes.get("dilations", (1, 1))),
-    )
+def _convolution(op: str) -> Callable[[Operator, _Value, Node], Node]:
+    def build(operator: Operator, x: _Value, kernel: Node) -> Node:
+        attributes = operator.attributes
+        return kernel.nodes.add(
+            op,
+            x,
+            kernel,
+            T=tf.float32,
+            strides=[1, *attributes["strides"], 1],
+            padding=attributes["padding"],
+            dilations=[1, *attributes.get("dilations", (1, 1)), 1],
+        )
+
+    return build
 
 
-def _depthwise(operator: Operator, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    attributes = operator.attributes
-    return tf.raw_ops.DepthwiseConv2dNative(
-        input=x,
-        filter=kernel,
-        strides=[1, *attributes["strides"], 1],
-        padding=attributes["padding"],
-        dilations=[1, *attributes.get("dilations", (1, 1)), 1],
-    )
+def _fully_connected(operator: Operator, x: _Value, kernel: Node) -> tf.Tensor:
+    return tf.matmul(tensor_of(x), tensor_of(kernel))
 
 
-def _fully_connected(operator: Operator, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    return tf.matmul(x, kernel)
-
-
-def _transpose_conv(operator: Operator, x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+def _transpose_conv(operator: Operator, x: _Value, kernel: Node) -> tf.Tensor:
+    x = tensor_of(x)
     shape = list(operator.attributes["output_shape"])[-3:]
     batch = tf.shape(x)[:1] if x.shape[0] is None else [x.shape[0]]
     return tf.nn.conv2d_transpose(
         x,
-        kernel,
+        tensor_of(kernel),
         output_shape=tf.concat([batch, shape], axis=0),
         strides=list(operator.attributes["strides"]),
         padding=operator.attributes["padding"],
     )
 
 
-def _binary(function: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+def _binary(op: str, name: str = "") -> Callable[..., _Value]:
     """Two tensors, or a tensor and a constant."""
 
-    def build(operator: Operator, *x: tf.Tensor) -> tf.Tensor:
+    def build(operator: Operator, *x: _Value) -> _Value:
+        nodes = nodes_of(*x)
         if "constant" in operator.attributes:
-            x = (x[0], _constant(operator))
-        return _ACTIVATIONS[operator.activation](function(*x))
+            x = (x[0], _constant(operator, nodes))
+        return _ACTIVATIONS[operator.activation](nodes.add(op, *x, name=name, T=tf.float32))
 
     return build
 
 
-def _constant(operator: Operator) -> tf.Tensor:
+def _constant(operator: Operator, nodes: Nodes) -> Node:
     """The constant operand, on its grid and marked with it."""
     integers, grid = constant(operator)
     real = (integers - grid.zero_point).astype(np.float32) * np.float32(grid.scale)
-    return fake_quant(tf.constant(real), grid)
+    return fake_quant(nodes.constant(real), grid)
 
 
 def _pool(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
@@ -205,13 +215,13 @@ def _resize(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
 
 
 _EMITTERS: dict[str, Callable[..., tf.Tensor]] = {
-    "CONV_2D": _linear(_conv_2d, (3,)),
-    "DEPTHWISE_CONV_2D": _linear(_depthwise, (2, 3)),
+    "CONV_2D": _linear(_convolution("Conv2D"), (3,)),
+    "DEPTHWISE_CONV_2D": _linear(_convolution("DepthwiseConv2dNative"), (2, 3)),
     "FULLY_CONNECTED": _linear(_fully_connected, (1,)),
     "TRANSPOSE_CONV": _linear(_transpose_conv, (2,)),
-    "ADD": _binary(tf.add),
-    "SUB": _binary(tf.subtract),
-    "MUL": _binary(tf.multiply),
+    "ADD": _binary("AddV2", "Add"),
+    "SUB": _binary("Sub"),
+    "MUL": _binary("Mul"),
     "AVERAGE_POOL_2D": _pool(tf.nn.avg_pool2d),
     "MAX_POOL_2D": _pool(tf.nn.max_pool2d),
     "MEAN": _mean,
@@ -223,9 +233,9 @@ _EMITTERS: dict[str, Callable[..., tf.Tensor]] = {
     "QUANTIZE": _quantize,
     "DEQUANTIZE": lambda operator, x: x,
     "REDUCE_MAX": _reduce_max,
-    "MAXIMUM": _binary(tf.maximum),
-    "MINIMUM": _binary(tf.minimum),
-    "PRELU": _binary(tf.multiply),
+    "MAXIMUM": _binary("Maximum"),
+    "MINIMUM": _binary("Minimum"),
+    "PRELU": _binary("Mul"),
     "LOGISTIC": lambda operator, x: tf.sigmoid(x),
     "TANH": lambda operator, x: tf.tanh(x),
     "LEAKY_RELU": lambda operator, x: tf.nn.leaky_relu(x, operator.attributes["alpha"]),
@@ -261,6 +271,22 @@ _INHERITED = frozenset(
         "LOGISTIC",
         "TANH",
         "L2_NORMALIZATION",
+    ]
+)
+
+# Written as nodes: what there may be hundreds of. The others are traced.
+_AS_NODES = frozenset(
+    [
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "FULLY_CONNECTED",
+        "TRANSPOSE_CONV",
+        "ADD",
+        "SUB",
+        "MUL",
+        "MAXIMUM",
+        "MINIMUM",
+        "PRELU",
     ]
 )
 

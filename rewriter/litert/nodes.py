@@ -1,0 +1,112 @@
+"""Nodes of a TensorFlow graph, written as protos and put into the graph many at a time.
+
+To trace an operation, TensorFlow's Python takes several times as long as to import its proto.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Node:
+    """The one output of a node; TensorFlow's functions take it for its tensor.
+
+    Attributes:
+      nodes: where it waits, or has waited.
+      name: of the operation in the graph.
+    """
+
+    nodes: Nodes
+    name: str
+
+
+class Nodes:
+    """Nodes that wait to be put into the default graph."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tf.Tensor] = {}
+        self._waiting = _empty()
+        self._names: set[str] = set()
+
+    def add(self, op: str, *inputs: Node | tf.Tensor, name: str = "", **attributes: Any) -> Node:
+        """A node in the current name scope.
+
+        Args:
+          op: the operation's registered name.
+          *inputs: its inputs.
+          name: if it is not ``op``; made unique.
+          **attributes: ``bool``, ``int``, ``float``, ``str``, ``tf.DType`` or a list of ``int``;
+            those with a default may be left out.
+        """
+        names = [self._name_of(value) for value in inputs]
+        own = tf.compat.v1.get_default_graph().unique_name(name or op)
+        node = self._waiting.node.add(name=own, op=op, input=names)
+        for key, value in attributes.items():
+            _set(node.attr[key], value)
+        self._names.add(own)
+        return Node(self, own)
+
+    def constant(self, values: np.ndarray) -> Node:
+        """A float32 constant."""
+        values = np.ascontiguousarray(values, np.float32)
+        node = self.add("Const", dtype=tf.float32)
+        proto = self._waiting.node[-1].attr["value"].tensor
+        proto.dtype, proto.tensor_content = tf.float32.as_datatype_enum, values.tobytes()
+        for size in values.shape:
+            proto.tensor_shape.dim.add(size=size)
+        return node
+
+    def tensor(self, node: Node) -> tf.Tensor:
+        """The tensor of one of these nodes; if it waits, all that wait are put into the graph."""
+        if node.name in self._names:
+            tf.graph_util.import_graph_def(self._waiting, input_map=self._sources, name="")
+            self._waiting, self._sources, self._names = _empty(), {}, set()
+        return tf.compat.v1.get_default_graph().get_tensor_by_name(f"{node.name}:0")
+
+    def _name_of(self, value: Node | tf.Tensor) -> str:
+        if isinstance(value, Node) and value.nodes is self and value.name in self._names:
+            return value.name
+        tensor = tensor_of(value)
+        self._sources[tensor.name] = tensor
+        return str(tensor.name)
+
+
+def nodes_of(*values: Node | tf.Tensor) -> Nodes:
+    """The nodes that the first of the values which is one belongs to, or new ones."""
+    return next((value.nodes for value in values if isinstance(value, Node)), None) or Nodes()
+
+
+def tensor_of(value: Node | tf.Tensor) -> tf.Tensor:
+    """The tensor in the graph."""
+    return value.nodes.tensor(value) if isinstance(value, Node) else tf.convert_to_tensor(value)
+
+
+def _empty() -> Any:
+    graph = tf.compat.v1.GraphDef()
+    graph.versions.producer = tf.version.GRAPH_DEF_VERSION
+    return graph
+
+
+def _set(attribute: Any, value: Any) -> None:
+    if isinstance(value, bool):
+        attribute.b = value
+    elif isinstance(value, int):
+        attribute.i = value
+    elif isinstance(value, float):
+        attribute.f = value
+    elif isinstance(value, str):
+        attribute.s = value.encode()
+    elif isinstance(value, tf.DType):
+        attribute.type = value.as_datatype_enum
+    else:
+        attribute.list.i.extend(value)
+
+
+tf.register_tensor_conversion_function(
+    Node, lambda value, dtype=None, name=None, as_ref=False: tensor_of(value)
+)
