@@ -11,7 +11,7 @@ import tensorflow as tf
 import litert_programs as programs
 from rewriter.compare import compare_program
 from rewriter.errors import ExportError
-from rewriter.litert import convert, emit, flatbuffer, interpreter, matching
+from rewriter.litert import checks, convert, emit, flatbuffer, interpreter, matching
 from rewriter.litert.convert import convert_program
 
 
@@ -118,7 +118,7 @@ def test_swapped_outputs_are_noticed():
     file = flatbuffer.read(content)
     swapped = dataclasses.replace(file, outputs=(file.outputs[1], file.outputs[0], file.outputs[2]))
     with pytest.raises(ExportError, match="'probabilities'"):
-        convert._check_outputs(program, swapped, dict(mapping.indexes))
+        checks.check_outputs(program, swapped, dict(mapping.indexes))
 
 
 def faulty(change):
