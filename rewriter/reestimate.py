@@ -8,8 +8,8 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.calibrate import batches_of
+from rewriter.composed_norm import reestimating
 from rewriter.errors import CalibrationError, UnsupportedModelError
-from rewriter.layers.batch_norm import reestimating
 from rewriter.schedule import batch_norms
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter import fused_norm, moments, phases
+from rewriter import composed_norm, fused_norm, moments, phases
 from rewriter.flavours import Flavour
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, piped
 from rewriter.pipeline_ops import copy_op, is_layer
-
-# While statistics are re-estimated: the share of the present batch in them. Read when a function
-# is traced, so it costs other functions nothing.
-_reestimation: contextvars.ContextVar[Any] = contextvars.ContextVar("reestimation", default=None)
 
 _PLAIN = (
     "axis",
@@ -229,7 +222,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         It has no float64, and computes the moments of all elements of this replica. Its
         ``(x - mean) * factor + beta`` rounds otherwise than the formula in inference.
         """
-        if _reestimation.get() is not None or inputs.dtype == tf.float64:
+        if composed_norm.share() is not None or inputs.dtype == tf.float64:
             return False
         if not training:
             return self._like_fused
@@ -242,9 +235,15 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         phase = phases.read(self.phase) if self._pipes else None
         values = self.variables_in(phase, training)
         gamma, beta, mean, variance = (values[name] for name in VARIABLES)
-        share = _reestimation.get()
-        if share is not None:
-            y, mean, variance = self._reestimate(x, gamma, beta, share)
+        if composed_norm.share() is not None:
+            y, mean, variance = composed_norm.reestimated(
+                x,
+                gamma,
+                beta,
+                self._averages(),
+                epsilon=self.epsilon,
+                bessel=bool(self.bessel_correction),
+            )
             self._assign(mean, variance)
             return restore(y)
         if not self._on_kernel(inputs, training, mask):
@@ -256,20 +255,21 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1), None)
             return restore(y)
         frozen = tf.convert_to_tensor(self.frozen)
-        averages = VARIABLES[2:]
-        if not any(name in self._pipes for name in averages):
+        if not self._pipes_averages():
             y, mean, variance = self._fused(x, gamma, beta, mean, variance, frozen, bias)
             self._assign(mean, variance)
             return restore(y)
         # Frozen, the piped values normalize; otherwise the variables themselves are averaged on.
-        old = [tf.convert_to_tensor(getattr(self, name)) for name in averages]
+        old = self._averages()
         mean, variance = (
-            tf.where(frozen > 0, values[name], variable)
-            for name, variable in zip(averages, old, strict=True)
+            tf.where(frozen > 0, a, b) for a, b in zip((mean, variance), old, strict=True)
         )
         y, *moved = self._fused(x, gamma, beta, mean, variance, frozen, bias)
         self._assign(*(tf.where(frozen > 0, a, b) for a, b in zip(old, moved, strict=True)))
         return restore(y)
+
+    def _pipes_averages(self) -> bool:
+        return any(name in self._pipes for name in VARIABLES[2:])
 
     def _fused(
         self, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, bias: Any
@@ -284,52 +284,31 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
-            learned=any(name in self._pipes for name in VARIABLES[2:]),
+            learned=self._pipes_averages(),
             bias=bias,
         )
 
     def _composed(self, x: Any, values: Any, training: bool, weights: Any, shared: bool) -> Any:
         """Without the fused kernel: float64, masks, statistics across replicas."""
-        gamma, beta, mean, variance = (values[name] for name in VARIABLES)
-        dtype = mean.dtype
-        wide = tf.cast(x, dtype)
-        if training:
-            frozen = tf.convert_to_tensor(self.frozen) > 0
-            batch_mean, batch_variance = moments.moments(wide, weights, shared)
-            n = tf.cast(tf.size(x) // tf.shape(x)[-1], dtype)
-            corrected = n / tf.maximum(n - 1, 1) if self.bessel_correction else 1.0
-            averages = []
-            for name, batch in (
-                ("moving_mean", batch_mean),
-                ("moving_variance", batch_variance * corrected),
-            ):
-                old = tf.convert_to_tensor(getattr(self, name))
-                moved = old + (batch - old) * (1.0 - self.momentum)
-                averages.append(tf.where(frozen, old, moved))
-            self._assign(*averages)
-            mean = tf.where(frozen, mean, batch_mean)
-            variance = tf.where(frozen, variance, batch_variance)
-        y = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon)
-        return tf.cast(y, x.dtype)
+        ordered = [values[name] for name in VARIABLES]
+        if not training:
+            return composed_norm.by_moving(x, ordered, self.epsilon)
+        y, mean, variance = composed_norm.by_batch(
+            x,
+            ordered,
+            self._averages(),
+            tf.convert_to_tensor(self.frozen) > 0,
+            epsilon=self.epsilon,
+            momentum=self.momentum,
+            bessel=bool(self.bessel_correction),
+            weights=weights,
+            shared=shared,
+        )
+        self._assign(mean, variance)
+        return y
 
-    def _reestimate(self, x: Any, gamma: Any, beta: Any, share: Any) -> tuple[Any, Any, Any]:
-        """Normalize by the batch, and move the statistics by ``share`` of the way to it."""
-        wide = tf.cast(x, gamma.dtype)
-        mean, variance = tf.nn.moments(wide, [0, 1, 2])
-        y = tf.nn.batch_normalization(wide, mean, variance, beta, gamma, self.epsilon)
-        n = tf.cast(tf.size(x) // tf.shape(x)[-1], gamma.dtype)
-        if self.bessel_correction:
-            variance *= n / tf.maximum(n - 1, 1)
-        share = tf.cast(share, gamma.dtype)
-        old_mean, old_variance = (
-            tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)
-        )
-        # The first batch replaces what was there, whatever it was: not even a NaN stays.
-        new_mean, new_variance = (
-            tf.math.multiply_no_nan(old, 1.0 - share) + new * share
-            for old, new in ((old_mean, mean), (old_variance, variance))
-        )
-        return tf.cast(y, x.dtype), new_mean, new_variance
+    def _averages(self) -> list[Any]:
+        return [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
 
     def _assign(self, mean: Any, variance: Any) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
@@ -351,17 +330,3 @@ class FusedBatchNormalizationMixin(PhasedMixin):
                 value = getattr(self, name)
                 config[name] = None if value is None else serialize(value)
         return config
-
-
-@contextlib.contextmanager
-def reestimating(share: Any) -> Iterator[None]:
-    """Within: every batch normalization uses the batch's statistics and averages them.
-
-    Args:
-      share: float scalar: share of this batch in the average, 1/(k+1) for the k-th from 0.
-    """
-    token = _reestimation.set(share)
-    try:
-        yield
-    finally:
-        _reestimation.reset(token)
