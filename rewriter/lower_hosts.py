@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rewriter import hosts, lower_float, lower_ops, stock_layers
+from rewriter import hosts, lower_float, lower_ops, stock_activations
 from rewriter.errors import ExportError
 from rewriter.graph import Call
 from rewriter.lower_linear import channel_affine, kernel_grids, linear, normalization
@@ -28,7 +28,7 @@ def _host(low: ProgramBuilder, call: Call, x: Value) -> Value:
     else:
         value = _OPERATORS[layer.row.name](low, call, _without_steps(low, call, x))
         value = low.reshaped(call, value, (None, *call.shapes[0][1:]))
-        operation = stock_layers.function(low.flavour, call, layer.host.activation, None)
+        operation = stock_activations.function(low.flavour, call, layer.host.activation, None)
         if layer.before_activation is not None:
             value = low.quantize(value, layer.before_activation, f"{call.path}/before_activation")
         if operation is None:
