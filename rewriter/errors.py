@@ -1,4 +1,4 @@
-"""The errors that users of rewriter meet."""
+"""The errors that users of rewriter meet, and how they quote those of others."""
 
 from __future__ import annotations
 
