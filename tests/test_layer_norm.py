@@ -1,4 +1,4 @@
-"""Layer normalization: the original in float, and integers that are near it on the device."""
+"""Layer normalization: in float the original, in the file the twin, and what stays in float."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 import rewriter
 from checks import KERASES, both, everything
+from layer_norms import CASES, model_of, norm_of
 from rewriter.errors import ExportError
 
 every = pytest.mark.parametrize("name", CASES)
@@ -68,7 +69,7 @@ def test_frozen_stays_frozen(flavour: str, tmp_path: Path) -> None:
     rewriter.calibrate(qat, x, progress=False)
     assert not qat.trainable_variables
     qat.save(tmp_path / "m.keras")
-    assert not rewriter.loadmodel_of(tmp_path / "m.keras").trainable_variables
+    assert not rewriter.load_model(tmp_path / "m.keras").trainable_variables
 
 
 @both
@@ -81,6 +82,9 @@ def test_training_in_quantize_learns(flavour: str) -> None:
     qat.compile(k.optimizers.Adam(0.03), "mse")
     losses = qat.fit(x, target, epochs=30, batch_size=16, verbose=0).history["loss"]
     assert losses[-1] < 0.05 * losses[0]
+
+
+# The file
 
 
 @both
@@ -156,7 +160,7 @@ def test_saved_and_loaded(flavour: str, kind: str, tmp_path: Path) -> None:
     rewriter.calibrate(qat, x, progress=False)
     path = tmp_path / ("m" if kind == "saved_model" else f"m.{kind}")
     qat.save(path)
-    loaded = rewriter.loadmodel_of(path)
+    loaded = rewriter.load_model(path)
     assert rewriter.get_phase(loaded) == "quantize"
     np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(qat(x)))
     rewriter.export_tflite(qat, tmp_path / "a.tflite")
