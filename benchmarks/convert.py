@@ -16,211 +16,27 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import dataclasses
-import importlib
 import json
 import multiprocessing
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 from tqdm.auto import tqdm
 
-from benchmarks import architectures, meter, report, scaling
+from benchmarks import architectures, report, scaling, stages
+from benchmarks.stages import STAGES, Case
 
 QUICK = (10, 20, 40)
-STAGES = (
-    "Keras's load",
-    "load",
-    "plan",
-    "rewrite",
-    "clone",
-    "TFMOT",
-    "calibrate",
-    "export",
-    "verify",
-)
 PER_SAMPLE_BAR, CONVERTER_BAR = 1.3, 0.8
-TFMOT_BLOCKS = 200  # longer chains take it minutes: it starts anew after every match
-BATCH, BATCHES, WARM_UP = 16, 16, 2
 _CONTEXT = multiprocessing.get_context("forkserver")
-_PRELOAD = ["tensorflow", "tf_keras", "keras", "rewriter", "benchmarks.scaling"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One model: a chain of ``blocks``, or the application ``name`` where ``blocks`` is 0."""
-
-    keras: str
-    name: str
-    blocks: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.name} of {self.blocks}" if self.blocks else self.name
-
-    def build(self) -> Any:
-        """The model with random weights; those of an application keep its signal alive."""
-        keras = importlib.import_module(self.keras)
-        if self.blocks:
-            return scaling.KINDS[self.name](keras, self.blocks)
-        model = architectures.build(keras, self.name)
-        architectures.set_statistics(model, architectures.images(self.name, 8, 0))
-        return model
-
-    def data(self, count: int) -> np.ndarray:
-        """Inputs of the model, float32."""
-        if self.blocks:
-            return np.random.default_rng(1).normal(size=(count, 2, 2, 2)).astype(np.float32)
-        return architectures.images(self.name, count, 1)
-
-
-def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
-    """``(stage, reading)`` one after the other, and ``("layers", count)`` and the like."""
-    import rewriter
-
-    keras = importlib.import_module(case.keras)
-    blocks = max(case.blocks, 200)
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), scaling.FRAMES_PER_LAYER * 5 * blocks))
-    _first_uses(rewriter, keras, folder)
-    path = folder / "model.keras"
-    case.build().save(path)
-    keras.backend.clear_session()
-    yield "Keras's load", meter.read(lambda: keras.models.load_model(path))[0]
-    keras.backend.clear_session()
-    reading, model = meter.read(lambda: rewriter.load_model(path))
-    yield "layers", len(model.layers)
-    yield "load", reading
-    yield "plan", meter.read(lambda: rewriter.plan(model))[0]
-    reading, qat = meter.read(lambda: rewriter.rewrite(model))
-    yield "rewrite", reading
-    yield "clone", meter.read(lambda: keras.models.clone_model(model))[0]
-    yield "TFMOT", _tfmot(case, model)
-    data = case.data(BATCH * BATCHES)
-    reading, _ = meter.read(
-        lambda: rewriter.calibrate(qat, data[:BATCH], batch_size=BATCH, progress=False)
-    )
-    yield "calibrate", reading
-    yield "per sample", per_sample(rewriter, keras, model, qat, data, rounds)
-    inside: list[float] = []
-    with _timed_converter(inside):
-        reading, _ = meter.read(lambda: rewriter.export_tflite(qat, folder / "model.tflite"))
-    yield "export", reading
-    yield "converter", sum(inside)
-    yield (
-        "verify",
-        meter.read(lambda: rewriter.verify(qat, folder / "model.tflite", data[:2], progress=False))[
-            0
-        ],
-    )
-
-
-def _first_uses(rewriter: Any, keras: Any, folder: Path) -> None:
-    """Imports and first uses are nobody's."""
-    model, data = scaling.chain(keras, 2), np.ones((4, 2, 2, 2), "float32")
-    model.save(folder / "first.keras")
-    qat = rewriter.rewrite(rewriter.load_model(folder / "first.keras"))
-    rewriter.calibrate(qat, data, progress=False)
-    rewriter.export_tflite(qat, folder / "first.tflite")
-    rewriter.verify(qat, folder / "first.tflite", data[:1], progress=False)
-
-
-def _tfmot(case: Case, model: Any) -> Any:
-    """The reading of quantize_apply; or why there is none."""
-    if case.keras != "tf_keras":
-        return "no Keras 3"
-    if case.blocks > TFMOT_BLOCKS:
-        return "not tried"
-    import tensorflow_model_optimization as tfmot
-
-    keras = tfmot.quantization.keras
-    try:
-        annotated = keras.quantize_annotate_model(model)
-        return meter.read(lambda: keras.quantize_apply(annotated))[0]
-    except Exception as error:  # whatever it raises is its answer
-        return f"refused: {type(error).__name__}"
-
-
-def per_sample(
-    rewriter: Any, keras: Any, model: Any, qat: Any, data: np.ndarray, rounds: int
-) -> dict[str, float]:
-    """Seconds that calibrate and predict take for a sample once they are under way.
-
-    From one batch to the next, the first ones left out, so that tracing does not count; medians
-    over all batches of all rounds, which take turns.
-    """
-    module = sys.modules["rewriter.calibrate"]
-    original, stamps = module.batches_of, []
-
-    def stamp(*_: Any, **__: Any) -> None:
-        stamps.append((time.perf_counter(), time.process_time()))
-
-    def batches_of(*args: Any) -> tuple[Iterator[Any], int | None]:
-        batches, count = original(*args)
-
-        def stamped() -> Iterator[Any]:
-            for batch in batches:
-                stamp()
-                yield batch
-
-        return stamped(), count
-
-    def calibrate() -> None:
-        with mock.patch.object(module, "batches_of", batches_of):
-            rewriter.calibrate(qat, data, batch_size=BATCH, progress=False)
-
-    def predict() -> None:
-        callback = keras.callbacks.LambdaCallback()
-        callback.on_predict_batch_begin = stamp
-        model.predict(data, batch_size=BATCH, verbose=0, callbacks=[callback])
-
-    found: dict[str, list[np.ndarray]] = {"calibrate": [], "predict": []}
-    for _ in range(rounds):
-        for name, function in (("calibrate", calibrate), ("predict", predict)):
-            stamps.clear()
-            function()
-            found[name].append(np.diff(np.array(stamps), axis=0)[WARM_UP:] / BATCH)
-    return {
-        f"{name} {clock}": float(np.median(np.concatenate(values)[:, index]))
-        for name, values in found.items()
-        for index, clock in enumerate(("wall", "cpu"))
-    }
-
-
-def _timed_converter(seconds: list[float]) -> Any:
-    """While it is entered, what TFLiteConverter.convert takes is appended to ``seconds``."""
-    import tensorflow as tf
-
-    original = tf.lite.TFLiteConverter.convert
-
-    def convert(self: Any) -> bytes:
-        start = time.perf_counter()
-        try:
-            return original(self)
-        finally:
-            seconds.append(time.perf_counter() - start)
-
-    return mock.patch.object(tf.lite.TFLiteConverter, "convert", convert)
-
-
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Everything about one case, as JSON values."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = dict(stages(case, rounds, Path(folder)))
-    plain = {
-        key: dataclasses.asdict(value) if isinstance(value, meter.Reading) else value
-        for key, value in found.items()
-    }
-    return {**dataclasses.asdict(case), **plain}
+_PRELOAD = ["tensorflow", "tf_keras", "keras", "rewriter", "benchmarks.stages"]
 
 
 def _cell(value: Any, digits: int = 2) -> str:
@@ -281,7 +97,7 @@ def rendered(rows: Sequence[Mapping[str, Any]]) -> str:
         )
     parts = [
         "CPU seconds (those of the clock). *calibrate*: one batch of "
-        f"{BATCH}, with the tracing; *verify*: two samples.",
+        f"{stages.BATCH}, with the tracing; *verify*: two samples.",
         report.table(["model", "layers", *STAGES], times),
         "Peak memory in MB, above what was resident before the stage.",
         report.table(["model", *STAGES], peaks),
@@ -335,7 +151,7 @@ def main() -> None:
     for case in bar:
         bar.set_postfix_str(f"{case.keras}: {case}")
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=_CONTEXT) as pool:
-            row = pool.submit(measure, case, args.rounds).result()
+            row = pool.submit(stages.measure, case, args.rounds).result()
         found[case.keras].append(row)
         if args.json:
             with args.json.open("a") as file:

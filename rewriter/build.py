@@ -10,19 +10,17 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import (
-    copies,
     fake_quant,
     hosts,
     layer_norms,
-    layers,
     ops,
     placement,
-    quantizers,
     rules,
     stack,
 )
 from rewriter import graph as graphs
 from rewriter.graph import Call, Graph, Ref
+from rewriter.layer_factory import LayerFactory
 from rewriter.operations import is_floating
 from rewriter.recipe import Recipe
 
@@ -45,8 +43,6 @@ class Builder:
     def __init__(self, graph: Graph, decisions: list[rules.Decision], recipe: Recipe):
         self.graph = graph
         self.flavour = graph.flavour
-        self.recipe = recipe
-        self.classes = layers.of(graph.flavour)
         self.jobs = self._jobs(decisions)
         outputs = graph.output_refs()
         self.names = self._names()
@@ -62,7 +58,7 @@ class Builder:
         self.quantize_layers: dict[int, Any] = {}  # id(group) -> Quantize layer
         self.unnamed: set[int] = set()
         self.given: set[str] = set()  # the names of those
-        self.copies: list[copies.Copy] = []  # of the layers that are being built
+        self.factory = LayerFactory(graph.flavour, recipe)
         self.tensors: dict[Ref, Any] = {}
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
 
@@ -148,8 +144,7 @@ class Builder:
             self._run(job, outputs)
             # Right away: a copied variable shares its memory with the original until one of them
             # changes, an initialised one has its own.
-            while self.copies:
-                self.copies.pop().finish()
+            self.factory.finish_copies()
         with stack.room_for(2 * len(self.jobs)):
             return self.flavour.keras.Model(
                 inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
@@ -234,11 +229,8 @@ class Builder:
     ) -> Any:
         layer = self.quantize_layers.get(id(group))
         if layer is None:
-            if group.fixed is not None:
-                quantizer = quantizers.FixedQuantizer(*group.fixed)
-            else:
-                quantizer = self.recipe.new_activation_quantizer()
-            layer = self.classes.Quantize(quantizer, clamp, name=name or self._unique(group.name))
+            name = name or self._unique(group.name)
+            layer = self.factory.quantize(name, clamp, group.fixed)
             self.taken.add(layer.name)
             self.given.add(layer.name)
             self.quantize_layers[id(group)] = layer
@@ -253,77 +245,19 @@ class Builder:
     def _layer(self, job: _Job, owned: Any, rename: str | None) -> Any:
         key = id(job.layer)
         if key not in self.new_layers:
-            name = rename or self.names[key]
-            make = {
-                "batch_norm": self._batch_norm,
-                "host": self._host,
-                "layer_norm": self._layer_norm,
-                "other": self._other,
-            }
-            self.new_layers[key] = make[self._kind(job)](job, owned, name)
+            self.new_layers[key] = self._new_layer(job, owned, rename or self.names[key])
         return self.new_layers[key]
 
-    def _copy_later(self, new: Any, original: Any) -> None:
-        """Have the values of ``original`` in ``new`` when it has been built."""
-        copy = copies.Copy(self.flavour, new, original)
-        copy.start()
-        self.copies.append(copy)
-
-    def _other(self, job: _Job, owned: Any, name: str) -> Any:
-        new = self.flavour.clone(job.layer, name)
-        self._copy_later(new, job.layer)
-        return new
-
-    def _batch_norm(self, job: _Job, owned: Any, name: str) -> Any:
-        return self._new_batch_norm(job.layer, name, job.path)
-
-    def _new_batch_norm(self, original: Any, name: str, *also: str) -> Any:
-        """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
-        new = self.classes.FusedBatchNormalization.like(original, name)
-        new.pipeline = self.recipe.pipeline_for(name, *also) or new.pipeline
-        self._copy_later(new, original)
-        return new
-
-    def _layer_norm(self, job: _Job, owned: Any, name: str) -> Any:
-        inner = self.flavour.clone(job.layer)
-        self._copy_later(inner, job.layer)
-        mean, centred = (
-            self.classes.Quantize(self.recipe.new_activation_quantizer(), name=part)
-            for part in ("mean", "centred")
-        )
-        return self.classes.QuantizedLayerNormalization(
-            inner,
-            mean,
-            centred,
-            name=name,
-            dtype="float32",  # whatever the global policy
-            activity_regularizer=getattr(job.layer, "activity_regularizer", None),
-        )
-
-    def _host(self, job: _Job, owned: Any, name: str) -> Any:
-        found = hosts.find(self.flavour, job.layer)
-        if found is None:
-            raise LookupError(f"{job.path!r} is not a host.")
-        original, row = found.layer, found.row
-        inner = self.flavour.clone(original)
-        self._copy_later(inner, original)
-        batch_norm = None
-        if job.batch_norm is not None:
-            path = self.graph.calls[job.call].path
-            norm = job.batch_norm
-            batch_norm = self._new_batch_norm(norm, norm.name, path, original.name, job.path)
-        observed = self.recipe.new_activation_quantizer
-        quantize = self.classes.Quantize
-        behaviour = self._activation(job)
-        fuses = behaviour.kind in (ops.IDENTITY, ops.CLAMP)
-        return self.classes.QuantizedHost(
-            inner,
-            batch_norm,
-            [self.recipe.new_kernel_quantizer(kernel.channel_axes) for kernel in row.kernels],
-            between=quantize(observed(), name="between") if len(row.kernels) > 1 else None,
-            before_activation=None if fuses else quantize(observed(), name="before_activation"),
-            output_quantizer=owned,
-            distributed=found.distributed,
-            name=name,
-            activity_regularizer=getattr(original, "activity_regularizer", None),
-        )
+    def _new_layer(self, job: _Job, owned: Any, name: str) -> Any:
+        kind = self._kind(job)
+        if kind == "host":
+            fuses = self._activation(job).kind in (ops.IDENTITY, ops.CLAMP)
+            norm_path = self.graph.calls[job.call].path
+            return self.factory.host(
+                job.layer, name, job.path, job.batch_norm, norm_path, owned, fuses=fuses
+            )
+        if kind == "batch_norm":
+            return self.factory.batch_norm(job.layer, name, job.path)
+        if kind == "layer_norm":
+            return self.factory.layer_norm(job.layer, name)
+        return self.factory.clone(job.layer, name)

@@ -15,7 +15,7 @@ import numpy as np
 
 from rewriter import data, plan, rewrite
 from rewriter.calibrate import calibrate
-from rewriter.compare import Comparison
+from rewriter.comparison import Comparison
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import replacing

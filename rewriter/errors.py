@@ -1,4 +1,4 @@
-"""The errors that users of rewriter meet."""
+"""The errors that users of rewriter meet, and how they quote those of others."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ class ExportError(RewriterError):
 
 class VerificationError(RewriterError):
     """A file cannot be compared with the model."""
+
+
+def short(error: BaseException) -> str:
+    """The first line of an error's message, cut to 300 characters; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
-from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
-
-from rewriter import flavours, stack
-from rewriter.errors import LoadError
+from rewriter import flavours, model_formats, stack
+from rewriter.errors import LoadError, short
 from rewriter.flavours import Flavour
-
-_EXPECTED = "Expected a SavedModel folder with Keras metadata, a .keras file, or an .h5/.hdf5 file"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contents:
-    """What a file says about itself.
-
-    Attributes:
-      kind: what it is, for messages.
-      keras_version: the Keras that wrote it, such as ``"2.4.0"``; ``""`` where it does not say.
-      config: its description of the architecture, as parsed JSON.
-      suffixes: the suffixes by which Keras knows the format; empty where it asks for none.
-      only: the one Keras that reads the format; None if both do.
-    """
-
-    kind: str
-    keras_version: str
-    config: Any
-    suffixes: tuple[str, ...] = ()
-    only: str | None = None
-
-    @property
-    def flavour_name(self) -> str:
-        """Keras 3 writes its own version; everything older, or silent, is of tf_keras."""
-        major = self.keras_version.split(".")[0]
-        return "keras" if major.isdigit() and int(major) >= 3 else "tf_keras"
+from rewriter.model_formats import Contents
 
 
 def load_model(
@@ -78,7 +45,7 @@ def load_model(
       ValueError: for another ``flavour``.
     """
     path = Path(path)
-    contents = _read(path)
+    contents = model_formats.read(path)
     chosen = _choose(path, contents, flavour)
     if contents.suffixes and path.suffix not in contents.suffixes:
         raise LoadError(
@@ -101,126 +68,7 @@ def load_model(
     return model
 
 
-def _read(path: Path) -> _Contents:
-    if not path.exists():
-        raise LoadError(f"There is no file or folder {str(path)!r}.")
-    for fits, reader in _FORMATS:
-        try:
-            if fits(path):
-                return reader(path)
-        except (OSError, KeyError, ValueError, DecodeError, zipfile.BadZipFile) as error:
-            if isinstance(error, LoadError):
-                raise
-            raise LoadError(
-                f"{str(path)!r} cannot be read: it is damaged or incomplete ({_short(error)}). "
-                "Save or copy it again."
-            ) from error
-    received = "a folder without saved_model.pb" if path.is_dir() else f"a file, {_glimpse(path)}"
-    raise LoadError(f"{str(path)!r} is not a Keras model. {_EXPECTED}. Received: {received}.")
-
-
-def _glimpse(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise LoadError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
-    if head[4:8] == b"TFL3":
-        return "already a .tflite file: the model it was converted from is needed"
-    return f"which begins with {head!r}" if head else "which is empty"
-
-
-def _is_saved_model(path: Path) -> bool:
-    return path.is_dir() and (path / "saved_model.pb").is_file()
-
-
-def _read_saved_model(path: Path) -> _Contents:
-    proto = saved_model_pb2.SavedModel()
-    proto.ParseFromString((path / "saved_model.pb").read_bytes())
-    if not proto.meta_graphs:
-        raise ValueError("saved_model.pb is empty")
-    # Before TensorFlow 2.5 each node carries its metadata; since then they have their own file,
-    # in which the messages are of the same form but for the field numbers.
-    objects = proto.meta_graphs[0].object_graph_def.nodes
-    texts = [
-        node.user_object.metadata
-        for node in objects
-        if node.user_object.identifier.startswith("_tf_keras_")
-    ]
-    if (path / "keras_metadata.pb").is_file():
-        texts = _keras_metadata(path / "keras_metadata.pb")
-    nodes = [json.loads(text) for text in texts if text]
-    if not nodes:
-        raise LoadError(
-            f"{str(path)!r} is a SavedModel without Keras metadata: it holds functions, as "
-            "model.export and tf.saved_model.save write them, and no layers that could be "
-            "rewritten. Save the model with model.save('model.keras') and load that."
-        )
-    versions = [node["keras_version"] for node in nodes if node.get("keras_version")]
-    return _Contents("a SavedModel", versions[0] if versions else "", nodes, only="tf_keras")
-
-
-def _keras_metadata(path: Path) -> list[str]:
-    if flavours.TF_KERAS is None:
-        return []  # the missing tf_keras is reported when it is chosen
-    from tf_keras.protobuf import saved_metadata_pb2
-
-    metadata = saved_metadata_pb2.SavedMetadata()
-    metadata.ParseFromString(path.read_bytes())
-    return [node.metadata for node in metadata.nodes]
-
-
-def _is_hdf5(path: Path) -> bool:
-    return path.is_file() and h5py.is_hdf5(path)
-
-
-def _read_hdf5(path: Path) -> _Contents:
-    with h5py.File(path, "r") as file:
-        config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
-    if config is None:
-        raise LoadError(
-            f"{str(path)!r} is an HDF5 file without a model's configuration: it holds weights "
-            "only, or something else. Load the weights into the model that they belong to, and "
-            "save that with model.save('model.keras')."
-        )
-    return _Contents("an HDF5 file", _text(version), json.loads(_text(config)), (".h5", ".hdf5"))
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _is_zip(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        # Not zipfile.is_zipfile: it looks at the end, which a truncated file has lost.
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _read_zip(path: Path) -> _Contents:
-    with zipfile.ZipFile(path) as file:
-        if "config.json" not in file.namelist() or "metadata.json" not in file.namelist():
-            raise LoadError(
-                f"{str(path)!r} is a zip file, but not a .keras file. {_EXPECTED}. "
-                f"Received: {file.namelist()[:5]}."
-            )
-        config = json.loads(file.read("config.json"))
-        metadata = json.loads(file.read("metadata.json"))
-        damaged = file.testzip()
-    if damaged is not None:
-        raise ValueError(f"the checksum of {damaged!r} in it is wrong")
-    return _Contents("a .keras file", metadata["keras_version"], config, (".keras",))
-
-
-_FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], _Contents]], ...] = (
-    (_is_saved_model, _read_saved_model),
-    (_is_hdf5, _read_hdf5),
-    (_is_zip, _read_zip),
-)
-
-
-def _choose(path: Path, contents: _Contents, name: str | None) -> Flavour:
+def _choose(path: Path, contents: Contents, name: str | None) -> Flavour:
     known = {"tf_keras": flavours.TF_KERAS, "keras": flavours.KERAS3}
     if name is not None and name not in known:
         raise ValueError(f"flavour must be one of {sorted(known)} or None. Received: {name!r}.")
@@ -243,7 +91,7 @@ def _cannot_import(path: Path, name: str) -> str:
         importlib.import_module(name)
         reason = "it is not the version that this package knows"
     except ImportError as error:
-        reason = _short(error)
+        reason = short(error)
     message = f"{str(path)!r} needs {name}, which cannot be imported here ({reason}). "
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if name == "keras" and backend != "tensorflow":
@@ -293,7 +141,7 @@ def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
 
 def _explain(
     path: Path,
-    contents: _Contents,
+    contents: Contents,
     flavour: Flavour,
     custom_objects: Mapping[str, Any] | None,
     error: Exception,
@@ -304,7 +152,7 @@ def _explain(
     message = f"{str(path)!r} is {contents.kind}, but {flavour.name} cannot load it"
     if contents.flavour_name != flavour.name:
         message += f" (it was written by Keras {contents.keras_version or '2'})"
-    return f"{message}: {_short(error)}"
+    return f"{message}: {short(error)}"
 
 
 def _is_known(
@@ -332,9 +180,3 @@ def _unknown(path: Path, layer: str, class_name: str, flavour: Flavour) -> str:
         f"and import it (on the command line: --import MODULE), or pass custom_objects="
         f"{{{class_name!r}: {class_name}}}."
     )
-
-
-def _short(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,13 +14,11 @@ from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.lower_linear import normalization
 from rewriter.program import Operator
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value
 
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
-
-def lower(low: Lowerer, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
+def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
     """One FLOAT step for each output of a layer or an operation.
 
     Raises:
@@ -47,7 +45,11 @@ def lower(low: Lowerer, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]
 
 
 def _step(
-    low: Lowerer, call: Call, names: Sequence[str], shape: Shape, function: Callable[..., Any]
+    low: ProgramBuilder,
+    call: Call,
+    names: Sequence[str],
+    shape: Shape,
+    function: Callable[..., Any],
 ) -> Value:
     grids = tuple(low.tensors[name].quantization for name in names)
     operator = Operator("FLOAT", grids, None, function=function)
@@ -69,12 +71,12 @@ def _refuse_mask(call: Call) -> None:
         )
 
 
-def activation(low: Lowerer, call: Call, x: Value) -> Value:
+def activation(low: ProgramBuilder, call: Call, x: Value) -> Value:
     """The activation of a host, where it has no integer form."""
     return _step(low, call, [low.real(x)], x.shape, call.layer.host.activation)
 
 
-def host(low: Lowerer, call: Call, x: Value) -> Value:
+def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
     """A host that LiteRT has no integer kernel for, with its normalization and activation."""
     layer = call.layer
     kernels = [np.asarray(kernel) for kernel in layer.quantized_kernels()]

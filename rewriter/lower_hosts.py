@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rewriter import hosts, lower_float, lower_ops, stock_layers
+from rewriter import hosts, lower_float, lower_ops, stock_activations
 from rewriter.errors import ExportError
 from rewriter.graph import Call
 from rewriter.lower_linear import channel_affine, kernel_grids, linear, normalization
 from rewriter.lower_norms import layer_norm
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value
 
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
-
-def _host(low: Lowerer, call: Call, x: Value) -> Value:
+def _host(low: ProgramBuilder, call: Call, x: Value) -> Value:
     layer = call.layer
     if getattr(layer.host, "data_format", "channels_last") == "channels_first":
         raise ExportError(
@@ -30,7 +28,7 @@ def _host(low: Lowerer, call: Call, x: Value) -> Value:
     else:
         value = _OPERATORS[layer.row.name](low, call, _without_steps(low, call, x))
         value = low.reshaped(call, value, (None, *call.shapes[0][1:]))
-        operation = stock_layers.function(low.flavour, call, layer.host.activation, None)
+        operation = stock_activations.function(low.flavour, call, layer.host.activation, None)
         if layer.before_activation is not None:
             value = low.quantize(value, layer.before_activation, f"{call.path}/before_activation")
         if operation is None:
@@ -45,7 +43,7 @@ def _host(low: Lowerer, call: Call, x: Value) -> Value:
 # Where a host is applied to every step of axis 1, the steps join the batch.
 
 
-def _without_steps(low: Lowerer, call: Call, x: Value) -> Value:
+def _without_steps(low: ProgramBuilder, call: Call, x: Value) -> Value:
     if not _folds(call):
         return x
     sizes = low.static(x.shape, call)
@@ -78,13 +76,13 @@ def _axes(call: Call, index: int = 0) -> tuple[int, ...]:
     return axes
 
 
-def _conv2d(low: Lowerer, call: Call, x: Value) -> Value:
+def _conv2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     (grid,) = kernel_grids(call.layer, call.path)
     options = _spatial(call.layer.host)
     return linear(low, call, x, "CONV_2D", _shape(call), grid, _axes(call), True, **options)
 
 
-def _depthwise2d(low: Lowerer, call: Call, x: Value) -> Value:
+def _depthwise2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     (grid,) = kernel_grids(call.layer, call.path)
     options = _spatial(call.layer.host)
     return linear(
@@ -92,12 +90,12 @@ def _depthwise2d(low: Lowerer, call: Call, x: Value) -> Value:
     )
 
 
-def _separable2d(low: Lowerer, call: Call, x: Value) -> Value:
+def _separable2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     return _two_kernels(low, call, x, _shape(call), _spatial(call.layer.host))
 
 
 def _two_kernels(
-    low: Lowerer,
+    low: ProgramBuilder,
     call: Call,
     x: Value,
     shape: Shape,
@@ -132,7 +130,7 @@ def _wide(shape: Shape) -> Shape:
     return (shape[0], 1, *shape[1:])
 
 
-def _line(low: Lowerer, call: Call, x: Value) -> tuple[Value, dict[str, Any]]:
+def _line(low: ProgramBuilder, call: Call, x: Value) -> tuple[Value, dict[str, Any]]:
     """The input as (1, length), padded if the layer is causal; and the options that are left."""
     host = call.layer.host
     padding = host.padding.upper()
@@ -154,7 +152,7 @@ def _lifted(kernel: np.ndarray) -> np.ndarray:
     return kernel[None]
 
 
-def _conv1d(low: Lowerer, call: Call, x: Value) -> Value:
+def _conv1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     ((integers, scale),) = kernel_grids(call.layer, call.path)
     x, options = _line(low, call, x)
     grid, shape = (_lifted(integers), scale), _wide(_shape(call))
@@ -162,7 +160,7 @@ def _conv1d(low: Lowerer, call: Call, x: Value) -> Value:
     return low.reshaped(call, value, _shape(call))
 
 
-def _depthwise1d(low: Lowerer, call: Call, x: Value) -> Value:
+def _depthwise1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     ((integers, scale),) = kernel_grids(call.layer, call.path)
     x, options = _line(low, call, x)
     grid, shape = (_lifted(integers), scale), _wide(_shape(call))
@@ -170,7 +168,7 @@ def _depthwise1d(low: Lowerer, call: Call, x: Value) -> Value:
     return low.reshaped(call, value, _shape(call))
 
 
-def _separable1d(low: Lowerer, call: Call, x: Value) -> Value:
+def _separable1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     x, options = _line(low, call, x)
     value = _two_kernels(low, call, x, _wide(_shape(call)), options, _lifted)
     return low.reshaped(call, value, _shape(call))
@@ -180,7 +178,7 @@ def _separable1d(low: Lowerer, call: Call, x: Value) -> Value:
 
 
 def _transpose_conv(
-    low: Lowerer, call: Call, x: Value, shape: Shape, grid: tuple[np.ndarray, np.ndarray]
+    low: ProgramBuilder, call: Call, x: Value, shape: Shape, grid: tuple[np.ndarray, np.ndarray]
 ) -> Value:
     host = call.layer.host
     if max(host.dilation_rate) > 1:
@@ -197,12 +195,12 @@ def _transpose_conv(
     return linear(low, call, x, "TRANSPOSE_CONV", shape, grid, _axes(call), True, **options)
 
 
-def _transposed2d(low: Lowerer, call: Call, x: Value) -> Value:
+def _transposed2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     (grid,) = kernel_grids(call.layer, call.path)
     return _transpose_conv(low, call, x, _shape(call), grid)
 
 
-def _transposed1d(low: Lowerer, call: Call, x: Value) -> Value:
+def _transposed1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
     ((integers, scale),) = kernel_grids(call.layer, call.path)
     low.static(x.shape, call)
     x = low.reshape(call, x, _wide(x.shape))
@@ -210,12 +208,12 @@ def _transposed1d(low: Lowerer, call: Call, x: Value) -> Value:
     return low.reshaped(call, value, _shape(call))
 
 
-def _dense(low: Lowerer, call: Call, x: Value) -> Value:
+def _dense(low: ProgramBuilder, call: Call, x: Value) -> Value:
     (grid,) = kernel_grids(call.layer, call.path)
     return linear(low, call, x, "FULLY_CONNECTED", _shape(call), grid, _axes(call), True)
 
 
-_OPERATORS: dict[str, Callable[[Lowerer, Call, Value], Value]] = {
+_OPERATORS: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {
     "Conv1D": _conv1d,
     "Conv2D": _conv2d,
     "DepthwiseConv1D": _depthwise1d,
@@ -232,7 +230,7 @@ if unknown := {n for n, row in hosts.HOSTS.items() if not row.float_only} ^ set(
     raise LookupError(f"Rows of hosts without an integer form: {sorted(unknown)}.")
 
 
-def _standalone(low: Lowerer, call: Call, x: Value) -> Value:
+def _standalone(low: ProgramBuilder, call: Call, x: Value) -> Value:
     """One weight and one bias a channel; another axis than the last is brought there and back."""
     layer = call.layer
     rank = len(x.shape)
@@ -257,7 +255,7 @@ def _standalone(low: Lowerer, call: Call, x: Value) -> Value:
     return value
 
 
-LOWER: dict[str, Callable[[Lowerer, Call, Value], Value]] = {
+LOWER: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {
     "QuantizedHost": _host,
     "FusedBatchNormalization": _standalone,
     "QuantizedLayerNormalization": layer_norm,

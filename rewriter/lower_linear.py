@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,8 @@ from rewriter.errors import ExportError
 from rewriter.graph import Call
 from rewriter.pipeline import VARIABLES
 from rewriter.program import Operator, Quantization
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value, read
-
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
 Grid = tuple[np.ndarray, np.ndarray]  # int8 integers, and a float32 scale for each channel
 
@@ -76,7 +74,7 @@ def _foreign_grid(
 
 
 def linear(
-    low: Lowerer,
+    low: ProgramBuilder,
     call: Call,
     x: Value,
     kind: str,
@@ -101,7 +99,7 @@ def linear(
 
 
 def with_constants(
-    low: Lowerer,
+    low: ProgramBuilder,
     call: Call,
     x: Value,
     kind: str,
@@ -142,7 +140,7 @@ def normalization(batch_norm: Any, bias: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def channel_affine(
-    low: Lowerer, call: Call, x: Value, factor: np.ndarray, offset: np.ndarray
+    low: ProgramBuilder, call: Call, x: Value, factor: np.ndarray, offset: np.ndarray
 ) -> Value:
     """``x * factor + offset`` on the last axis: a pending 1x1 depthwise convolution.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,16 +12,14 @@ from rewriter.graph import Call
 from rewriter.lower_linear import channel_affine
 from rewriter.ops import TANH_RANGE
 from rewriter.program import Quantization
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value
-
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
 FINEST_MEAN = 1 / 256  # the smallest step of the mean, in steps of the input
 NEGLIGIBLE = 1 / 48  # a quarter of the variance of a rounding, in steps squared
 
 
-def layer_norm(low: Lowerer, call: Call, x: Value) -> Value:
+def layer_norm(low: ProgramBuilder, call: Call, x: Value) -> Value:
     """MEAN, SUB, L2_NORMALIZATION, and gamma and beta as a depthwise convolution.
 
     Several axes are normalized as one. See ``QuantizedLayerNormalization`` for the algebra.
@@ -62,7 +59,7 @@ def layer_norm(low: Lowerer, call: Call, x: Value) -> Value:
     return low.reshaped(call, value, (None, *call.shapes[0][1:]))
 
 
-def _unit(low: Lowerer, call: Call, centred: Value, epsilon: float) -> Value:
+def _unit(low: ProgramBuilder, call: Call, centred: Value, epsilon: float) -> Value:
     """``d / sqrt(sum(d * d) + n * epsilon)`` over the last axis.
 
     LiteRT's operator has no epsilon: constants beside the values, and taken off again, have the

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rewriter import hosts, layer_norms, stock_layers
+from rewriter import hosts, layer_norms, stock_activations, stock_layers
 from rewriter.flavours import Flavour
 from rewriter.graph import Call
 from rewriter.operations import Operation
@@ -99,7 +99,7 @@ def _of(operation: Operation | None) -> Behaviour:
 
 def activation(flavour: Flavour, call: Call, function: Any) -> Behaviour:
     """The behaviour of the activation that a host applies in ``call`` (None is linear)."""
-    return _of(stock_layers.function(flavour, call, function, None))
+    return _of(stock_activations.function(flavour, call, function, None))
 
 
 def behaviour(flavour: Flavour, call: Call) -> Behaviour:

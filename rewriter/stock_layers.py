@@ -6,17 +6,15 @@ layers under the same names.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from rewriter import stock_activations
 from rewriter.flavours import Flavour
 from rewriter.graph import Call, Ref
-from rewriter.operations import Operation, affine, clamp, reshape, resize, softmax
-
-Reader = Callable[[Any, Call, tuple[Ref, ...]], Operation | None]
+from rewriter.operations import Operation, affine, reshape, resize
+from rewriter.stock_activations import Reader
 
 _KERAS_EPSILON = 1e-7
 
@@ -61,6 +59,10 @@ def _single(numbers: np.ndarray) -> np.ndarray:
 
 def _layer_scale(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
     return affine(x[0], np.asarray(layer.gamma))
+
+
+def _prelu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
+    return Operation("prelu", x, {"layer": layer})
 
 
 def _scaled_sum(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
@@ -173,73 +175,6 @@ def _global(name: str) -> Reader:
     return reader
 
 
-# Activations
-
-
-def _relu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    slope, threshold = float(layer.negative_slope or 0), float(layer.threshold or 0)
-    high = math.inf if layer.max_value is None else float(layer.max_value)
-    if threshold != 0:
-        return None
-    if slope == 0:
-        return clamp(x[0], 0, high)
-    return Operation("leaky_relu", x, {"alpha": slope, "high": high})
-
-
-def _leaky_relu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    slope = layer.negative_slope if hasattr(layer, "negative_slope") else layer.alpha
-    return Operation("leaky_relu", x, {"alpha": float(slope)})
-
-
-def _prelu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    return Operation("prelu", x, {"layer": layer})
-
-
-def _elu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    return Operation("elu", x) if float(layer.alpha) == 1 else None
-
-
-def _softmax_layer(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    return softmax(call, x[0], layer.axis)
-
-
-# By the name that a flavour gives to an activation function.
-FUNCTIONS: dict[str, Callable[[Any], Operation]] = {
-    "linear": lambda x: Operation("identity", (x,)),
-    "relu": lambda x: clamp(x, 0),
-    "relu6": lambda x: clamp(x, 0, 6),
-    "hard_tanh": lambda x: clamp(x, -1, 1),
-    "leaky_relu": lambda x: Operation("leaky_relu", (x,), {"alpha": 0.2}),
-    "elu": lambda x: Operation("elu", (x,)),
-    "gelu": lambda x: Operation("gelu", (x,), {"approximate": False}),
-    "silu": lambda x: Operation("silu", (x,)),
-    "hard_silu": lambda x: Operation("hard_silu", (x,)),
-    "hard_sigmoid": lambda x: Operation("hard_sigmoid", (x,), {"slope": 1 / 6}),
-    "hard_sigmoid_fifth": lambda x: Operation("hard_sigmoid", (x,), {"slope": 0.2}),
-    "sigmoid": lambda x: Operation("sigmoid", (x,)),
-    "tanh": lambda x: Operation("tanh", (x,)),
-}
-
-
-def function(flavour: Flavour, call: Call, activation: Any, x: Any) -> Operation | None:
-    """The operation of an activation function or of a layer used as one; None if it has none."""
-    if flavour.is_layer(activation):
-        name = flavour.class_name(activation)
-        return _AS_FUNCTION[name](activation, call, (x,)) if name in _AS_FUNCTION else None
-    name = flavour.activation_name(activation)
-    if name == "softmax":
-        return softmax(call, x, -1)
-    return FUNCTIONS[name](x) if name in FUNCTIONS else None
-
-
-# Layers without weights that users give as an activation.
-_AS_FUNCTION: dict[str, Reader] = {
-    "ReLU": _relu,
-    "LeakyReLU": _leaky_relu,
-    "ELU": _elu,
-    "Softmax": _softmax_layer,
-}
-
 _IDENTITIES = (
     "ActivityRegularization",
     "AlphaDropout",
@@ -276,7 +211,7 @@ _IDENTITIES = (
 )
 
 LAYERS: dict[str, Reader] = {
-    **_AS_FUNCTION,
+    **stock_activations.LAYERS,
     **dict.fromkeys(_IDENTITIES, _named("identity")),
     "InputLayer": _named("input"),
     "PReLU": _prelu,
@@ -316,7 +251,7 @@ def read(flavour: Flavour, call: Call) -> Operation | None:
     if name.startswith("ops."):
         return flavour.operation(call)
     if name == "Activation":
-        return function(flavour, call, layer.activation, call.refs[0])
+        return stock_activations.function(flavour, call, layer.activation, call.refs[0])
     reader = LAYERS.get(name)
     if reader is None or (name in _HEED_MASKS and call.masked):
         return None

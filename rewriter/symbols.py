@@ -1,8 +1,8 @@
 """What the operations of TensorFlow and of Keras 3 are called, and their parameters, as data.
 
-A row reads ``"mean input_tensor:x axis | keepdims"``: the name in :mod:`rewriter.operations`, the
-parameters in order (with the name they have there after a colon), and after ``|`` the attributes
-of the operation object. :mod:`rewriter.flavours` picks the table.
+A row reads ``"mean input_tensor:x axis | keepdims"``: the name in :mod:`rewriter.stock_functions`,
+the parameters in order (with the name they have there after a colon), and after ``|`` the
+attributes of the operation object. :mod:`rewriter.flavours` picks the table.
 """
 
 from __future__ import annotations

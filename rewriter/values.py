@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,11 @@ from rewriter.program import Operator, Quantization
 
 Shape = tuple[int | None, ...]
 BOUNDS = {name: bounds for bounds, name in FUSED_ACTIVATIONS.items()}
+
+
+def batched(shape: Sequence[int | None]) -> Shape:
+    """A static shape whose batch is unknown, whatever it was called with."""
+    return (None, *shape[1:])
 
 
 def read(variable: Any) -> np.ndarray:

@@ -11,7 +11,8 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.calibrate import batches_of
-from rewriter.compare import Comparison, compare_program
+from rewriter.compare import compare_program
+from rewriter.comparison import Comparison
 from rewriter.errors import CalibrationError, VerificationError
 from rewriter.lower import lower
 

@@ -182,6 +182,18 @@ def kill_channels(model: Any, seed: int) -> None:
         host.set_weights(weights)
 
 
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random data, float32."""
+    return np.random.default_rng(seed).normal(0.2, 1, shape).astype(np.float32)
+
+
+def conv_bn_relu(layers: Any, x: Any, name: str, filters: int = 6, **norm: Any) -> Any:
+    """A block; ``norm``: options of the normalization."""
+    x = layers.Conv2D(filters, 3, padding="same", name=name)(x)
+    x = layers.BatchNormalization(name=f"{name}_bn", **norm)(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
 def residual(keras: ModuleType, *, classes: int = 5, softmax: bool = True) -> Any:
     """Convolutions, a residual sum, a normalization on its own, pools and a classifier."""
     layers = keras.layers

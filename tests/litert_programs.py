@@ -6,128 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from rewriter.program import Operator, Program, Quantization, Step, Tensor
-
-Q = Quantization
-
-
-def grid(scale: float, zero_point: int = 0) -> Quantization:
-    """A quantization whose scale is a float32."""
-    return Quantization(float(np.float32(scale)), zero_point)
-
-
-class Builder:
-    """Appends steps; tensors are named after their steps."""
-
-    def __init__(self, seed: int = 0):
-        self.rng = np.random.default_rng(seed)
-        self.tensors: dict[str, Tensor] = {}
-        self.steps: list[Step] = []
-        self.inputs: list[str] = []
-
-    def input(self, name: str, shape: tuple[int, ...], quantization: Quantization | None) -> str:
-        """A new input; ``shape`` without the batch."""
-        self.tensors[name] = Tensor(name, (None, *shape), quantization)
-        self.inputs.append(name)
-        return name
-
-    def step(
-        self,
-        name: str,
-        kind: str,
-        inputs: list[str],
-        shape: tuple[int, ...],
-        output: Quantization | None,
-        activation: str = "none",
-        attributes: dict | None = None,
-        **constants: object,
-    ) -> str:
-        """A new step and its output tensor, ``<name>:out``."""
-        operator = Operator(
-            kind,
-            tuple(self.tensors[i].quantization for i in inputs),
-            output,
-            attributes or {},
-            activation,
-            **constants,  # type: ignore[arg-type]
-        )
-        result = f"{name}:out"
-        self.steps.append(Step(name, f"layer_{name}", operator, tuple(inputs), result))
-        self.tensors[result] = Tensor(result, (None, *shape), output)
-        return result
-
-    def linear(
-        self,
-        name: str,
-        kind: str,
-        source: str,
-        kernel_shape: tuple[int, ...],
-        shape: tuple[int, ...],
-        attributes: dict | None = None,
-        activation: str = "none",
-        per_tensor: bool = False,
-        dead: bool = True,
-    ) -> str:
-        """A step with a random kernel that keeps the signal's spread.
-
-        Channel 1 is dead and its scale bounded from below by its bias; channel 2 does not reach
-        127, which the converter would put on another grid.
-        """
-        axes = {"DEPTHWISE_CONV_2D": (2, 3), "TRANSPOSE_CONV": (2,)}.get(
-            kind, (len(kernel_shape) - 1,)
-        )
-        flat = self.rng.normal(size=kernel_shape)
-        moved = np.moveaxis(flat, axes, range(-len(axes), 0))
-        channels = int(np.prod([kernel_shape[a] for a in axes]))
-        weights = moved.reshape(-1, channels) * np.exp(self.rng.normal(size=channels))
-        weights *= np.where(self.rng.random(channels) < 0.4, -1, 1)  # negative gammas
-        fan_in = len(weights)
-        weights /= 2 * np.sqrt(fan_in)
-        top = np.abs(weights).max(axis=0)
-        scale = np.full(channels, top.max() / 127) if per_tensor else top / 127
-        integers = np.rint(weights / scale)
-        if dead and channels > 2:
-            integers[:, 1] = 0
-            integers[:, 2] = np.rint(integers[:, 2] * 0.6)
-        scale = scale.astype(np.float32)
-        kernel = np.moveaxis(integers.reshape(moved.shape), range(-len(axes), 0), axes).astype(
-            np.int8
-        )
-        quantization = self.tensors[source].quantization
-        spread = quantization.scale * 60 * np.sqrt(fan_in) * float(np.median(scale)) * 50
-        bias_real = self.rng.normal(0, spread, channels)
-        bias = np.rint(bias_real / (np.float64(quantization.scale) * scale)).astype(np.int32)
-        output = grid(
-            spread * 4 / 128 * self.rng.uniform(0.8, 1.3), int(self.rng.integers(-40, 40))
-        )
-        if activation != "none":
-            output = grid(output.scale / 2, -128)
-        return self.step(
-            name,
-            kind,
-            [source],
-            shape,
-            output,
-            activation,
-            attributes,
-            kernel=kernel,
-            kernel_scale=scale,
-            bias=bias,
-        )
-
-    def program(self, outputs: list[str], output_names: list[str] | None = None) -> Program:
-        """The program, with Keras's names for its inputs and outputs."""
-        return Program(
-            tuple(self.inputs),
-            tuple(outputs),
-            self.tensors,
-            tuple(self.steps),
-            tuple(f"keras_{name}" for name in self.inputs),
-            tuple(output_names or [f"head_{i}" for i in range(len(outputs))]),
-        )
-
-
-CONV = {"strides": [1, 1], "padding": "SAME", "dilations": [1, 1]}
+from litert_builder import CONV, Builder, grid, replace_operator
+from rewriter.program import Program, Quantization
 
 
 def residual(seed: int = 0) -> Program:
@@ -153,7 +33,7 @@ def residual(seed: int = 0) -> Program:
         "mean", "MEAN", [pooled], (12,), grid(sums.scale / 3, -5), attributes={"axes": [1, 2]}
     )
     logits = b.linear("dense", "FULLY_CONNECTED", mean, (12, 5), (5,))
-    last = b.step("softmax", "SOFTMAX", [logits], (5,), Q(1 / 256, -128))
+    last = b.step("softmax", "SOFTMAX", [logits], (5,), Quantization(1 / 256, -128))
     return b.program([last, added, logits], ["probabilities", "features", "logits"])
 
 
@@ -166,13 +46,6 @@ def samples(program: Program, count: int = 6, seed: int = 1) -> list[np.ndarray]
         scale = 1.0 if tensor.quantization is None else 60 * tensor.quantization.scale
         found.append((scale * rng.normal(size=(count, *tensor.shape[1:]))).astype(np.float32))
     return found
-
-
-def replace_operator(builder: Builder, position: int, **changes: object) -> None:
-    """Change the operator of a step that was appended."""
-    step = builder.steps[position]
-    operator = dataclasses.replace(step.operator, **changes)  # type: ignore[arg-type]
-    builder.steps[position] = dataclasses.replace(step, operator=operator)
 
 
 def single_conv(per_tensor: bool = False) -> Program:
@@ -343,72 +216,3 @@ INTEGER_PROGRAMS = {
     "awkward_names": awkward_names,
     "unused_input": unused_input,
 }
-
-
-def random_program(seed: int, count: int = 14) -> Program:
-    """A random graph: branches, shared tensors, dead ends as outputs, every kind of operator."""
-    b = Builder(seed)
-    rng = b.rng
-    for i in range(int(rng.integers(1, 3))):
-        b.input(f"in{i}", (6, 6, 4), grid(rng.uniform(0.01, 0.1), int(rng.integers(-128, 128))))
-    tensors = list(b.inputs)
-
-    def shape_of(name: str) -> tuple[int, ...]:
-        return tuple(n or 1 for n in b.tensors[name].shape[1:])
-
-    def on_grid(name: str, label: str, quantization: Quantization) -> str:
-        if b.tensors[name].quantization == quantization:
-            return name
-        return b.step(label, "QUANTIZE", [name], shape_of(name), quantization)
-
-    for i in range(count):
-        kind = str(rng.choice(_RANDOM_KINDS))
-        name, x = f"s{i}/{kind.lower()}", str(rng.choice(tensors[-4:]))
-        shape, q = shape_of(x), b.tensors[x].quantization
-        h, w, c = shape
-        free = grid(q.scale * rng.uniform(0.4, 1.4), int(rng.integers(-128, 128)))
-        activation = str(rng.choice(["none", "relu", "relu6"]))
-        partners = [t for t in tensors if shape_of(t) == shape]
-        other = str(rng.choice(partners))
-        if kind == "CONV_2D":
-            out = int(rng.integers(3, 7))
-            y = b.linear(name, kind, x, (3, 3, c, out), (h, w, out), CONV, activation)
-        elif kind == "DEPTHWISE_CONV_2D":
-            size = int(rng.choice([1, 3]))
-            y = b.linear(name, kind, x, (size, size, c, 1), shape, CONV, activation)
-        elif kind in ("ADD", "SUB", "MUL"):
-            second = b.tensors[other].quantization
-            scale = 60 * q.scale * second.scale if kind == "MUL" else q.scale + second.scale
-            y = b.step(name, kind, [x, other], shape, grid(scale, free.zero_point), activation)
-        elif kind in ("MAXIMUM", "CONCATENATION"):
-            same = [on_grid(t, f"{name}_grid{n}", free) for n, t in enumerate([x, other])]
-            wide = (h, w, 2 * c) if kind == "CONCATENATION" else shape
-            attributes = {"axis": -1} if kind == "CONCATENATION" else {}
-            y = b.step(name, kind, same, wide, free, attributes=attributes)
-        elif kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D"):
-            window = {"pool_size": [3, 3], "strides": [1, 1], "padding": "SAME"}
-            y = b.step(name, kind, [x], shape, q, attributes=window)
-        elif kind == "RESHAPE":
-            y = b.step(name, kind, [x], (w, h, c), q, attributes={"shape": [w, h, c]})
-        elif kind == "TRANSPOSE":
-            y = b.step(name, kind, [x], (w, h, c), q, attributes={"perm": [0, 2, 1, 3]})
-        elif kind == "PAD":
-            pads = {"paddings": [[0, 0], [0, 1], [1, 0], [0, 0]]}
-            y = b.step(name, kind, [x], (h + 1, w + 1, c), q, attributes=pads)
-        elif kind in ("LOGISTIC", "TANH"):
-            fixed = Q(1 / 256, -128) if kind == "LOGISTIC" else Q(1 / 128, 0)
-            y = b.step(name, kind, [x], shape, fixed)
-        else:
-            attributes = {"alpha": 0.3} if kind == "LEAKY_RELU" else {}
-            y = b.step(name, kind, [x], shape, free, attributes=attributes)
-        tensors.append(y)
-    used = {i for s in b.steps for i in s.inputs}
-    ends = [s.output for s in b.steps if s.output not in used]
-    return b.program([*ends, *(str(t) for t in rng.choice(tensors, 2))])
-
-
-_RANDOM_KINDS = (
-    *("CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "SUB", "MUL", "MAXIMUM", "CONCATENATION"),
-    *("MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "TRANSPOSE", "PAD", "LOGISTIC", "TANH"),
-    *("LEAKY_RELU", "ELU", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"),
-)

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rewriter
-from benchmarks import convert, meter, peers, report, tflite
+from benchmarks import convert, meter, peers, report, stages, tflite
 from checks import KERASES, call, randomise, samples
 from rewriter.litert import flatbuffer
 
@@ -103,7 +103,7 @@ def _measured(blocks: int) -> dict[str, Any]:
         "name": "chain",
         "blocks": blocks,
         "layers": 3 * blocks,
-        **{stage: _reading(0.01 * blocks) for stage in convert.STAGES},
+        **{stage: _reading(0.01 * blocks) for stage in stages.STAGES},
         "TFMOT": "no Keras 3",
         "per sample": sample,
         "converter": 0.015 * blocks,

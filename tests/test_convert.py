@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 
 import litert_programs as programs
+from litert_builder import CONV, Builder, grid
+from litert_random_programs import random_program
 from rewriter.compare import compare_program
 from rewriter.errors import ExportError
 from rewriter.litert import checks, convert, emit, flatbuffer, interpreter, matching
@@ -61,7 +63,7 @@ def test_file_computes_the_program(name, float_io):
 # Those in front once came out with float operators, or with operators moved or merged.
 @pytest.mark.parametrize("seed", [9, 18, 20, 58, 0, 1, 2, 3])
 def test_random_graphs(seed):
-    program = programs.random_program(seed)
+    program = random_program(seed)
     content, mapping = convert_program(program)
     report = compare_program(program, content, mapping, programs.samples(program, 3))
     assert report.differences == () and report.skipped == {}
@@ -71,7 +73,7 @@ def test_random_graphs(seed):
         assert agreement.identical >= 0.999, agreement
 
 
-@pytest.mark.parametrize("quantization", [None, programs.grid(0.02, 3)])
+@pytest.mark.parametrize("quantization", [None, grid(0.02, 3)])
 def test_float_layers_are_kept_only_if_allowed(quantization):
     program = programs.with_float_layers(quantization)
     with pytest.raises(ExportError, match=r"layer_elu.*allow float"):
@@ -145,7 +147,7 @@ def faulty(change):
             "output": dataclasses.replace(o.output, zero_point=o.output.zero_point + 1)
         },
         "scale off by 0.1 %": lambda o: {
-            "output": programs.grid(o.output.scale * 1.001, o.output.zero_point)
+            "output": grid(o.output.scale * 1.001, o.output.zero_point)
         },
     }.values(),
 )
@@ -183,8 +185,8 @@ def test_converter_errors_are_chained_and_quiet(monkeypatch, capfd):
 
 
 def test_unknown_sizes_are_refused():
-    b = programs.Builder()
-    x = b.input("x", (None, 8, 3), programs.grid(0.02))
-    y = b.linear("conv", "CONV_2D", x, (1, 1, 3, 4), (None, 8, 4), programs.CONV)
+    b = Builder()
+    x = b.input("x", (None, 8, 3), grid(0.02))
+    y = b.linear("conv", "CONV_2D", x, (1, 1, 3, 4), (None, 8, 4), CONV)
     with pytest.raises(ExportError, match=r"keras_x.*fixed"):
         convert_program(b.program([y]))

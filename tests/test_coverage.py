@@ -20,7 +20,7 @@ import tf_keras
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rewriter
-from benchmarks import architectures, coverage, coverage_table, scaling
+from benchmarks import architectures, coverage, coverage_measures, coverage_table, scaling
 
 KERASES = {"tf_keras": tf_keras, "keras": keras}
 WITHOUT_NORMS = {"vgg", "convnext"}
@@ -47,7 +47,7 @@ def _built(flavour: str, name: str) -> tuple[Any, np.ndarray]:
 @pytest.mark.parametrize(("flavour", "name"), _cases())
 def test_every_normalization_is_taken_and_float_is_the_original(flavour: str, name: str) -> None:
     model, data = _built(flavour, name)
-    found = coverage.compare(KERASES[flavour], model, rewriter.rewrite(model), data)
+    found = coverage_measures.compare(KERASES[flavour], model, rewriter.rewrite(model), data)
     assert found["signal"] > 0.05  # otherwise equal outputs prove nothing
     assert found["difference"] <= 1e-4
     assert found["left"] == found["refused"] == 0

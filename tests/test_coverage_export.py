@@ -17,7 +17,7 @@ import tf_keras
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import architectures, coverage
+from benchmarks import architectures, coverage_measures
 
 KERASES = {"tf_keras": tf_keras, "keras": keras}
 # A grouped convolution with squeeze-and-excitation; hard swish; concatenations and averages.
@@ -38,7 +38,7 @@ def _cases() -> list[Any]:
 def test_the_file_is_the_twin(flavour: str, name: str) -> None:
     library = KERASES[flavour]
     library.backend.clear_session()
-    found = coverage.measure_export(library, name, smallest=True, samples=1)
+    found = coverage_measures.measure_export(library, name, smallest=True, samples=1)
     assert "refusal" not in found, found["refusal"]
     assert found["float_tensors"] == 0 and not found["differences"] and not found["skipped"]
     assert found["worst_identical"] >= 0.999

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import litert_programs as programs
+from litert_builder import grid
 from rewriter.errors import ExportError
 from rewriter.litert import constants, flatbuffer, interpreter
 from rewriter.litert.convert import convert_program
@@ -93,7 +94,7 @@ def test_census(residual, plain_dense):
     floating = flatbuffer.census(plain_dense)
     assert not floating.integer_only
     assert len(floating.hybrid) == 1 and len(floating.float_tensors) == 3
-    island = programs.with_float_layers(programs.grid(0.02))
+    island = programs.with_float_layers(grid(0.02))
     mixed = flatbuffer.census(convert_program(island, allow_float=True)[0])
     assert not mixed.integer_only and len(mixed.conversions) == 3, mixed
 

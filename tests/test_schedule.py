@@ -1,4 +1,4 @@
-"""Phases that change while a compiled ``fit`` runs: when, without retracing, and after a resume."""
+"""Phases that change while a compiled ``fit`` runs: when, and without retracing."""
 
 from __future__ import annotations
 
@@ -6,74 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import builders
-import real_models
 import rewriter
 from rewriter import FixedPoint, QuantizationSchedule, phases
 from rewriter.errors import UnsupportedModelError
+from schedules import compiled, data, fit, recorder, rewritten
+from small_models import small
 
 both = pytest.mark.parametrize("kind", builders.KERASES)
-
-
-def small(keras: Any, *, seed: int = 0) -> Any:
-    """A convolution with a normalization fused into it, and a normalization alone."""
-    keras.utils.set_random_seed(seed)
-    layers = keras.layers
-    image = keras.Input((12, 12, 3), name="image")
-    x = layers.Conv2D(6, 3, strides=2, name="stem")(image)
-    x = layers.BatchNormalization(name="stem_bn")(x)
-    x = layers.MaxPooling2D(name="pool")(layers.ReLU(name="relu")(x))
-    x = layers.BatchNormalization(name="alone")(x)
-    x = layers.GlobalAveragePooling2D(name="mean")(x)
-    return keras.Model(image, layers.Dense(5, name="scores")(x), name="small")
-
-
-def rewritten(kind: str, *, pipeline: Any = None, seed: int = 0) -> Any:
-    recipe = rewriter.Recipe(batch_norm_pipeline=pipeline)
-    return rewriter.rewrite(small(builders.keras_of(kind), seed=seed), recipe)
-
-
-def data(count: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return builders.residual_data(count), rng.integers(0, 5, count)
-
-
-def compiled(kind: str, model: Any, loss: Any = None, **options: Any) -> Any:
-    keras = builders.keras_of(kind)
-    loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    options.setdefault("optimizer", keras.optimizers.SGD(0.05, momentum=0.9))
-    model.compile(loss=loss, **options)
-    return model
-
-
-def recorder(kind: str) -> Any:
-    """A callback that writes down each step's phase, and how often anything was traced."""
-    keras = builders.keras_of(kind)
-
-    class Recorder(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.phases: list[str] = []
-            self.losses: list[float] = []
-            self.traces: list[int] = []
-            self.count = [0]
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.phases.append(rewriter.get_phase(self.model))
-            self.losses.append(float(logs["loss"]))
-            self.traces.append(self.count[0])
-
-    return Recorder()
-
-
-def fit(kind: str, model: Any, *callbacks: Any, **options: Any) -> Any:
-    options = {"batch_size": 8, "epochs": 1, "shuffle": False, "verbose": 0, **options}
-    return model.fit(*data(), callbacks=list(callbacks), **options)
-
-
-# Acceptance: no retracing
 
 
 @both
@@ -111,72 +52,6 @@ def test_nothing_is_traced_again(kind, jit):
         (12, "batch normalization frozen"),
         (14, "quantize"),
     ]
-
-
-# Acceptance: phase float is the stock model, step by step
-
-
-def residual_block(keras: Any, x: Any, filters: int, name: str, activation: str) -> Any:
-    layers = keras.layers
-
-    def conv(x: Any, stride: int, size: int, end: str) -> Any:
-        x = layers.Conv2D(
-            filters, size, strides=stride, padding="same", use_bias=False, name=f"{name}_{end}"
-        )(x)
-        return layers.BatchNormalization(name=f"{name}_{end}_bn")(x)
-
-    shortcut = conv(x, 2, 1, "shortcut")
-    x = layers.Activation(activation, name=f"{name}_act1")(conv(x, 2, 3, "conv1"))
-    x = layers.Add(name=f"{name}_add")([conv(x, 1, 3, "conv2"), shortcut])
-    return layers.Activation(activation, name=f"{name}_act2")(x)
-
-
-def residual(keras: Any, activation: str) -> Any:
-    """A small residual network with 7 normalizations, for 32x32 images."""
-    keras.utils.set_random_seed(1)
-    layers = keras.layers
-    image = keras.Input((32, 32, 3), name="image")
-    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(image)
-    x = layers.Activation(activation, name="stem_act")(layers.BatchNormalization(name="stem_bn")(x))
-    x = residual_block(keras, x, 16, "a", activation)
-    x = residual_block(keras, x, 32, "b", activation)
-    x = layers.GlobalAveragePooling2D(name="mean")(x)
-    return keras.Model(image, layers.Dense(10, name="scores")(x), name="residual")
-
-
-@both
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("activation", "rate", "momentum"), [("silu", 0.02, 0.9), ("relu", 0.002, 0.0)]
-)
-def test_loss_curve_in_float_is_the_stock_models(kind, activation, rate, momentum, shared):
-    """200 steps on real images: each loss within 1e-3, and the variables in the end.
-
-    With ReLU and large steps two stock models that differ by one rounding part too: an input
-    crosses the kink in one of them only. A smooth activation shows the layers as they are.
-    """
-    keras = builders.keras_of(kind)
-    arrays = real_models.cifar(shared)
-    x = arrays["x_train"][:3200].astype(np.float32) / 127.5 - 1
-    y = arrays["y_train"][:3200].astype(np.int64).ravel()
-    stock = residual(keras, activation)
-    curves = []
-    models = (stock, rewriter.rewrite(stock))
-    for model in models:
-        compiled(kind, model, optimizer=keras.optimizers.SGD(rate, momentum=momentum))
-        curves.append([])
-        for step in range(200):
-            batch = slice(32 * (step % 100), 32 * (step % 100) + 32)
-            curves[-1].append(float(np.ravel(model.train_on_batch(x[batch], y[batch]))[0]))
-    expected, found = np.array(curves)
-    assert expected[-20:].mean() < expected[:20].mean() - 0.05  # it learns
-    off = np.abs(found - expected) / expected
-    assert off.max() <= (1e-4 if activation == "silu" else 1e-3), f"{off.argmax()}: {off.max():.2e}"
-    before, after = (builders.weights_by_name(model) for model in models)
-    for name, value in before.items():
-        np.testing.assert_allclose(
-            after[name], value, rtol=1e-2, atol=1e-2 * np.abs(value).max(), err_msg=name
-        )
 
 
 # When
@@ -329,151 +204,6 @@ def test_bad_arguments(options, message):
 
 @both
 def test_models_without_our_layers(kind):
-    model = compiled(kind, small(builders.keras_of(kind)))
+    model = compiled(kind, small(builders.keras_of(kind), softmax=False))
     with pytest.raises(UnsupportedModelError, match="'small' has no quantization-aware layers"):
         fit(kind, model, QuantizationSchedule(2))
-
-
-# Resuming
-
-
-class _Stop(Exception):
-    pass
-
-
-def stopper(kind: str, step: int) -> Any:
-    """A callback that breaks the training off, as a machine does."""
-    keras = builders.keras_of(kind)
-
-    class Stopper(keras.callbacks.Callback):
-        count = 0
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            self.count += 1
-            if self.count == step:
-                raise _Stop
-
-    return Stopper()
-
-
-def four_for_two() -> Any:
-    """Separate operations on the four variables of both layers."""
-    return [
-        {"gamma": FixedPoint(6), "beta": tf.math.tanh, "moving_mean": FixedPoint(8, 4),
-         "moving_variance": rewriter.Clip(1e-2), "layers": "stem_bn"},
-        {"gamma": rewriter.PowerOfTwo(5), "beta": FixedPoint(5), "moving_mean": tf.math.sinh,
-         "moving_variance": FixedPoint(8), "layers": "alone", "phases": ["observe", "quantize"]},
-    ]  # fmt: skip
-
-
-SWITCHES = {"quantize_at": 12, "freeze_batch_norm_at": 22, "freeze_ranges_at": 27, "observe_for": 6}
-
-
-def uninterrupted(kind: str) -> list[float]:
-    """30 steps in 6 epochs of 5; each epoch's loss."""
-    model = compiled(kind, rewritten(kind, pipeline=four_for_two()))
-    return fit(kind, model, QuantizationSchedule(**SWITCHES), epochs=6).history["loss"]
-
-
-@both
-@pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_resumed_from_a_saved_model(kind, suffix, tmp_path):
-    """Saved in the phases observe and quantize, and with frozen statistics; with the optimizer.
-
-    A SavedModel of tf_keras does not hold the optimizer's counter of steps.
-    """
-    if kind == "keras" and suffix == ".h5":
-        pytest.skip("Keras 3 itself cannot train on with an optimizer from .h5")
-    expected = uninterrupted(kind)
-    model = compiled(kind, rewritten(kind, pipeline=four_for_two()))
-    losses = []
-    for epoch, phase in ((2, "observe"), (5, "quantize"), (6, "quantize")):
-        options = {"initial_epoch": len(losses), "epochs": epoch}
-        losses += fit(kind, model, QuantizationSchedule(**SWITCHES), **options).history["loss"]
-        assert rewriter.get_phase(model) == phase
-        path = tmp_path / f"model{epoch}{suffix}"
-        model.save(path)
-        model = builders.keras_of(kind).models.load_model(path)
-        assert rewriter.get_phase(model) == phase
-        codes = [int(np.asarray(n.frozen)) for n in rewriter.schedule.batch_norms(model)]
-        assert codes == [int(epoch >= 5)] * 2
-    assert losses == expected
-
-
-@both
-def test_phase_comes_from_the_checkpoint(kind, tmp_path):
-    """Without a schedule too: what was saved in phase quantize goes on there, not in float."""
-    expected = uninterrupted(kind)
-    model = compiled(kind, rewritten(kind, pipeline=four_for_two()))
-    fit(kind, model, QuantizationSchedule(**SWITCHES), epochs=3)
-    path = tmp_path / "model.keras"
-    model.save(path)
-    again = builders.keras_of(kind).models.load_model(path)
-    losses = fit(kind, again, initial_epoch=3, epochs=4).history["loss"]
-    assert losses == expected[3:4]
-
-
-@both
-@pytest.mark.parametrize("stop", [8, 14, 24])
-def test_backup_and_restore(kind, stop, tmp_path):
-    """Killed in the middle, in each phase, and started again: the same losses."""
-    keras = builders.keras_of(kind)
-    expected = uninterrupted(kind)
-    options = {"save_freq": "epoch"}
-    model = compiled(kind, rewritten(kind, pipeline=four_for_two()))
-    backup = keras.callbacks.BackupAndRestore(str(tmp_path), **options)
-    with pytest.raises(_Stop):
-        fit(kind, model, QuantizationSchedule(**SWITCHES), backup, stopper(kind, stop), epochs=6)
-    again = compiled(kind, rewritten(kind, pipeline=four_for_two(), seed=5))
-    backup = keras.callbacks.BackupAndRestore(str(tmp_path), **options)
-    found = fit(kind, again, backup, QuantizationSchedule(**SWITCHES), epochs=6).history["loss"]
-    assert 0 < len(found) < 6 and found == expected[-len(found) :]
-
-
-@both
-def test_tensorflow_checkpoint_in_a_loop_of_ones_own(kind, tmp_path):
-    """tf.train.Checkpoint in mid-phase; the loop goes on with the same losses."""
-    keras = builders.keras_of(kind)
-    x, y = data()
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    switches = {"quantize_at": 4, "freeze_batch_norm_at": 8, "observe_for": 2}
-
-    class Loop:
-        """One traced step; the schedule is applied before each."""
-
-        def __init__(self, seed: int):
-            self.model = rewritten(kind, pipeline=four_for_two(), seed=seed)
-            self.optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
-            self.optimizer.build(self.model.trainable_variables)
-            self.schedule = QuantizationSchedule(**switches)
-            self.step = tf.function(self._step)
-            self.checkpoint = tf.train.Checkpoint(model=self.model, optimizer=self.optimizer)
-
-        def _step(self, x: Any, y: Any) -> Any:
-            with tf.GradientTape() as tape:
-                value = loss(y, self.model(x, training=True))
-            variables = self.model.trainable_variables
-            raw = [v if isinstance(v, tf.Variable) else v.value for v in variables]
-            gradients = tape.gradient(value, raw)
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-            return value
-
-        def run(self, steps: int) -> list[float]:
-            losses = []
-            for _ in range(steps):
-                start = int(self.optimizer.iterations.numpy())
-                self.schedule.apply(self.model, start)
-                batch = slice(8 * (start % 5), 8 * (start % 5) + 8)
-                losses.append(float(self.step(tf.constant(x[batch]), tf.constant(y[batch]))))
-            return losses
-
-    whole = Loop(0)
-    expected = whole.run(12)
-    first = Loop(0)
-    losses = first.run(6)
-    path = first.checkpoint.save(str(tmp_path / "checkpoint"))
-    second = Loop(7)
-    second.checkpoint.restore(path).assert_existing_objects_matched()
-    assert rewriter.get_phase(second.model) == "quantize"
-    assert losses + second.run(6) == expected
-    assert second.schedule.history[-1] == (8, "batch normalization frozen")

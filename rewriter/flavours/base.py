@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from rewriter import operations
+from rewriter import stock_functions
 from rewriter.errors import UnsupportedModelError
+from rewriter.operations import Operation
 
 _TENSORFLOW_FUNCTIONS = {
     tf.identity: "linear",
@@ -61,13 +62,13 @@ class Flavour:
             return cls.__name__
         return self._operation_name(layer)
 
-    def operation(self, call: Any) -> operations.Operation | None:
+    def operation(self, call: Any) -> Operation | None:
         """What a call of an operation computes; None if it has no integer form."""
         specification = self.symbols.get(self._operation_name(call.layer).removeprefix("ops."))
         if specification is None:
             return None
-        name, arguments = operations.bind(specification, call)
-        return operations.read(call, name, arguments)
+        name, arguments = stock_functions.bind(specification, call)
+        return stock_functions.read(call, name, arguments)
 
     def activation_name(self, function: Any) -> str:
         """The name of a stock activation function, the same in both Kerases; ``""`` for others.

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from rewriter import operations, symbols
+from rewriter import symbols
 from rewriter.flavours.base import Flavour, variable_dtype
+from rewriter.operations import Operation
 
 
 class TfKeras(Flavour):
@@ -38,7 +39,7 @@ class TfKeras(Flavour):
             return "ops.raw." + layer.node_def.op
         return ""
 
-    def operation(self, call: Any) -> operations.Operation | None:
+    def operation(self, call: Any) -> Operation | None:
         layer = call.layer
         if type(layer).__name__ == "TensorFlowOpLayer":
             tensors, constants = iter(call.refs), layer.constants

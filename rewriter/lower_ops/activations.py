@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,35 +12,33 @@ from rewriter.graph import Call
 from rewriter.lower_linear import channel_affine
 from rewriter.lower_ops.rows import Row, constant
 from rewriter.operations import Operation
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Value
 
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
-
-def activate(low: Lowerer, call: Call, operation: Operation, x: Value) -> Value:
+def activate(low: ProgramBuilder, call: Call, operation: Operation, x: Value) -> Value:
     """The activation that a host applies."""
     made: Value = ROWS[operation.name](low, call, operation, [x])
     return made
 
 
-def _identity(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _identity(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return x[0]
 
 
-def _clamp(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _clamp(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return low.clamp(x[0], operation.options["low"], operation.options["high"], call.path)
 
 
 def _fixed(kind: str, limits: tuple[float, float]) -> Row:
-    def row(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
         grid = folding.activation_quantization(*limits)
         return low.apply(kind, call, x, x[0].shape, quantization=grid)
 
     return row
 
 
-def _softmax(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _softmax(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """Over the last axis; another one is brought there and back."""
     (value,) = x
     rank, axis = len(value.shape), operation.options["axis"]
@@ -53,7 +51,7 @@ def _softmax(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value])
     return value if axis == rank - 1 else _transposed(low, call, value, perm)
 
 
-def _transposed(low: Lowerer, call: Call, x: Value, perm: list[int]) -> Value:
+def _transposed(low: ProgramBuilder, call: Call, x: Value, perm: list[int]) -> Value:
     shape = tuple(x.shape[axis] for axis in perm)
     return low.apply("TRANSPOSE", call, [x], shape, perm=perm)
 
@@ -61,33 +59,35 @@ def _transposed(low: Lowerer, call: Call, x: Value, perm: list[int]) -> Value:
 def _table(kind: str, *names: str) -> Row:
     """An operator on each element with a range of its own; ``names``: its options."""
 
-    def row(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
         attributes: dict[str, Any] = {name: operation.options[name] for name in names}
         return low.free(kind, call, x, x[0].shape, **attributes)
 
     return row
 
 
-def _leaky_relu(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _leaky_relu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     alpha = float(np.asarray(operation.options["alpha"]))
     value = low.free("LEAKY_RELU", call, x, x[0].shape, alpha=alpha)
     value.high = operation.options.get("high", value.high)
     return value
 
 
-def _prelu(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _prelu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     slopes = constant(np.asarray(operation.options["layer"].alpha))
     return low.free("PRELU", call, x, x[0].shape, **slopes)
 
 
-def _silu(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _silu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """``x * sigmoid(x)``."""
     grid = folding.activation_quantization(*ops.UNIT_RANGE)
     gate = low.apply("LOGISTIC", call, x, x[0].shape, quantization=grid)
     return low.free("MUL", call, [x[0], gate], x[0].shape, fusable=True)
 
 
-def _hard_sigmoid(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _hard_sigmoid(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
     """``slope * x + 1/2``; the ends of the output's grid clip it to 0 and 1."""
     slope = np.asarray(operation.options["slope"])
     value = channel_affine(low, call, x[0], slope, np.asarray(0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +13,8 @@ from rewriter.lower_linear import channel_affine
 from rewriter.lower_ops.rows import Row, constant, multiplied, scaled
 from rewriter.operations import Operation
 from rewriter.program import Quantization
-from rewriter.values import Shape, Value
-
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
+from rewriter.program_builder import ProgramBuilder
+from rewriter.values import Shape, Value, batched
 
 Range = tuple[float, float]
 
@@ -33,7 +30,7 @@ def _broadcast(a: Value, b: Value) -> Shape:
 
 
 def _chain(
-    low: Lowerer,
+    low: ProgramBuilder,
     call: Call,
     x: Sequence[Value],
     kind: str,
@@ -58,7 +55,7 @@ def _products(a: Range, b: Range) -> Range:
     return min(corners), max(corners)
 
 
-def _add(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _add(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     scales = operation.options.get("scales", [1.0] * len(x))
     x = [
         value if scale == 1 else _scaled_operand(low, call, value, scale)
@@ -70,7 +67,7 @@ def _add(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> 
     return low.free("ADD", call, [first, x[-1]], fusable=True)
 
 
-def _scaled_operand(low: Lowerer, call: Call, x: Value, scale: float) -> Value:
+def _scaled_operand(low: ProgramBuilder, call: Call, x: Value, scale: float) -> Value:
     if scale > 0:
         return multiplied(low, call, x, scale)
     least, most = sorted(scale * end for end in low.grid(x).range)
@@ -78,7 +75,7 @@ def _scaled_operand(low: Lowerer, call: Call, x: Value, scale: float) -> Value:
     return low.apply("MUL", call, [x], x.shape, quantization=grid, **constant(scale))
 
 
-def _average(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _average(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """The sum on a grid n times as coarse has the integers of the mean; a MUL renames them."""
     count = len(x)
     if count == 1:
@@ -87,7 +84,7 @@ def _average(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value])
     return _rescaled(low, call, low.free("ADD", call, [first, x[-1]]), count)
 
 
-def _rescaled(low: Lowerer, call: Call, value: Value, factor: float) -> Value:
+def _rescaled(low: ProgramBuilder, call: Call, value: Value, factor: float) -> Value:
     """A pending operator whose output is to be divided by ``factor``."""
     value.grid = lambda grid: scaled(grid, factor)
 
@@ -100,17 +97,17 @@ def _rescaled(low: Lowerer, call: Call, value: Value, factor: float) -> Value:
     return value
 
 
-def _subtract(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _subtract(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return low.free("SUB", call, x, fusable=True)
 
 
-def _multiply(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _multiply(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     first = _chain(low, call, x, "MUL", _products)
     return low.free("MUL", call, [first, x[-1]], fusable=True)
 
 
 def _extreme(kind: str) -> Row:
-    def row(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
         first = x[0]
         for other in x[1:]:
             first = low.apply(kind, call, [first, other], _broadcast(first, other))
@@ -119,11 +116,11 @@ def _extreme(kind: str) -> Row:
     return row
 
 
-def _affine(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _affine(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """One number: MUL or ADD. Numbers for the channels: a depthwise convolution, exact for each."""
     (value,) = x
     scale, offset = operation.options["scale"], operation.options["offset"]
-    grows = _batched(call) != value.shape
+    grows = batched(call.shapes[0]) != value.shape
     single = scale.size == 1 and offset.size == 1
     if not grows and (_per_channel(value, scale) and _per_channel(value, offset)):
         plain = single and (np.all(scale == 1) or np.all(offset == 0))
@@ -140,10 +137,6 @@ def _affine(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) 
     )
 
 
-def _batched(call: Call) -> Shape:
-    return (None, *call.shapes[0][1:])
-
-
 def _per_channel(x: Value, numbers: np.ndarray) -> bool:
     """Whether ``numbers`` is a single one or one for each index of the last axis."""
     if numbers.size == 1:
@@ -151,7 +144,9 @@ def _per_channel(x: Value, numbers: np.ndarray) -> bool:
     return numbers.size == numbers.shape[-1] == x.shape[-1]
 
 
-def _collapsed(low: Lowerer, call: Call, operation: Operation, x: Value) -> tuple[Value, list[int]]:
+def _collapsed(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Value
+) -> tuple[Value, list[int]]:
     """The reduced axes of ranks over 4 as one: LiteRT's kernels reduce up to rank 4."""
     axes = list(operation.options["axes"])
     if len(x.shape) <= 4:
@@ -169,7 +164,7 @@ def _collapsed(low: Lowerer, call: Call, operation: Operation, x: Value) -> tupl
 
 
 def _reduce(
-    low: Lowerer, call: Call, operation: Operation, x: Value, kind: str
+    low: ProgramBuilder, call: Call, operation: Operation, x: Value, kind: str
 ) -> tuple[Value, Shape]:
     x, axes = _collapsed(low, call, operation, x)
     keepdims = operation.options["keepdims"] and len(call.input_shapes[0]) <= 4
@@ -180,15 +175,15 @@ def _reduce(
     )
     make = low.free if kind == "MEAN" else low.apply
     made = make(kind, call, [x], shape, axes=axes, keepdims=keepdims)
-    return made, _batched(call)
+    return made, batched(call.shapes[0])
 
 
-def _mean(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _mean(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     made, shape = _reduce(low, call, operation, x[0], "MEAN")
     return low.reshaped(call, made, shape)
 
 
-def _sum(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _sum(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """The mean on a grid ``1 / n`` as fine, and then ``n`` times that."""
     sizes = low.static(x[0].shape, call)
     count = int(np.prod([sizes[axis - 1] for axis in operation.options["axes"]]))
@@ -196,7 +191,7 @@ def _sum(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> 
     return low.reshaped(call, _rescaled(low, call, made, 1 / count), shape)
 
 
-def _max(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _max(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     made, shape = _reduce(low, call, operation, x[0], "REDUCE_MAX")
     return low.reshape(call, made, shape)
 

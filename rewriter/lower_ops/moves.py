@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rewriter.graph import Call
 from rewriter.lower_ops.rows import Row
 from rewriter.operations import Operation
-from rewriter.values import Shape, Value
-
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
+from rewriter.program_builder import ProgramBuilder
+from rewriter.values import Value, batched
 
 Range = tuple[int, int, int]
 
 
-def _batched(shape: Shape) -> Shape:
-    return (None, *shape[1:])
-
-
-def _concatenate(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _concatenate(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
     return low.apply("CONCATENATION", call, x, axis=operation.options["axis"])
 
 
-def _stack(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _stack(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     axis = operation.options["axis"]
     parts = [low.reshape(call, value, (*value.shape[:axis], 1, *value.shape[axis:])) for value in x]
     return low.apply("CONCATENATION", call, parts, axis=axis)
 
 
-def _reshape(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    return low.reshape(call, x[0], _batched(call.shapes[0]))
+def _reshape(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.reshape(call, x[0], batched(call.shapes[0]))
 
 
-def _transpose(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _transpose(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return low.apply("TRANSPOSE", call, x, perm=operation.options["perm"])
 
 
-def _pad(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return low.apply("PAD", call, x, paddings=operation.options["paddings"])
 
 
-def _sliced(low: Lowerer, call: Call, x: Value, ranges: Sequence[Range]) -> Value:
+def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) -> Value:
     """``ranges``: (start, stop, step) for every axis but the batch."""
     shape = (None, *(len(range(*part)) for part in ranges))
     if shape == x.shape:
@@ -61,12 +56,14 @@ def _sliced(low: Lowerer, call: Call, x: Value, ranges: Sequence[Range]) -> Valu
     )
 
 
-def _slice(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _slice(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     part = _sliced(low, call, x[0], operation.options["ranges"])
-    return low.reshape(call, part, _batched(call.shapes[0]))
+    return low.reshape(call, part, batched(call.shapes[0]))
 
 
-def _split(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> list[Value]:
+def _split(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> list[Value]:
     sizes = low.static(x[0].shape, call)
     axis, start, parts = operation.options["axis"], 0, []
     for width in operation.options["sizes"]:
@@ -77,20 +74,20 @@ def _split(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -
     return parts
 
 
-def _resized(low: Lowerer, call: Call, x: Value, size: Sequence[int], kind: str) -> Value:
+def _resized(low: ProgramBuilder, call: Call, x: Value, size: Sequence[int], kind: str) -> Value:
     shape = (None, *size, x.shape[-1])
     return low.apply(
         kind, call, [x], shape, size=list(size), align_corners=False, half_pixel_centers=True
     )
 
 
-def _resize(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _resize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     bilinear = operation.options["method"] == "bilinear"
     kind = "RESIZE_BILINEAR" if bilinear else "RESIZE_NEAREST_NEIGHBOR"
     return _resized(low, call, x[0], operation.options["size"], kind)
 
 
-def _upsample(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _upsample(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """Every step several times, along one, two or three axes; two of them at a time."""
     factors = list(operation.options["factors"])
     *sizes, channels = low.static(x[0].shape, call)
@@ -106,14 +103,14 @@ def _upsample(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]
     value = low.reshape(call, value, (None, *sizes, channels))
     size = [n * f for n, f in zip(sizes, factors, strict=True)]
     value = _resized(low, call, value, size, "RESIZE_NEAREST_NEIGHBOR")
-    return low.reshape(call, value, _batched(call.shapes[0]))
+    return low.reshape(call, value, batched(call.shapes[0]))
 
 
-def _repeat(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _repeat(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     (features,) = low.static(x[0].shape, call)
     value = low.reshape(call, x[0], (None, 1, 1, features))
     value = _resized(low, call, value, [operation.options["count"], 1], "RESIZE_NEAREST_NEIGHBOR")
-    return low.reshape(call, value, _batched(call.shapes[0]))
+    return low.reshape(call, value, batched(call.shapes[0]))
 
 
 ROWS: dict[str, Row] = {

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rewriter.graph import Call
 from rewriter.lower_ops.rows import Row
 from rewriter.operations import Operation
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Value
 
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
 
-
-def _pool(low: Lowerer, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+def _pool(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """Over (1, length) where there is one axis: LiteRT has no other."""
     options = operation.options
     size, strides = list(options["pool_size"]), list(options["strides"])

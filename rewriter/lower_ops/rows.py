@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from rewriter.graph import Call
 from rewriter.operations import Operation
 from rewriter.program import Quantization
+from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Value
 
-if TYPE_CHECKING:
-    from rewriter.lower import Lowerer
-
-Row = Callable[["Lowerer", Call, Operation, Sequence[Value]], Any]
+Row = Callable[[ProgramBuilder, Call, Operation, Sequence[Value]], Any]
 
 _LARGEST = 127
 
@@ -39,7 +37,7 @@ def scaled(grid: Quantization, factor: float) -> Quantization:
     return Quantization(float(np.float32(grid.scale * factor)), grid.zero_point, grid.bits)
 
 
-def multiplied(low: Lowerer, call: Call, x: Value, factor: float) -> Value:
+def multiplied(low: ProgramBuilder, call: Call, x: Value, factor: float) -> Value:
     """``x * factor`` for a positive factor: the same integers on another grid."""
     grid = scaled(low.grid(x), factor)
     return low.apply("MUL", call, [x], x.shape, quantization=grid, **constant(factor))
