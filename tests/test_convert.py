@@ -184,6 +184,18 @@ def test_converter_errors_are_chained_and_quiet(monkeypatch, capfd):
     assert captured.out + captured.err == ""
 
 
+def test_a_node_that_does_not_fit_names_its_own_layer():
+    # It is found out layers later, where a tensor is needed.
+    program = programs.residual()
+    position = next(i for i, step in enumerate(program.steps) if step.operator.kernel is not None)
+    step = program.steps[position]
+    kernel = np.concatenate([step.operator.kernel] * 3, axis=2)
+    wrong = dataclasses.replace(step, operator=dataclasses.replace(step.operator, kernel=kernel))
+    steps = (*program.steps[:position], wrong, *program.steps[position + 1 :])
+    with pytest.raises(ExportError, match=f"^Layer '{step.layer}'.*could not be emitted.*Depth"):
+        convert_program(dataclasses.replace(program, steps=steps))
+
+
 def test_unknown_sizes_are_refused():
     b = Builder()
     x = b.input("x", (None, 8, 3), grid(0.02))

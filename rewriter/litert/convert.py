@@ -24,7 +24,7 @@ from rewriter.errors import ExportError
 from rewriter.litert import checks, constants, flatbuffer, patching, stand_ins
 from rewriter.litert.emit import emit, fake_quant, leaky_relu
 from rewriter.litert.matching import FileMapping, Matcher, file_mapping
-from rewriter.litert.nodes import Node, tensor_of
+from rewriter.litert.nodes import Node, NodeError, tensor_of
 from rewriter.program import Program, Quantization, Step
 
 
@@ -123,7 +123,11 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
 
     signature = _signature(program)
     with _quiet() as log:
-        function = tf.function(compute, autograph=False).get_concrete_function(*signature)
+        try:
+            function = tf.function(compute, autograph=False).get_concrete_function(*signature)
+        except NodeError as error:  # raised where the node was needed, maybe layers later
+            where = _where(str(error), "{{node ", scopes, program)
+            raise ExportError(f"{where} could not be emitted: {error}") from error
         converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.experimental_lower_to_saved_model = False  # saves a trip through the disk
@@ -154,6 +158,8 @@ def _emit(step: Step, inputs: list[Node | tf.Tensor]) -> Node | tf.Tensor:
             return emit(operator, *inputs)
         result = operator.function(*(tensor_of(value) for value in inputs))
         return result if operator.output is None else fake_quant(result, operator.output)
+    except NodeError:
+        raise
     except Exception as error:
         raise ExportError(
             f"Layer '{step.layer}': step '{step.name}' ({step.operator.kind}) could not be "
@@ -164,12 +170,17 @@ def _emit(step: Step, inputs: list[Node | tf.Tensor]) -> Node | tf.Tensor:
 def _explain(error: Exception, log: str, scopes: dict[str, int], program: Program) -> str:
     """The converter's complaints without its stack traces, and the Keras layer they are about."""
     text = f"{error}\n{log}"
-    named = [position for scope, position in scopes.items() if f'"{scope}/' in text]
-    layers = dict.fromkeys(program.steps[position].layer for position in named)
-    where = f"Layer '{', '.join(layers)}': t" if len(layers) == 1 else "T"
+    where = _where(text, '"', scopes, program)
     found = dict.fromkeys(re.findall(r"error: (.*)", text))
     reasons = "; ".join(found) or str(error).strip()
-    return f"{where}he TensorFlow Lite converter failed: {reasons[:2000]}"
+    return f"{where}: the TensorFlow Lite converter failed: {reasons[:2000]}"
+
+
+def _where(text: str, before: str, scopes: dict[str, int], program: Program) -> str:
+    """The Keras layer whose nodes a text names, each after ``before``; or the model."""
+    named = [position for scope, position in scopes.items() if f"{before}{scope}/" in text]
+    layers = dict.fromkeys(program.steps[position].layer for position in named)
+    return f"Layer '{', '.join(layers)}'" if len(layers) == 1 else "The model"
 
 
 @contextlib.contextmanager

@@ -190,7 +190,7 @@ def _quantize(operator: Operator, x: tf.Tensor) -> tf.Tensor:
 
 
 def _leaky(slope: float) -> Callable[..., tf.Tensor]:
-    return lambda operator, x: tf.nn.leaky_relu(x, slope)
+    return lambda operator, x: leaky_relu(x, slope)
 
 
 def _hard_swish(operator: Operator, x: tf.Tensor) -> tf.Tensor:
@@ -214,7 +214,7 @@ def _resize(function: Callable[..., tf.Tensor]) -> Callable[..., tf.Tensor]:
     return build
 
 
-_EMITTERS: dict[str, Callable[..., tf.Tensor]] = {
+_EMITTERS: dict[str, Callable[..., _Value]] = {
     "CONV_2D": _linear(_convolution("Conv2D"), (3,)),
     "DEPTHWISE_CONV_2D": _linear(_convolution("DepthwiseConv2dNative"), (2, 3)),
     "FULLY_CONNECTED": _linear(_fully_connected, (1,)),
@@ -238,7 +238,7 @@ _EMITTERS: dict[str, Callable[..., tf.Tensor]] = {
     "PRELU": _binary("Mul"),
     "LOGISTIC": lambda operator, x: tf.sigmoid(x),
     "TANH": lambda operator, x: tf.tanh(x),
-    "LEAKY_RELU": lambda operator, x: tf.nn.leaky_relu(x, operator.attributes["alpha"]),
+    "LEAKY_RELU": lambda operator, x: leaky_relu(x, operator.attributes["alpha"]),
     "ELU": _leaky(SLOPES["ELU"]),
     "GELU": _gelu,
     "HARD_SWISH": _hard_swish,

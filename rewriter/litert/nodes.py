@@ -12,6 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 
+class NodeError(ValueError):
+    """TensorFlow does not take one of the nodes; the message names it as ``{{node its_name}}``."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Node:
     """The one output of a node; TensorFlow's functions take it for its tensor.
@@ -62,9 +66,16 @@ class Nodes:
         return node
 
     def tensor(self, node: Node) -> tf.Tensor:
-        """The tensor of one of these nodes; if it waits, all that wait are put into the graph."""
+        """The tensor of one of these nodes; if it waits, all that wait are put into the graph.
+
+        Raises:
+          NodeError: one of those cannot be; it need not be ``node``.
+        """
         if node.name in self._names:
-            tf.graph_util.import_graph_def(self._waiting, input_map=self._sources, name="")
+            try:
+                tf.graph_util.import_graph_def(self._waiting, input_map=self._sources, name="")
+            except ValueError as error:
+                raise NodeError(str(error)) from error
             self._waiting, self._sources, self._names = _empty(), {}, set()
         return tf.compat.v1.get_default_graph().get_tensor_by_name(f"{node.name}:0")
 
