@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -168,6 +169,18 @@ def test_unmeant_float_names_the_layer(monkeypatch):
     monkeypatch.setattr(convert, "emit", emit_faulty)
     with pytest.raises(ExportError, match=r"layer_(mean|dense)"):
         convert_program(programs.residual())
+
+
+@pytest.mark.parametrize("conversions", [True, False])
+def test_what_is_left_in_float_is_refused(conversions):
+    program = programs.with_float_layers(grid(0.02, 3))
+    file = flatbuffer.read(convert_program(program, allow_float=True)[0])
+    kept = [op for op in file.operators if conversions or op.kind not in checks.CONVERSIONS]
+    file = dataclasses.replace(file, operators=tuple(kept))
+    matcher = types.SimpleNamespace(nearest=lambda index: program.steps[0])
+    what = "operator in mid-graph" if conversions else "floating-point tensor"
+    with pytest.raises(ExportError, match=f"^Layer '{program.steps[0].layer}'.*{what}"):
+        checks.check_integer(program, file, matcher, {})
 
 
 def test_converter_errors_are_chained_and_quiet(monkeypatch, capfd):

@@ -100,6 +100,31 @@ def test_frozen_training_is_inference(kind):
 
 
 @both
+@pytest.mark.parametrize("masked", [False, True])
+def test_frozen_statistics_beside_the_kernel(kind, masked):
+    """In float64, and with a mask: the formula with the moving statistics, which stay."""
+    dtype = "float32" if masked else "float64"
+    layer = getattr(rewriter.layers, kind).FusedBatchNormalization(epsilon=0.02, dtype=dtype)
+    layer.build((None, 5, 3))
+    layer.built = True
+    rng = np.random.default_rng(2)
+    variables = [getattr(layer, name) for name in VARIABLES]
+    for variable in variables:
+        variable.assign(rng.uniform(0.5, 2, 3).astype(dtype))
+    before = [np.asarray(variable).copy() for variable in variables]
+    gamma, beta, mean, variance = (value.astype("float64") for value in before)
+    x = rng.normal(1, 2, (4, 5, 3)).astype(dtype)
+    mask = np.arange(20).reshape(4, 5) % 3 > 0 if masked else None
+    expected = gamma * (x - mean) / np.sqrt(variance + 0.02) + beta
+    for frozen in (1, 0):
+        layer.frozen.assign(frozen)
+        y = layer(tf.constant(x), training=True, mask=mask)
+        still = [np.array_equal(a, b) for a, b in zip(before, variables, strict=True)]
+        assert still == [True, True, bool(frozen), bool(frozen)]
+        assert np.allclose(y, expected, rtol=1e-5, atol=1e-5) == bool(frozen)
+
+
+@both
 def test_batch_of_one_trains_when_frozen(kind):
     x = builders.residual_data(16)
     qat = compiled(kind, builders.calibrated(with_dropout(builders.keras_of(kind)), x))

@@ -8,7 +8,7 @@ from rewriter.litert.flatbuffer import FileModel, FileOperator
 from rewriter.litert.matching import Matcher, border_outputs
 from rewriter.program import Program
 
-_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 
 def check_steps(
@@ -80,7 +80,7 @@ def check_integer(
     meant = {
         op.outputs[0]
         for i, op in operators.items()
-        if program.steps[i].operator.kind in _CONVERSIONS
+        if program.steps[i].operator.kind in CONVERSIONS
     }
     for op in flatbuffer.conversions(file):
         if op.outputs[0] not in meant:
