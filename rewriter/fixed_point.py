@@ -22,8 +22,6 @@ class FixedPoint:
       fraction_bits: the step is ``2**-fraction_bits``; None: chosen from the values.
     """
 
-    by_rows = True  # of a matrix, each is quantized as a vector would be
-
     def __init__(self, num_bits: int = 8, fraction_bits: int | None = None):
         if not isinstance(num_bits, int) or not 2 <= num_bits <= 32:
             raise RecipeError(f"FixedPoint: num_bits must be in 2..32. Received: {num_bits!r}.")
@@ -39,11 +37,15 @@ class FixedPoint:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        x = tf.stop_gradient(inputs)
+        value = self.rows(tf.stop_gradient(inputs))
+        return connect(value, lambda upstream: (upstream,), inputs)
+
+    def rows(self, x: Any) -> Any:
+        """The values alone: of a vector, or of every row of a matrix as of a vector."""
         top = 2.0 ** (self.num_bits - 1)
         if self.fraction_bits is None:
             largest = tf.maximum(tf.reduce_max(tf.abs(x), axis=-1, keepdims=True), 2.0**-90)
-            step = _at_least(largest / (top - 1.0))
+            step = _step(largest, top - 1.0)
         else:
             step = tf.constant(2.0**-self.fraction_bits, x.dtype)
         # Wider than a float32's digits, top - 1 would be rounded to top.
@@ -51,8 +53,7 @@ class FixedPoint:
         value = tf.round(x / step)
         if self.fraction_bits is not None or high < top - 1.0:  # otherwise it fits
             value = tf.clip_by_value(value, -top, high)
-        value *= step
-        return connect(value, lambda upstream: (upstream,), inputs)
+        return value * step
 
     def get_config(self) -> dict[str, Any]:
         return {"num_bits": self.num_bits, "fraction_bits": self.fraction_bits}
@@ -69,8 +70,6 @@ class PowerOfTwo:
       num_bits: width with the sign, 2 to 8.
     """
 
-    by_rows = True
-
     def __init__(self, num_bits: int = 4):
         if not isinstance(num_bits, int) or not 2 <= num_bits <= 8:
             raise RecipeError(f"PowerOfTwo: num_bits must be in 2..8. Received: {num_bits!r}.")
@@ -80,14 +79,17 @@ class PowerOfTwo:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        x = tf.stop_gradient(inputs)
+        value = self.rows(tf.stop_gradient(inputs))
+        return connect(value, lambda upstream: (upstream,), inputs)
+
+    def rows(self, x: Any) -> Any:
+        """The values alone: of a vector, or of every row of a matrix as of a vector."""
         magnitude = tf.abs(x)
         exponent = tf.round(_log2(tf.maximum(magnitude, 2.0**-120)))
         high = tf.reduce_max(exponent, axis=-1, keepdims=True)
         low = high - float(2 ** (self.num_bits - 1) - 2)
         power = tf.sign(x) * _power_of_two(tf.cast(exponent, tf.int32), x.dtype)
-        value = tf.where(exponent < low, tf.zeros_like(power), power)
-        return connect(value, lambda upstream: (upstream,), inputs)
+        return tf.where(exponent < low, tf.zeros_like(power), power)
 
     def get_config(self) -> dict[str, Any]:
         return {"num_bits": self.num_bits}
@@ -127,11 +129,18 @@ def _log2(x: Any) -> Any:
 # The exponent field of a float is exact where logarithms and powers are a rounding off.
 
 
-def _at_least(x: Any) -> Any:
-    """The smallest power of two that is not below a positive, normal ``x``."""
-    bits = tf.bitcast(tf.cast(x, tf.float32), tf.int32)
-    power = tf.bitwise.bitwise_and(bits + (2**23 - 1), 0xFF << 23)
-    return tf.cast(tf.bitcast(power, tf.float32), x.dtype)
+def _step(largest: Any, top: float) -> Any:
+    """The smallest power of two of which ``top`` times is not below ``largest``.
+
+    Args:
+      largest: positive and normal, any shape.
+      top: at least 1.
+    """
+    one, below = 127 << 23, 2**23 - 1  # 1.0, and the digits after the exponent
+    offset = one - int(np.float32(top).view(np.int32)) + below
+    bits = tf.bitcast(tf.cast(largest, tf.float32), tf.int32)
+    power = tf.bitwise.bitwise_and(bits + offset, ~below)
+    return tf.cast(tf.bitcast(power, tf.float32), largest.dtype)
 
 
 def _power_of_two(exponent: Any, dtype: tf.DType) -> Any:

@@ -23,9 +23,10 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
     rest = tf.TensorSpec(None, tf.float32)
     rate = 1.0 - momentum
 
-    def kernel(training: bool, factor: float, x: Any, *variables: Any) -> Any:
+    def kernel(
+        training: bool, factor: float, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
+    ) -> Any:
         given = factor < 1.0 or not training
-        gamma, beta, mean, variance = variables
         return tf.raw_ops.FusedBatchNormV3(
             x=x,
             scale=gamma,
@@ -37,7 +38,8 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
             is_training=training,
         )
 
-    def by_batch(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
+    def by_batch(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
+        mean, variance = statistics[2:]
         if bessel:  # the kernel averages by itself, with the corrected variance
             return tuple(kernel(True, rate, x, gamma, beta, mean, variance))
         y, batch_mean, batch_variance, *saved = kernel(True, 1.0, x, gamma, beta, mean, variance)
@@ -47,9 +49,9 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         new_variance = variance + rate * (uncorrected - variance)
         return y, new_mean, new_variance, *saved
 
-    def by_moving(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any) -> Any:
-        y, _, _, *saved = kernel(False, 1.0, x, gamma, beta, mean, variance)
-        return y, mean, variance, *saved
+    def by_moving(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
+        y, _, _, *saved = kernel(False, 1.0, x, gamma, beta, *statistics[:2])
+        return y, *statistics[2:], *saved
 
     def kernel_gradient(training: bool, dy: Any, x: Any, gamma: Any, *saved: Any) -> Any:
         return tf.raw_ops.FusedBatchNormGradV3(
@@ -80,7 +82,7 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
 
     saved = [vector] * 3 + [rest] * 3
     lowered = onednn.in_use()
-    forward = Switch([image, *[vector] * 4], by_batch, by_moving, lowered=lowered)
+    forward = Switch([image, *[vector] * 6], by_batch, by_moving, lowered=lowered)
     backward = Switch([image, image, *saved], batch_gradient, moving_gradient, lowered=lowered)
 
     def apply(
@@ -90,13 +92,14 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         mean: Any,
         variance: Any,
         frozen: Any,
-        learned: bool,
+        averages: Any,
         bias: Any,
     ) -> Any:
         variables = gamma, beta, mean, variance
         shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
-        y, new_mean, new_variance, *saved = forward(frozen, (x, *variables), shapes)
-        wanted = (x, *variables) if learned else (x, gamma, beta)
+        arguments = (x, *variables, *(averages or (mean, variance)))
+        y, new_mean, new_variance, *saved = forward(frozen, arguments, shapes)
+        wanted = (x, *variables) if averages else (x, gamma, beta)
         others = () if bias is None else (bias,)
 
         def gradient(dy: Any) -> Any:
@@ -121,7 +124,7 @@ def batch_norm(
     epsilon: float,
     momentum: float,
     bessel: bool,
-    learned: bool = False,
+    averages: tuple[Any, Any] | None = None,
     bias: Any = None,
 ) -> tuple[Any, Any, Any]:
     """``gamma * (x - m) / sqrt(v + epsilon) + beta`` on the fused kernel.
@@ -129,11 +132,12 @@ def batch_norm(
     Args:
       x: (N, H, W, C), float16, bfloat16 or float32.
       gamma, beta, mean, variance: float32, (C,).
-      frozen: int32 scalar. 1: normalize by ``mean`` and ``variance`` and keep them; 0: by the
-        batch's, and move ``mean`` and ``variance`` towards those.
+      frozen: int32 scalar. 1: normalize by ``mean`` and ``variance`` and keep the averages; 0:
+        by the batch's statistics, and move the averages towards those.
       epsilon, momentum: Python floats.
-      bessel: move ``variance`` towards the batch's times n/(n-1).
-      learned: whether gradients reach ``mean`` and ``variance`` too, where they are used.
+      bessel: move the variance's average towards the batch's times n/(n-1).
+      averages: the moving mean and variance, float32, (C,), where ``mean`` and ``variance`` are
+        something made of them; these then get gradients too, where they are used.
       bias: (C,), what has been added to ``x`` behind a ``stop_gradient``. Its gradient is known
         here without a sum over ``x``: 0 where the batch's mean takes it out again, and minus
         the mean's where the moving one is used.
@@ -142,4 +146,4 @@ def batch_norm(
       The output, and the moving mean and variance as they are from now on.
     """
     function = _make(x.dtype, epsilon, momentum, bessel)
-    return function(x, gamma, beta, mean, variance, frozen, learned, bias)
+    return function(x, gamma, beta, mean, variance, frozen, averages, bias)

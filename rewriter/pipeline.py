@@ -20,6 +20,7 @@ import tensorflow as tf
 from rewriter import phases
 from rewriter.errors import RecipeError
 from rewriter.pipeline_ops import deserialize_op, is_layer, is_quantizer, serialize_op
+from rewriter.switch import connect
 
 VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
@@ -146,7 +147,8 @@ def piped(
 ) -> dict[str, Any]:
     """The values of the variables, those with a pipe piped where ``phase`` says so.
 
-    One condition serves all of them: each costs more than what it chooses between.
+    One condition serves all of them: each costs more than what it chooses between. Operations
+    of which only the values matter need none: theirs are computed, and taken or not.
 
     Args:
       pipes: by variable.
@@ -158,34 +160,51 @@ def piped(
     codes = {phases.PHASES[name] for name in phase_names}
     if phases.QUANTIZE in codes:
         codes.add(phases.QUANTIZE_FROZEN)
-
-    def act() -> list[Any]:
-        return _together(pipes, values, training)
-
     known = tf.get_static_value(phase)
+    if known is not None and int(known) not in codes:
+        return dict(values)
+    acts = None
     if known is None:
         acts = tf.gather(tf.constant([code in codes for code in range(4)]), phase)
-        results = tf.cond(acts, act, lambda: [values[name] for name in pipes])
-    elif int(known) in codes:
-        results = act()
-    else:
-        return dict(values)
-    return {**values, **dict(zip(pipes, results, strict=True))}
-
-
-def _together(pipes: Mapping[str, Pipe], values: Mapping[str, Any], training: bool) -> list[Any]:
-    """Every value piped; those with equal operations, where it takes rows, as one matrix."""
-    groups: dict[Any, list[str]] = {}
-    for name, pipe in pipes.items():
-        rows = vars(type(pipe.op)).get("by_rows", False)  # a subclass says so itself
-        key = repr((type(pipe.op), sorted(pipe.op.get_config().items()))) if rows else name
-        groups.setdefault(key, []).append(name)
-    results = {}
-    for names in groups.values():
-        pipe = pipes[names[0]]
-        if len(names) == 1:
-            results[names[0]] = pipe.act(values[names[0]], training)
+    result = dict(values)
+    conditional = []
+    for names in _groups(pipes):
+        if _straight_through(pipes[names[0]].op):
+            result.update(_selected(names, pipes[names[0]].op, values, acts))
         else:
-            stacked = tf.stack([values[name] for name in names])
-            results.update(zip(names, tf.unstack(pipe.act(stacked, training)), strict=True))
-    return [results[name] for name in pipes]
+            conditional += names
+
+    def act() -> list[Any]:
+        return [pipes[name].act(values[name], training) for name in conditional]
+
+    if conditional:
+        others = [values[name] for name in conditional]
+        found = act() if acts is None else tf.cond(acts, act, lambda: others)
+        result.update(zip(conditional, found, strict=True))
+    return result
+
+
+def _straight_through(op: Any) -> bool:
+    """Whether ``op`` has ``rows``: values of matrices, with the identity as their gradient."""
+    return "rows" in vars(type(op))  # a subclass says so itself
+
+
+def _groups(pipes: Mapping[str, Pipe]) -> list[list[str]]:
+    """The variables whose operations are equal and may be computed together."""
+    groups: dict[str, list[str]] = {}
+    for name, pipe in pipes.items():
+        straight = _straight_through(pipe.op)
+        config = sorted(pipe.op.get_config().items()) if straight else name
+        groups.setdefault(repr((type(pipe.op), config)), []).append(name)
+    return list(groups.values())
+
+
+def _selected(names: list[str], op: Any, values: Mapping[str, Any], acts: Any) -> dict[str, Any]:
+    """The values of ``op``, as one matrix, where ``acts``; None: always."""
+    inputs = [values[name] for name in names]
+    rows = tf.stack(inputs)
+    quantized = op.rows(rows)
+    if acts is not None:
+        quantized = tf.where(acts, quantized, rows)
+    outputs = connect(tf.unstack(quantized), lambda *upstream: upstream, *inputs)
+    return dict(zip(names, outputs, strict=True))

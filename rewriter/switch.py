@@ -76,12 +76,12 @@ class Switch:
         return tuple(outputs)
 
 
-def connect(value: Any, gradient: Callable[[Any], Sequence[Any]], *inputs: Any) -> Any:
+def connect(value: Any, gradient: Callable[..., Sequence[Any]], *inputs: Any) -> Any:
     """``value`` as a function of ``inputs`` with the gradient given.
 
     Args:
-      value: a tensor that the chosen branch of a :class:`Switch` computed.
-      gradient: the gradients for the inputs, given that for ``value``.
+      value: a tensor, such as the chosen branch of a :class:`Switch` computed, or a list of them.
+      gradient: the gradients for the inputs, given that for ``value``, or those for its tensors.
       inputs: the tensors that gradients are for.
     """
 

@@ -180,6 +180,10 @@ class FusedBatchNormalizationMixin(PhasedMixin):
           phase: int32 scalar of :mod:`rewriter.phases`.
           training: whether stateful quantizers in the pipeline may update themselves.
         """
+        return self._piped(self._read(), phase, training)
+
+    def _read(self) -> dict[str, Any]:
+        """The variables as tensors; ones for a gamma and zeros for a beta that is not there."""
         result = {}
         for name in VARIABLES:
             variable = getattr(self, name)
@@ -188,9 +192,12 @@ class FusedBatchNormalizationMixin(PhasedMixin):
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
             result[name] = tf.convert_to_tensor(variable)
+        return result
+
+    def _piped(self, variables: dict[str, Any], phase: Any, training: bool) -> dict[str, Any]:
         if not self._pipes:
-            return result
-        return piped(self._pipes, result, self.pipeline.phases, phase, training)
+            return variables
+        return piped(self._pipes, variables, self.pipeline.phases, phase, training)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
     def call(self, inputs: Any, training: Any = None, mask: Any = None, bias: Any = None) -> Any:
@@ -233,14 +240,14 @@ class FusedBatchNormalizationMixin(PhasedMixin):
     def _normalize(self, inputs: Any, training: bool, mask: Any, bias: Any = None) -> Any:
         x, restore = moments.channels_last_4d(inputs, self.axis)
         phase = phases.read(self.phase) if self._pipes else None
-        values = self.variables_in(phase, training)
-        gamma, beta, mean, variance = (values[name] for name in VARIABLES)
+        variables = self._read()
+        averages = variables["moving_mean"], variables["moving_variance"]
+        values = tuple(self._piped(variables, phase, training).values())
         if composed_norm.share() is not None:
             y, mean, variance = composed_norm.reestimated(
                 x,
-                gamma,
-                beta,
-                self._averages(),
+                *values[:2],
+                averages,
                 epsilon=self.epsilon,
                 bessel=bool(self.bessel_correction),
             )
@@ -250,53 +257,33 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             shared = training and self.synchronized and moments.replicas() > 1
             masked = mask is not None and not self._like_fused
             weights = moments.weights(mask, inputs, x) if masked else None
-            return restore(self._composed(x, values, training, weights, shared))
-        if not training:
-            y, _, _ = self._fused(x, gamma, beta, mean, variance, tf.constant(1), None)
-            return restore(y)
-        frozen = tf.convert_to_tensor(self.frozen)
-        if not self._pipes_averages():
-            y, mean, variance = self._fused(x, gamma, beta, mean, variance, frozen, bias)
-            self._assign(mean, variance)
-            return restore(y)
-        # Frozen, the piped values normalize; otherwise the variables themselves are averaged on.
-        old = self._averages()
-        mean, variance = (
-            tf.where(frozen > 0, a, b) for a, b in zip((mean, variance), old, strict=True)
-        )
-        y, *moved = self._fused(x, gamma, beta, mean, variance, frozen, bias)
-        self._assign(*(tf.where(frozen > 0, a, b) for a, b in zip(old, moved, strict=True)))
-        return restore(y)
-
-    def _pipes_averages(self) -> bool:
-        return any(name in self._pipes for name in VARIABLES[2:])
-
-    def _fused(
-        self, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, frozen: Any, bias: Any
-    ) -> tuple[Any, Any, Any]:
-        return fused_norm.batch_norm(
+            return restore(self._composed(x, values, averages, training, weights, shared))
+        frozen = tf.convert_to_tensor(self.frozen) if training else tf.constant(1)
+        are_piped = any(name in self._pipes for name in VARIABLES[2:])
+        y, mean, variance = fused_norm.batch_norm(
             x,
-            gamma,
-            beta,
-            mean,
-            variance,
+            *values,
             frozen,
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
-            learned=self._pipes_averages(),
+            averages=averages if are_piped else None,
             bias=bias,
         )
+        if training:
+            self._assign(mean, variance)
+        return restore(y)
 
-    def _composed(self, x: Any, values: Any, training: bool, weights: Any, shared: bool) -> Any:
+    def _composed(
+        self, x: Any, values: Any, averages: Any, training: bool, weights: Any, shared: bool
+    ) -> Any:
         """Without the fused kernel: float64, masks, statistics across replicas."""
-        ordered = [values[name] for name in VARIABLES]
         if not training:
-            return composed_norm.by_moving(x, ordered, self.epsilon)
+            return composed_norm.by_moving(x, values, self.epsilon)
         y, mean, variance = composed_norm.by_batch(
             x,
-            ordered,
-            self._averages(),
+            values,
+            averages,
             tf.convert_to_tensor(self.frozen) > 0,
             epsilon=self.epsilon,
             momentum=self.momentum,
@@ -306,9 +293,6 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         )
         self._assign(mean, variance)
         return y
-
-    def _averages(self) -> list[Any]:
-        return [tf.convert_to_tensor(v) for v in (self.moving_mean, self.moving_variance)]
 
     def _assign(self, mean: Any, variance: Any) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
