@@ -205,6 +205,7 @@ def _selected(names: list[str], op: Any, values: Mapping[str, Any], acts: Any) -
     rows = tf.stack(inputs)
     quantized = op.rows(rows)
     if acts is not None:
-        quantized = tf.where(acts, quantized, rows)
+        # tf.where would broadcast, in several times the time.
+        quantized = tf.raw_ops.Select(condition=acts, x=quantized, y=rows)
     outputs = connect(tf.unstack(quantized), lambda *upstream: upstream, *inputs)
     return dict(zip(names, outputs, strict=True))
