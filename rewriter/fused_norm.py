@@ -15,34 +15,45 @@ import tensorflow as tf
 from rewriter import onednn
 from rewriter.switch import Switch, connect
 
+_VECTOR = tf.TensorSpec([None], tf.float32)
+_REST = tf.TensorSpec(None, tf.float32)
+
+
+def _kernel(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float, factor: float
+) -> Any:
+    """The forward kernel, by the batch's statistics; with ``factor`` 0 by those given."""
+    training = factor > 0.0
+    given = factor < 1.0
+    return tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=gamma,
+        offset=beta,
+        mean=mean if given else tf.zeros([0]),
+        variance=variance if given else tf.zeros([0]),
+        epsilon=epsilon,
+        exponential_avg_factor=factor if training else 1.0,
+        is_training=training,
+    )
+
 
 @functools.cache
-def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any:
-    image = tf.TensorSpec([None] * 4, dtype)
-    vector = tf.TensorSpec([None], tf.float32)
-    rest = tf.TensorSpec(None, tf.float32)
+def _forward(
+    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool
+) -> Switch:
+    """The output, the moving statistics from now on, and what the gradient needs.
+
+    Arguments: x, gamma, beta, mean, variance, and where ``averaged`` the moving statistics that
+    go on. Each is a node of every branch in every layer, where the switch is lowered.
+    """
     rate = 1.0 - momentum
 
-    def kernel(
-        training: bool, factor: float, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any
-    ) -> Any:
-        given = factor < 1.0 or not training
-        return tf.raw_ops.FusedBatchNormV3(
-            x=x,
-            scale=gamma,
-            offset=beta,
-            mean=mean if given else tf.zeros([0]),
-            variance=variance if given else tf.zeros([0]),
-            epsilon=epsilon,
-            exponential_avg_factor=factor,
-            is_training=training,
-        )
-
     def by_batch(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
-        mean, variance = statistics[2:]
+        mean, variance = statistics[-2:]
+        kernel = functools.partial(_kernel, x, gamma, beta, mean, variance, epsilon=epsilon)
         if bessel:  # the kernel averages by itself, with the corrected variance
-            return tuple(kernel(True, rate, x, gamma, beta, mean, variance))
-        y, batch_mean, batch_variance, *saved = kernel(True, 1.0, x, gamma, beta, mean, variance)
+            return tuple(kernel(factor=rate))
+        y, batch_mean, batch_variance, *saved = kernel(factor=1.0)
         n = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
         uncorrected = batch_variance * (n - 1.0) / n
         new_mean = mean + rate * (batch_mean - mean)
@@ -50,67 +61,50 @@ def _make(dtype: tf.DType, epsilon: float, momentum: float, bessel: bool) -> Any
         return y, new_mean, new_variance, *saved
 
     def by_moving(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
-        y, _, _, *saved = kernel(False, 1.0, x, gamma, beta, *statistics[:2])
-        return y, *statistics[2:], *saved
+        mean, variance = statistics[:2]
+        y, _, _, _, _, rest = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        return y, *statistics[-2:], mean, variance, rest
 
-    def kernel_gradient(training: bool, dy: Any, x: Any, gamma: Any, *saved: Any) -> Any:
+    vectors = [_VECTOR] * (6 if averaged else 4)
+    image = tf.TensorSpec([None] * 4, dtype)
+    return Switch([image, *vectors], by_batch, by_moving, lowered=onednn.in_use())
+
+
+@functools.cache
+def _backward(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
+    """Gradients for x, gamma and beta, and where ``statistics`` for mean and variance.
+
+    Arguments: the upstream gradient, x, gamma, and what :func:`_forward` keeps.
+    """
+
+    def kernel(training: bool, dy: Any, x: Any, gamma: Any, a: Any, b: Any, c: Any) -> Any:
         return tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=dy,
             x=x,
             scale=gamma,
-            reserve_space_1=saved[0],
-            reserve_space_2=saved[1],
-            reserve_space_3=saved[2],
+            reserve_space_1=a,
+            reserve_space_2=b,
+            reserve_space_3=c,
             epsilon=epsilon,
             is_training=training,
         )[:3]
 
-    def batch_gradient(
-        dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, a: Any, b: Any, c: Any
-    ) -> Any:
-        none = tf.zeros_like(mean), tf.zeros_like(variance)
-        return (*kernel_gradient(True, dy, x, gamma, a, b, c), *none)
+    def by_batch(dy: Any, x: Any, gamma: Any, a: Any, b: Any, c: Any) -> Any:
+        none = (tf.zeros_like(gamma), tf.zeros_like(gamma)) if statistics else ()
+        return *kernel(True, dy, x, gamma, a, b, c), *none
 
-    def moving_gradient(
-        dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, a: Any, b: Any, c: Any
-    ) -> Any:
-        dx, dgamma, dbeta = kernel_gradient(False, dy, x, gamma, mean, variance, c)
+    def by_moving(dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, rest: Any) -> Any:
+        dx, dgamma, dbeta = kernel(False, dy, x, gamma, mean, variance, rest)
+        if not statistics:
+            return dx, dgamma, dbeta
         inverse = tf.math.rsqrt(variance + epsilon)
         dmean = -gamma * inverse * dbeta
         dvariance = -0.5 * gamma * tf.square(inverse) * dgamma
         return dx, dgamma, dbeta, dmean, dvariance
 
-    saved = [vector] * 3 + [rest] * 3
-    lowered = onednn.in_use()
-    forward = Switch([image, *[vector] * 6], by_batch, by_moving, lowered=lowered)
-    backward = Switch([image, image, *saved], batch_gradient, moving_gradient, lowered=lowered)
-
-    def apply(
-        x: Any,
-        gamma: Any,
-        beta: Any,
-        mean: Any,
-        variance: Any,
-        frozen: Any,
-        averages: Any,
-        bias: Any,
-    ) -> Any:
-        variables = gamma, beta, mean, variance
-        shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
-        arguments = (x, *variables, *(averages or (mean, variance)))
-        y, new_mean, new_variance, *saved = forward(frozen, arguments, shapes)
-        wanted = (x, *variables) if averages else (x, gamma, beta)
-        others = () if bias is None else (bias,)
-
-        def gradient(dy: Any) -> Any:
-            shapes = (x.shape, *[gamma.shape] * 4)
-            found = backward(frozen, (dy, x, gamma, mean, variance, *saved), shapes)
-            dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
-            return (*found[: len(wanted)], *dbias)
-
-        return connect(y, gradient, *wanted, *others), new_mean, new_variance
-
-    return apply
+    image = tf.TensorSpec([None] * 4, dtype)
+    specs = [image, image, _VECTOR, _REST, _REST, _REST]
+    return Switch(specs, by_batch, by_moving, lowered=onednn.in_use())
 
 
 def batch_norm(
@@ -145,5 +139,19 @@ def batch_norm(
     Returns:
       The output, and the moving mean and variance as they are from now on.
     """
-    function = _make(x.dtype, epsilon, momentum, bessel)
-    return function(x, gamma, beta, mean, variance, frozen, averages, bias)
+    variables = gamma, beta, mean, variance
+    forward = _forward(x.dtype, epsilon, momentum, bessel, averages is not None)
+    shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
+    y, new_mean, new_variance, *saved = forward(frozen, (x, *variables, *(averages or ())), shapes)
+    wanted = (x, gamma, beta) if averages is None else (x, *variables)
+    others = () if bias is None else (bias,)
+
+    def gradient(dy: Any) -> Any:
+        statistics = bool(averages or others)
+        backward = _backward(x.dtype, epsilon, statistics)
+        shapes = (x.shape, *[gamma.shape] * (4 if statistics else 2))
+        found = backward(frozen, (dy, x, gamma, *saved), shapes)
+        dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
+        return (*found[: len(wanted)], *dbias)
+
+    return connect(y, gradient, *wanted, *others), new_mean, new_variance
