@@ -1,7 +1,7 @@
 """Convolutions on the CPU whose gradients take the fastest way that TensorFlow has.
 
-The output is TensorFlow's own ``conv2d``, bit by bit. Its gradients are the same sums in another
-order:
+The output is TensorFlow's own ``conv2d``, bit by bit. Its gradients are TensorFlow's own, given by
+hand (:mod:`rewriter.gradients`), or the same sums in another order:
 
 - A kernel of size 1 is a matrix: both gradients are matrix products. TensorFlow's kernels for
   them copy every image into the columns of a product of its own.
@@ -22,7 +22,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import onednn
-from rewriter.switch import connect
+from rewriter.gradients import Pending, connected, tensor
 
 # With fewer input channels the convolution that computes the gradient is a slow one.
 _FEWEST_CHANNELS = 8
@@ -35,39 +35,81 @@ def convolution(
 
     Args:
       x: (N, W, C) or (N, H, W, C), floating point.
-      kernel: (w, C, D) or (h, w, C, D), the dtype of ``x``.
+      kernel: (w, C, D) or (h, w, C, D), the dtype of ``x``; may be pending.
       strides, dilations: one for each spatial axis.
       padding: ``"VALID"`` or ``"SAME"``.
 
     Returns:
-      (N, W', D) or (N, H', W', D).
+      (N, W', D) or (N, H', W', D); may be pending.
     """
     if len(x.shape) == 3:
         y = _convolution(
             tf.expand_dims(x, 1),
-            tf.expand_dims(kernel, 0),
+            tf.expand_dims(connected(kernel), 0),
             (1, *strides),
             padding,
             (1, *dilations),
         )
-        return tf.squeeze(y, 1)
+        return tf.squeeze(connected(y), 1)
     return _convolution(x, kernel, tuple(strides), padding, tuple(dilations))
 
 
 def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: tuple) -> Any:
-    y = tf.nn.convolution(x, kernel, strides=strides, padding=padding, dilations=dilations)
-    size = tuple(kernel.shape[:2])
+    values = tensor(kernel)
+    pointwise = tuple(values.shape[:2]) == (1, 1)
+    if _on_gpu() or (max(dilations) > 1 and not pointwise):
+        options = {"strides": strides, "padding": padding, "dilations": dilations}
+        return tf.nn.convolution(x, connected(kernel), **options)
+    y = tf.nn.convolution(x, values, strides=strides, padding=padding)
+
+    def gradients(dy: Any) -> Any:
+        if pointwise:
+            return _pointwise_gradients(dy, x, values, strides)
+        turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
+        if turns and not onednn.in_use():
+            return _turned_gradients(dy, x, values, padding)
+        options = {"strides": [1, *strides, 1], "padding": padding}
+        return (
+            tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(x), filter=values, out_backprop=dy, **options
+            ),
+            tf.raw_ops.Conv2DBackpropFilter(
+                input=x, filter_sizes=values.shape, out_backprop=dy, **options
+            ),
+        )
+
+    return Pending(y, gradients, (x, kernel))
+
+
+def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any:
+    """``tf.nn.depthwise_conv2d``, channels last.
+
+    Args:
+      x: (N, H, W, C), floating point.
+      kernel: (h, w, C, M), the dtype of ``x``; may be pending.
+      stride: along both axes.
+      padding: ``"VALID"`` or ``"SAME"``.
+
+    Returns:
+      (N, H', W', C * M); may be pending.
+    """
+    options = {"strides": [1, stride, stride, 1], "padding": padding}
     if _on_gpu():
-        return y
-    if size == (1, 1):
-        return connect(y, lambda dy: _pointwise_gradients(dy, x, kernel, strides), x, kernel)
-    if (
-        max(strides + dilations) == 1
-        and kernel.shape[2] >= _FEWEST_CHANNELS
-        and not onednn.in_use()
-    ):
-        return connect(y, lambda dy: _turned_gradients(dy, x, kernel, padding), x, kernel)
-    return y
+        return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
+    values = tensor(kernel)
+    y = tf.nn.depthwise_conv2d(x, values, **options)
+
+    def gradients(dy: Any) -> Any:
+        return (
+            tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
+                input_sizes=tf.shape(x), filter=values, out_backprop=dy, **options
+            ),
+            tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
+                input=x, filter_sizes=values.shape, out_backprop=dy, **options
+            ),
+        )
+
+    return Pending(y, gradients, (x, kernel))
 
 
 @functools.cache

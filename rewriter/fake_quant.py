@@ -11,8 +11,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter.gradients import Pending, tensor
 from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
-from rewriter.switch import Switch, connect
+from rewriter.switch import Switch
 
 _ANY = tf.TensorSpec(None, tf.float32)
 _SCALAR = tf.TensorSpec((), tf.float32)
@@ -82,7 +83,7 @@ def activation(
     """Activate and quantize a tensor as its phase says.
 
     Args:
-      x: float32, any shape.
+      x: float32, any shape; may be pending.
       low, high: the range, float32 scalars; ``low > high`` if nothing has been observed.
       phase: int32 scalar of :mod:`rewriter.phases`.
       rate: share of a batch's range in the moving average.
@@ -91,9 +92,10 @@ def activation(
       num_bits: width of the integers.
 
     Returns:
-      The output (shape of ``x``), and the range as it is from now on. An unset range in phase
-      ``quantize`` is the batch's own.
+      The output (shape of ``x``), pending, and the range as it is from now on. An unset range in
+      phase ``quantize`` is the batch's own.
     """
+    given, x = x, tensor(x)
     known = tf.get_static_value(phase)
     if follow is not True and known in (None, QUANTIZE):
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
@@ -104,7 +106,7 @@ def activation(
     switch = _activation_switch(clamp, num_bits, rate)
     y, new_low, new_high = switch(phase, (x, low, high), (x.shape, (), ()))
     _, activation_gradient = CLAMPS[clamp]
-    return connect(y, lambda g: (activation_gradient(g, y),), x), new_low, new_high
+    return Pending(y, lambda g: (activation_gradient(g, y),), (given,)), new_low, new_high
 
 
 def _channel_scale(kernel: Any, channel_axes: tuple[int, ...], num_bits: int) -> Any:
@@ -130,8 +132,8 @@ def _kernel_switch(rank: int, channel_axes: tuple[int, ...], num_bits: int) -> S
     return Switch([tf.TensorSpec([None] * rank, tf.float32)], *branches)
 
 
-def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Any:
-    """A kernel on its symmetric, narrow-range, per-channel grid in phase ``quantize``.
+def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Pending:
+    """A kernel on its symmetric, narrow-range, per-channel grid in phase ``quantize``, pending.
 
     Nothing is clipped, since the range is the kernel's own maximum: the straight-through gradient
     is the identity in every phase.
@@ -144,4 +146,4 @@ def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Any
     """
     switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits)
     (value,) = switch(phase, (kernel,), (kernel.shape,))
-    return connect(value, lambda upstream: (upstream,), kernel)
+    return Pending(value, lambda upstream: (upstream,), (kernel,))

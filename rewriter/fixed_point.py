@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RecipeError
-from rewriter.switch import connect
+from rewriter.gradients import connect
 
 
 class FixedPoint:

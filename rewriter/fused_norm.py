@@ -13,7 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import onednn
-from rewriter.switch import Switch, connect
+from rewriter.gradients import Pending, tensor
+from rewriter.switch import Switch
 
 _VECTOR = tf.TensorSpec([None], tf.float32)
 _REST = tf.TensorSpec(None, tf.float32)
@@ -124,7 +125,7 @@ def batch_norm(
     """``gamma * (x - m) / sqrt(v + epsilon) + beta`` on the fused kernel.
 
     Args:
-      x: (N, H, W, C), float16, bfloat16 or float32.
+      x: (N, H, W, C), float16, bfloat16 or float32; may be pending.
       gamma, beta, mean, variance: float32, (C,).
       frozen: int32 scalar. 1: normalize by ``mean`` and ``variance`` and keep the averages; 0:
         by the batch's statistics, and move the averages towards those.
@@ -137,13 +138,14 @@ def batch_norm(
         the mean's where the moving one is used.
 
     Returns:
-      The output, and the moving mean and variance as they are from now on.
+      The output, pending, and the moving mean and variance as they are from now on.
     """
+    given, x = x, tensor(x)
     variables = gamma, beta, mean, variance
     forward = _forward(x.dtype, epsilon, momentum, bessel, averages is not None)
     shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
     y, new_mean, new_variance, *saved = forward(frozen, (x, *variables, *(averages or ())), shapes)
-    wanted = (x, gamma, beta) if averages is None else (x, *variables)
+    wanted = (given, gamma, beta) if averages is None else (given, *variables)
     others = () if bias is None else (bias,)
 
     def gradient(dy: Any) -> Any:
@@ -154,4 +156,4 @@ def batch_norm(
         dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
         return (*found[: len(wanted)], *dbias)
 
-    return connect(y, gradient, *wanted, *others), new_mean, new_variance
+    return Pending(y, gradient, (*wanted, *others)), new_mean, new_variance

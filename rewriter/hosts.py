@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from rewriter import convolutions
 from rewriter.flavours import Flavour
+from rewriter.gradients import connected
 from rewriter.litert.integer_conv import depthwise
 
 
@@ -31,8 +32,9 @@ class Kernel:
     channel_axes: tuple[int, ...]
 
 
-# linear(layer, inputs, kernels, between) -> outputs without bias. `between` is applied to the
-# tensor between two kernels, where the device has an integer tensor of its own.
+# linear(layer, inputs, kernels, between) -> outputs without bias. Kernels and outputs may be
+# pending (rewriter.gradients). `between` is applied to the tensor between two kernels, where the
+# device has an integer tensor of its own.
 Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any]], Any]
 
 
@@ -88,7 +90,7 @@ def _convolution(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) 
         # TensorFlow has no gradient of grouped convolutions on CPU outside XLA, and no
         # channels-first Conv3D.
         convolve = tf.function(convolve, jit_compile=True)
-    return convolve(x, kernel)
+    return convolve(x, connected(kernel))
 
 
 def _depthwise(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
@@ -102,6 +104,9 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
     first = layer.data_format == "channels_first"
     strides, dilations = list(layer.strides), list(layer.dilation_rate)
     flat = len(strides) == 1
+    if not (first or flat) and max(dilations) == 1 and len(set(strides)) == 1:
+        return convolutions.depthwise_convolution(x, kernel, strides[0], padding)
+    kernel = connected(kernel)
     if flat:
         x, kernel = tf.expand_dims(x, 2 if first else 1), tf.expand_dims(kernel, 0)
         strides, dilations = [strides[0], strides[0]], [1, *dilations]
@@ -121,16 +126,16 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
 
 def _separable(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
     depthwise_kernel, pointwise = kernels
-    y = between(_depthwise_convolution(layer, x, depthwise_kernel))
+    y = between(connected(_depthwise_convolution(layer, x, depthwise_kernel)))
     data_format = _data_format(layer, len(y.shape))
     if layer.data_format == "channels_last":
         ones = [1] * len(layer.strides)
         return convolutions.convolution(y, pointwise, ones, "VALID", ones)
-    return tf.nn.convolution(y, pointwise, padding="VALID", data_format=data_format)
+    return tf.nn.convolution(y, connected(pointwise), padding="VALID", data_format=data_format)
 
 
 def _transposed(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
-    (kernel,) = kernels
+    kernel = connected(*kernels)
     rank = len(x.shape)
     shape, dynamic = list(x.shape), tf.shape(x)
     sizes = [dynamic[axis] if size is None else size for axis, size in enumerate(shape)]
@@ -183,7 +188,7 @@ def transposed_lengths(layer: Any, lengths: Sequence[Any]) -> list[Any]:
 
 
 def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
-    (kernel,) = kernels
+    kernel = connected(*kernels)
     rank = len(x.shape)
     if rank == 2:
         return tf.matmul(x, kernel)

@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from rewriter import phases
 from rewriter.errors import RecipeError
+from rewriter.gradients import connect
 from rewriter.pipeline_ops import deserialize_op, is_layer, is_quantizer, serialize_op
-from rewriter.switch import connect
 
 VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 

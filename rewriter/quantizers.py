@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from rewriter import fake_quant, phases
 from rewriter.errors import RecipeError
+from rewriter.gradients import connected
 from rewriter.scalars import initializer
 
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
@@ -59,10 +60,10 @@ class PerChannelQuantizer:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return self.switch(inputs, tf.constant(phases.QUANTIZE))
+        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE)))
 
     def switch(self, kernel: Any, phase: Any) -> Any:
-        """The kernel as it is, or quantized in phase ``quantize``; the gradient is the identity."""
+        """The kernel as it is, or quantized in phase ``quantize``; pending, straight through."""
         return fake_quant.kernel(kernel, phase, self.channel_axes, self.num_bits)
 
     def get_config(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class PerTensorQuantizer:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), (), self.num_bits)
+        return connected(fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), (), self.num_bits))
 
     def get_config(self) -> dict[str, Any]:
         return {"num_bits": self.num_bits}
@@ -119,7 +120,7 @@ class RangeQuantizer:
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         """Quantize; in training the range follows the batch first."""
-        return self.switch(inputs, tf.constant(phases.QUANTIZE), weights, bool(training))
+        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE), weights, bool(training)))
 
     def switch(
         self,
@@ -129,10 +130,10 @@ class RangeQuantizer:
         follow: Any,
         clamp: str = "none",
     ) -> Any:
-        """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize.
+        """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize; pending.
 
         Args:
-          inputs: float32, any shape.
+          inputs: float32, any shape; may be pending.
           phase: see :mod:`rewriter.phases`.
           weights: what :meth:`build` returned; the range is updated in place.
           follow: whether the range follows the batch in phase ``quantize``.
@@ -174,7 +175,7 @@ class FixedQuantizer:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False)
+        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False))
 
     def switch(
         self,

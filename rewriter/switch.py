@@ -74,22 +74,3 @@ class Switch:
             value = tf.compat.v1.AttrValue(b=True)
             outputs[0].op._set_attr("_lower_using_switch_merge", value)
         return tuple(outputs)
-
-
-def connect(value: Any, gradient: Callable[..., Sequence[Any]], *inputs: Any) -> Any:
-    """``value`` as a function of ``inputs`` with the gradient given.
-
-    Args:
-      value: a tensor, such as the chosen branch of a :class:`Switch` computed, or a list of them.
-      gradient: the gradients for the inputs, given that for ``value``, or those for its tensors.
-      inputs: the tensors that gradients are for.
-    """
-
-    # What the gradient needs is no argument: TensorFlow copies and differentiates arguments.
-    def function(*_: Any) -> Any:
-        return value, gradient
-
-    # TensorFlow also asks for the gradients of the copies that it makes of the inputs. Of what
-    # has this name it does not make them up of zeros, three operators for each.
-    function.__name__ = "FusedBatchNorm"
-    return tf.custom_gradient(function)(*inputs)

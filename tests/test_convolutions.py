@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from claims import assert_close
 from rewriter import convolutions, onednn
+from rewriter.gradients import connected
 
 # kernel size, strides, dilations, padding, spatial sizes of the input
 CASES = {
@@ -28,6 +29,10 @@ CASES = {
     "one axis, strided": ((3,), (2,), (1,), "SAME", (9,)),
     "one axis, dilated": ((3,), (1,), (3,), "VALID", (9,)),
 }
+
+
+def _ours(*arguments):
+    return connected(convolutions.convolution(*arguments))
 
 
 def _stock(x, kernel, strides, padding, dilations):
@@ -64,9 +69,7 @@ def test_gradients(kernels, case, channels):
     x, kernel = _data(size, spatial, channels)
     options = strides, padding, dilations
     expected = _gradients(_stock, x, kernel, *options)
-    found = _gradients(
-        convolutions.convolution, *(tf.cast(t, tf.float32) for t in (x, kernel)), *options
-    )
+    found = _gradients(_ours, *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert_close(a, b, 1e-5)
@@ -76,7 +79,7 @@ def test_gradients(kernels, case, channels):
 def test_output_is_tensorflows_own(kernels, case):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
-    for convolve in (convolutions.convolution, tf.function(convolutions.convolution)):
+    for convolve in (_ours, tf.function(_ours)):
         np.testing.assert_array_equal(
             convolve(x, kernel, strides, padding, dilations),
             _stock(x, kernel, strides, padding, dilations),
@@ -96,7 +99,7 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
 
     @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
     def gradients(x):
-        return _gradients(convolutions.convolution, x, kernel, strides, padding, dilations)
+        return _gradients(_ours, x, kernel, strides, padding, dilations)
 
     for a, b in zip(
         gradients(x), _gradients(_stock, x, kernel, strides, padding, dilations), strict=True
@@ -119,7 +122,7 @@ def test_gradients_of_gradients(kernels, case):
         return outer.gradient(squares, [x, kernel])
 
     # TensorFlow's own has none outside of a function.
-    results = [tf.function(penalty)(f) for f in (convolutions.convolution, _stock)]
+    results = [tf.function(penalty)(f) for f in (_ours, _stock)]
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-4)
 
@@ -129,7 +132,7 @@ def test_gradients_of_gradients(kernels, case):
 def test_sixteen_bits(kernels, case, dtype):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, dtype)
-    found = _gradients(convolutions.convolution, x, kernel, strides, padding, dilations)
+    found = _gradients(_ours, x, kernel, strides, padding, dilations)
     expected = _gradients(
         _stock, *(tf.cast(t, "float64") for t in (x, kernel)), strides, padding, dilations
     )
@@ -143,9 +146,7 @@ def test_which_gradients_are_whose(monkeypatch):
         monkeypatch.setattr(convolutions, "_on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
         x, kernel = _data(size, (6, 7), channels, "float32")
-        function = tf.function(
-            lambda: _gradients(convolutions.convolution, x, kernel, (1, 1), "SAME", (1, 1))
-        )
+        function = tf.function(lambda: _gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))
         graph = function.get_concrete_function().graph
         return {node.type for node in graph.get_operations() if "Backprop" in node.type}
 

@@ -57,7 +57,7 @@ vectors = [tf.ones([3]) for _ in range(4)]
 @tf.function
 def function(x, frozen):
     options = {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
-    return fused_norm.batch_norm(x, *vectors, frozen, **options)[0]
+    return fused_norm.batch_norm(x, *vectors, frozen, **options)[0].value
 
 graph = function.get_concrete_function(tf.ones([2, 4, 4, 3]), tf.constant(0)).graph
 (case,) = [node for node in graph.as_graph_def().node if node.op == "StatelessCase"]

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from rewriter import composed_norm, fused_norm, moments, phases
 from rewriter.flavours import Flavour
+from rewriter.gradients import connected, tensor
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, piped
 from rewriter.pipeline_ops import copy_op, is_layer
@@ -213,6 +214,15 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             lambda: self._normalize(inputs, False, mask),
         )
 
+    def after(self, inputs: Any, training: Any, mask: Any, bias: Any = None) -> Any:
+        """As a call, for inputs that may be pending; the result may be, too."""
+        x, known = tensor(inputs), self._training(training)
+        plain = len(x.shape) == 4 and self.axis % 4 == 3 and x.dtype == self.compute_dtype
+        if isinstance(known, bool) and plain and self._on_kernel(x, known, mask):
+            return self._fused(inputs, *self._values(known), known, bias)
+        given = {} if bias is None else {"bias": bias}
+        return self(connected(inputs), training=training, mask=mask, **given)
+
     def takes_bias(self, inputs: Any, training: Any, mask: Any) -> bool:
         """Whether the gradient of a bias in the inputs can be had from the normalization.
 
@@ -239,14 +249,12 @@ class FusedBatchNormalizationMixin(PhasedMixin):
 
     def _normalize(self, inputs: Any, training: bool, mask: Any, bias: Any = None) -> Any:
         x, restore = moments.channels_last_4d(inputs, self.axis)
-        phase = phases.read(self.phase) if self._pipes else None
-        variables = self._read()
-        averages = variables["moving_mean"], variables["moving_variance"]
-        values = tuple(self._piped(variables, phase, training).values())
+        values, averages = self._values(training)
         if composed_norm.share() is not None:
             y, mean, variance = composed_norm.reestimated(
                 x,
-                *values[:2],
+                values[0],
+                values[1],
                 averages,
                 epsilon=self.epsilon,
                 bessel=bool(self.bessel_correction),
@@ -258,12 +266,22 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             masked = mask is not None and not self._like_fused
             weights = moments.weights(mask, inputs, x) if masked else None
             return restore(self._composed(x, values, averages, training, weights, shared))
-        frozen = tf.convert_to_tensor(self.frozen) if training else tf.constant(1)
+        return restore(connected(self._fused(x, values, averages, training, bias)))
+
+    def _values(self, training: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
+        """gamma, beta, mean and variance as the phase has them; the moving statistics."""
+        phase = phases.read(self.phase) if self._pipes else None
+        variables = self._read()
+        averages = variables["moving_mean"], variables["moving_variance"]
+        return tuple(self._piped(variables, phase, training).values()), averages
+
+    def _fused(self, x: Any, values: Any, averages: Any, training: bool, bias: Any) -> Any:
+        """On the kernel, (N, H, W, C); pending."""
         are_piped = any(name in self._pipes for name in VARIABLES[2:])
         y, mean, variance = fused_norm.batch_norm(
             x,
             *values,
-            frozen,
+            tf.convert_to_tensor(self.frozen) if training else tf.constant(1),
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
@@ -272,7 +290,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         )
         if training:
             self._assign(mean, variance)
-        return restore(y)
+        return y
 
     def _composed(
         self, x: Any, values: Any, averages: Any, training: bool, weights: Any, shared: bool

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import phases, quantizers
+from rewriter.gradients import Pending, connected, tensor
 from rewriter.hosts import HOSTS
 from rewriter.layers.quantize import PhasedMixin
 
@@ -127,12 +128,13 @@ class QuantizedHostMixin(PhasedMixin):
         normalization folded in (see :attr:`folds_first`)."""
         phase = tf.constant(phases.QUANTIZE)
         if not self.folds_first:
-            return self._switched(phase, training=False)
+            return [connected(k) for k in self._switched(phase, training=False)]
         kernel = tf.convert_to_tensor(self.kernel)
         folded = kernel * self._factor(phase)
         weights = self._kernel_weights[-1]
         last = self.kernel_quantizers[-1](folded, training=False, weights=weights)
-        return [*self._switched(phase, training=False)[:-1], last]
+        before = self._switched(phase, training=False)[:-1]
+        return [*(connected(k) for k in before), last]
 
     def kernel_ranges(self, index: int) -> list[np.ndarray]:
         """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
@@ -150,6 +152,7 @@ class QuantizedHostMixin(PhasedMixin):
         return tf.reshape(factor, shape)
 
     def _switched(self, phase: Any, training: bool) -> list[Any]:
+        """The kernels in ``phase``; may be pending."""
         parts = zip(self.kernel_names, self.kernel_quantizers, self._kernel_weights, strict=True)
         result = []
         for index, (name, quantizer, weights) in enumerate(parts):
@@ -189,10 +192,9 @@ class QuantizedHostMixin(PhasedMixin):
             return symbolic
         known = self.flavour.static_training(training)
         inputs = tf.cast(inputs, self.host.compute_dtype)
-        kernels = [
-            tf.cast(kernel, inputs.dtype)
-            for kernel in self._switched(phases.read(self.phase), known is True)
-        ]
+        kernels = self._switched(phases.read(self.phase), known is True)
+        if any(tensor(kernel).dtype != inputs.dtype for kernel in kernels):
+            kernels = [tf.cast(connected(kernel), inputs.dtype) for kernel in kernels]
         between = self.between or (lambda x, training: x)
         x = inputs
         if self.distributed:
@@ -202,24 +204,27 @@ class QuantizedHostMixin(PhasedMixin):
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
         taken = {}
         if self.host.use_bias:
-            bias = tf.cast(tf.convert_to_tensor(self.host.bias), y.dtype)
-            if norm is not None and norm.takes_bias(y, training, mask):
+            bias = tf.cast(tf.convert_to_tensor(self.host.bias), tensor(y).dtype)
+            if norm is not None and norm.takes_bias(tensor(y), training, mask):
                 taken["bias"], bias = bias, tf.stop_gradient(bias)
-            y = self._add(y, bias)
+                y = Pending(self._add(tensor(y), bias), lambda dy: (dy,), (y,))
+            else:
+                y = self._add(connected(y), bias)
         if self.distributed:
+            y = connected(y)
             steps = tf.shape(inputs)[:2]
             shape = [*inputs.shape[:2], *y.shape[1:]]
             y = tf.reshape(y, tf.concat([steps, tf.shape(y)[1:]], axis=0))
             y.set_shape(shape)
         if norm is not None:
-            y = norm(y, training=training, mask=mask, **taken)
+            y = norm.after(y, training, mask, **taken)
         if self.before_activation is not None:
-            y = self.before_activation(y, training=training)
+            y = self.before_activation.after(y, training)
         if self.host.activation is not None and not self._clamps():
-            y = self.host.activation(y)
+            y = self.host.activation(connected(y))
         if self.output_quantizer is not None:
-            y = self.output_quantizer(y, training=training)
-        return y
+            y = self.output_quantizer.after(y, training)
+        return connected(y)
 
     def _add(self, y: Any, bias: Any) -> Any:
         if getattr(self.host, "data_format", "channels_last") == "channels_first":

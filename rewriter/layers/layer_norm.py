@@ -9,9 +9,10 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import layer_norms, phases
+from rewriter.gradients import connect
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.ops import TANH_RANGE
-from rewriter.switch import Switch, connect
+from rewriter.switch import Switch
 
 _ANY = tf.TensorSpec(None, tf.float32)
 

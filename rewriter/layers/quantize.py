@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from rewriter import phases, quantizers, scalars
 from rewriter.flavours import Flavour
+from rewriter.gradients import connected, tensor
 
 _CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
@@ -17,6 +18,7 @@ class PhasedMixin:
 
     flavour: Flavour
     rewriter_phased = True
+    __call__: Any  # Keras's
     state_scope = "quantization"  # of the scalars' names; the parts of one layer have their own
 
     def add_phase(self) -> None:
@@ -85,14 +87,8 @@ class QuantizeMixin(PhasedMixin):
             return symbolic
         training = self.flavour.static_training(training)
         if hasattr(self.quantizer, "switch"):  # ours
-            outputs = self.quantizer.switch(
-                tf.cast(inputs, tf.float32),
-                phases.read(self.phase),
-                self._quantizer_weights,
-                follow=training,
-                clamp=self.clamp,
-            )
-            return tf.cast(outputs, inputs.dtype)
+            outputs = self._switched(tf.cast(inputs, tf.float32), training)
+            return tf.cast(connected(outputs), inputs.dtype)
         inputs = _CLAMPS[self.clamp](inputs)
         if isinstance(training, bool):
             return self._switch(inputs, training)
@@ -100,6 +96,22 @@ class QuantizeMixin(PhasedMixin):
             tf.cast(training, tf.bool),
             lambda: self._switch(inputs, True),
             lambda: self._switch(inputs, False),
+        )
+
+    def after(self, inputs: Any, training: Any) -> Any:
+        """As a call, for inputs that may be pending; the result may be, too."""
+        ours = hasattr(self.quantizer, "switch")
+        if ours and tensor(inputs).dtype == tf.float32 == self.compute_dtype:
+            return self._switched(inputs, self.flavour.static_training(training))
+        return self(connected(inputs), training=training)
+
+    def _switched(self, inputs: Any, training: Any) -> Any:
+        return self.quantizer.switch(
+            inputs,
+            phases.read(self.phase),
+            self._quantizer_weights,
+            follow=training,
+            clamp=self.clamp,
         )
 
     def _switch(self, inputs: Any, training: bool) -> Any:

@@ -1,0 +1,131 @@
+"""Gradients by hand in a row, beside TensorFlow's own of the same functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from claims import assert_close
+from rewriter import convolutions, fake_quant, fused_norm, phases
+from rewriter.gradients import Pending, connect, connected, tensor
+
+
+def _square(x):
+    value = tensor(x)
+    return Pending(value**2, lambda g: (2.0 * value * g,), (x,))
+
+
+def _product(x, y):
+    a, b = tensor(x), tensor(y)
+    return Pending(a * b, lambda g: (g * b, g * a), (x, y))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_chain_rule_in_trees(compiled):
+    def gradients(x, y):
+        with tf.GradientTape() as tape:
+            tape.watch([x, y])
+            value = connected(_product(_square(_product(x, y)), _square(y)))
+        return value, *tape.gradient(value, [x, y], output_gradients=tf.constant([3.0, 5.0]))
+
+    x, y, up = tf.constant([2.0, -1.0]), tf.constant([0.5, 3.0]), np.float32([3, 5])
+    value, dx, dy = (tf.function(gradients) if compiled else gradients)(x, y)
+    np.testing.assert_allclose(value, x**2 * y**4)
+    np.testing.assert_allclose(dx, 2 * x * y**4 * up)
+    np.testing.assert_allclose(dy, 4 * x**2 * y**3 * up)
+
+
+def test_one_connection_for_all_of_a_chain():
+    """Two operators for each are what TensorFlow adds; the chain saves those between."""
+
+    def nodes(function):
+        graph = tf.function(function).get_concrete_function(tf.TensorSpec([2])).graph
+        return [node.type for node in graph.get_operations()].count("IdentityN")
+
+    assert nodes(lambda x: connected(_square(_square(_square(x))))) == 1
+    assert nodes(lambda x: connected(_square(connected(_square(x))))) == 2
+
+
+def test_what_is_no_pending_tensor_stays_what_it_is():
+    x = tf.constant([1.0])
+    assert connected(x) is x
+    assert tensor(x) is x
+
+
+def test_lists_of_values():
+    x, y = tf.constant(2.0), tf.constant(3.0)
+    with tf.GradientTape() as tape:
+        tape.watch([x, y])
+        a, b = connect([x + 1.0, y + 1.0], lambda *up: up, x, y)
+        loss = 5.0 * a + 7.0 * b
+    assert [float(g) for g in tape.gradient(loss, [x, y])] == [5.0, 7.0]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("code", [phases.FLOAT, phases.QUANTIZE])
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_convolution_normalization_and_activation_share_one(size, code, frozen):
+    """The gradients are those of the same three connected one by one, and TensorFlow's in float."""
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: tf.constant(rng.normal(size=shape).astype("float32"))  # noqa: E731
+    x, kernel = draw(4, 6, 5, 3), draw(size, size, 3, 8)
+    gamma, beta, mean, variance = draw(8), draw(8), draw(8), draw(8) ** 2 + 0.5
+    watched = [x, kernel, gamma, beta]
+
+    def ours(link):
+        phase, options = tf.constant(code), {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
+        q = link(fake_quant.kernel(kernel, phase, (-1,)))
+        y = link(convolutions.convolution(x, q, (1, 1), "SAME", (1, 1)))
+        y, _, _ = fused_norm.batch_norm(
+            link(y), gamma, beta, mean, variance, tf.constant(frozen), **options
+        )
+        low, high = tf.constant(-3.0), tf.constant(3.0)
+        y, _, _ = fake_quant.activation(
+            link(y), low, high, phase, rate=0.1, follow=False, clamp="relu"
+        )
+        return connected(y)
+
+    def stock():
+        y = tf.nn.conv2d(x, kernel, 1, "SAME")
+        m, v = (mean, variance) if frozen else tf.nn.moments(y, [0, 1, 2])
+        return tf.nn.relu(tf.nn.batch_normalization(y, m, v, beta, gamma, 1e-3))
+
+    def gradients(function, *arguments):
+        with tf.GradientTape() as tape:
+            tape.watch(watched)
+            y = function(*arguments)
+            loss = tf.reduce_sum(y * tf.reshape(tf.range(960.0) % 7 - 3, [4, 6, 5, 8]))
+        return [y, *tape.gradient(loss, watched)]
+
+    together, apart = gradients(ours, lambda x: x), gradients(ours, connected)
+    for a, b in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(a, b)
+    if code == phases.FLOAT:
+        for a, b in zip(together, gradients(stock), strict=True):
+            assert_close(tf.cast(a, "float64"), tf.cast(b, "float64"), 1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_depthwise_convolutions(stride, padding):
+    rng = np.random.default_rng(3)
+    x = tf.constant(rng.normal(size=(2, 7, 6, 5)))
+    kernel = tf.constant(rng.normal(size=(3, 3, 5, 2)))
+    strides = [1, stride, stride, 1]
+
+    def gradients(convolve):
+        with tf.GradientTape() as tape:
+            tape.watch([x, kernel])
+            y = convolve()
+            weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 3, tf.shape(y)), y.dtype)
+            loss = tf.reduce_sum(y * weights)
+        return [y, *tape.gradient(loss, [x, kernel])]
+
+    ours = gradients(
+        lambda: connected(convolutions.depthwise_convolution(x, kernel, stride, padding))
+    )
+    for a, b in zip(
+        ours, gradients(lambda: tf.nn.depthwise_conv2d(x, kernel, strides, padding)), strict=True
+    ):
+        assert_close(a, b, 1e-12)
