@@ -35,18 +35,23 @@ GROUPS = {
     "kernel rounding": ("Round", "Abs", "Div", "RealDiv"),
     "batch normalization": ("FusedBatchNormV3", "FusedBatchNormGradV3"),
     "activations": ("Relu", "Relu6", "ReluGrad", "Relu6Grad", "Sigmoid", "SigmoidGrad", "Softmax"),
-    "conditions": ("Case", "StatelessCase", "If", "StatelessIf"),
+    # Those that call a function are asynchronous: what is seen of them is that they start and end.
+    "conditions": ("Switch", "_SwitchN", "Merge", "Start", "Done"),
 }
 _GROUP = {kind: group for group, kinds in GROUPS.items() for kind in kinds}
 _ARITHMETIC = ("Add", "AddV2", "AddN", "Sub", "Mul", "Select", "SelectV2", "Rsqrt", "Square")
-_FUSED = ("_FusedConv2D", "_FusedMatMul", "_FusedBatchNormEx")
+_FUSED = ("_FusedConv2D", "_FusedMatMul", "_FusedBatchNormEx", "FusedConv2D", "FusedMatMul")
+_ONEDNN = ("_MklNative", "_Mkl")  # what its kernels' names begin with
+_CALLS = ("Run", "Process", "DoCompute")  # no operators: they contain or schedule them
 LAYERS = "convolutions, products, pooling"
-REST = "the rest (variables, shapes, framework)"
+REST = "the rest (variables, shapes)"
 ORDER = (LAYERS, *GROUPS, "arithmetic", REST)
 
 
 def group(kind: str) -> str:
     """The row that an operator counts in."""
+    for prefix in _ONEDNN:
+        kind = kind.removeprefix(prefix)
     if kind in _GROUP:
         return _GROUP[kind]
     if kind in _FUSED or any(part in kind for part in ("Conv", "MatMul", "Pool", "BiasAdd")):
@@ -83,7 +88,8 @@ def operators(folder: Path) -> tuple[collections.Counter[str], collections.Count
             events = []
             for event in line.events:
                 node, colon, kind = names[event.metadata_id].rpartition(":")
-                if colon and node and kind.isidentifier():  # "node:Kind"
+                named = colon and node and kind.isidentifier()  # "node:Kind"
+                if named and kind not in _CALLS:
                     events.append((event.offset_ps, event.offset_ps + event.duration_ps, kind))
             for kind, time in own_times(events).items():
                 seconds[kind] += time / 1e12
