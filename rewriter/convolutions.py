@@ -15,13 +15,12 @@ On a GPU all is left to cuDNN.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter import onednn
+from rewriter import devices, onednn
 from rewriter.gradients import Pending, connected, tensor
 
 # With fewer input channels the convolution that computes the gradient is a slow one.
@@ -57,7 +56,7 @@ def convolution(
 def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: tuple) -> Any:
     values = tensor(kernel)
     pointwise = tuple(values.shape[:2]) == (1, 1)
-    if _on_gpu() or (max(dilations) > 1 and not pointwise):
+    if devices.on_gpu() or (max(dilations) > 1 and not pointwise):
         options = {"strides": strides, "padding": padding, "dilations": dilations}
         return tf.nn.convolution(x, connected(kernel), **options)
     y = tf.nn.convolution(x, values, strides=strides, padding=padding)
@@ -94,7 +93,7 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
       (N, H', W', C * M); may be pending.
     """
     options = {"strides": [1, stride, stride, 1], "padding": padding}
-    if _on_gpu():
+    if devices.on_gpu():
         return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
     values = tensor(kernel)
     y = tf.nn.depthwise_conv2d(x, values, **options)
@@ -110,11 +109,6 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
         )
 
     return Pending(y, gradients, (x, kernel))
-
-
-@functools.cache
-def _on_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _pointwise_gradients(dy: Any, x: Any, kernel: Any, strides: tuple[int, ...]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import devices
 from rewriter.gradients import Pending, tensor
 from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.switch import Switch
@@ -109,21 +110,35 @@ def activation(
     return Pending(y, lambda g: (activation_gradient(g, y),), (given,)), new_low, new_high
 
 
-def _channel_scale(kernel: Any, channel_axes: tuple[int, ...], num_bits: int) -> Any:
-    """``max|w| / (2**(b-1) - 1)`` for every channel, other axes kept as 1; 1 for zeros only."""
+def _channel_scale(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> Any:
+    """``max|w| / top`` for every channel, other axes kept as 1; 1 for zeros only."""
     rank = len(kernel.shape)
     kept = {axis % rank for axis in channel_axes}
     reduced = [axis for axis in range(rank) if axis not in kept]
     largest = tf.reduce_max(tf.abs(kernel), axis=reduced, keepdims=True)
-    scale = largest / float(2 ** (num_bits - 1) - 1)
+    scale = largest / top
     return tf.where(scale > 0, scale, tf.ones_like(scale))
 
 
+# XLA makes two passes over memory of the seven of TensorFlow's operators, for the same values. It
+# compiles for every shape in the first step, for some 40 ms.
+_COMPILED_FROM = 2**19  # elements of a kernel
+
+
 @functools.cache
-def _kernel_switch(rank: int, channel_axes: tuple[int, ...], num_bits: int) -> Switch:
+def _kernel_switch(
+    rank: int, channel_axes: tuple[int, ...], num_bits: int, compiled: bool
+) -> Switch:
+    def rounded(kernel: Any, top: Any) -> Any:
+        scale = _channel_scale(kernel, channel_axes, top)
+        return tf.round(kernel / scale) * scale
+
+    if compiled:
+        rounded = tf.function(rounded, jit_compile=True, autograph=False)
+
     def quantized(kernel: Any) -> tuple[Any]:
-        scale = _channel_scale(kernel, channel_axes, num_bits)
-        return (tf.round(kernel / scale) * scale,)
+        # As an argument: XLA would multiply by the inverse of a constant, which is a rounding off.
+        return (rounded(kernel, tf.constant(2.0 ** (num_bits - 1) - 1.0)),)
 
     def in_float(kernel: Any) -> tuple[Any]:
         return (tf.identity(kernel),)
@@ -144,6 +159,8 @@ def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Pen
       channel_axes: axes that index the output channels; one scale for each.
       num_bits: width of the integers.
     """
-    switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits)
+    large = (kernel.shape.num_elements() or 0) >= _COMPILED_FROM
+    compiled = large and tf.get_static_value(phase) is None and not devices.on_gpu()
+    switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits, compiled)
     (value,) = switch(phase, (kernel,), (kernel.shape,))
     return Pending(value, lambda upstream: (upstream,), (kernel,))

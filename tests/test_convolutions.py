@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from claims import assert_close
-from rewriter import convolutions, onednn
+from rewriter import convolutions, devices, onednn
 from rewriter.gradients import connected
 
 # kernel size, strides, dilations, padding, spatial sizes of the input
@@ -143,7 +143,7 @@ def test_sixteen_bits(kernels, case, dtype):
 
 def test_which_gradients_are_whose(monkeypatch):
     def kinds(size, channels, *, gpu=False, with_onednn=False):
-        monkeypatch.setattr(convolutions, "_on_gpu", lambda: gpu)
+        monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
         x, kernel = _data(size, (6, 7), channels, "float32")
         function = tf.function(lambda: _gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))

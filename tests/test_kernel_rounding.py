@@ -1,0 +1,86 @@
+"""Rounded kernels, by TensorFlow's operators and compiled, beside NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rewriter import fake_quant, phases
+from rewriter.gradients import connected
+
+
+def _assert_rounded(found, kernel, channel_axes, num_bits, rtol=0.0):
+    rest = tuple(axis for axis in range(kernel.ndim) if axis - kernel.ndim not in channel_axes)
+    scale = np.abs(kernel).max(rest, keepdims=True) / np.float32(2 ** (num_bits - 1) - 1)
+    scale = np.where(scale > 0, scale, np.float32(1))
+    integers = np.round(kernel / scale)
+    np.testing.assert_array_equal(np.round(found / scale), integers)
+    np.testing.assert_allclose(found, integers * scale, rtol=rtol, atol=0)
+
+
+def _kernel(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))
+    values = values.astype("float32")
+    values[..., 1] = 0.0
+    values[..., 2] *= np.float32(1e-30)
+    return values
+
+
+@pytest.mark.parametrize("num_bits", [8, 4])
+@pytest.mark.parametrize(
+    ("shape", "channel_axes", "compiled"),
+    [
+        ((3, 3, 16, 24), (-1,), False),
+        ((3, 3, 128, 4), (-2, -1), False),
+        ((1, 1, 512, 1024), (-1,), True),
+        ((3, 3, 256, 256), (-2,), True),
+        ((1024, 640), (-1,), True),
+    ],
+)
+def test_the_same_bits_compiled_or_not(shape, channel_axes, num_bits, compiled, monkeypatch):
+    phase = tf.Variable(phases.FLOAT)
+
+    def rounded(kernel):
+        return connected(fake_quant.kernel(kernel, phase.value(), channel_axes, num_bits))
+
+    kernel = _kernel(shape)
+    function = tf.function(rounded)
+    graph = function.get_concrete_function(tf.constant(kernel)).graph.as_graph_def()
+    nodes = [node for f in graph.library.function for node in f.node_def]
+    assert any(node.attr["_XlaMustCompile"].b for node in nodes) == compiled
+    np.testing.assert_array_equal(function(kernel), kernel)
+    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", kernel.size + 1)
+    plain = tf.function(rounded)
+    plain.get_concrete_function(tf.constant(kernel))
+    for code in (phases.QUANTIZE, phases.QUANTIZE_FROZEN):
+        phase.assign(code)
+        np.testing.assert_array_equal(function(kernel), plain(kernel))
+        _assert_rounded(function(kernel).numpy(), kernel, channel_axes, num_bits)
+
+
+def test_the_gradient_of_a_large_kernel_is_straight_through():
+    phase, kernel = tf.Variable(phases.QUANTIZE), tf.constant(_kernel((1024, 640)))
+    upstream = tf.constant(_kernel((1024, 640), seed=1))
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            rounded = connected(fake_quant.kernel(kernel, phase.value(), (-1,)))
+        return tape.gradient(rounded, kernel, output_gradients=upstream)
+
+    np.testing.assert_array_equal(gradient(), upstream)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_that_xla_compiles_whole(compiled):
+    kernel, phase = _kernel((1024, 640)), tf.Variable(phases.QUANTIZE)
+
+    @tf.function(jit_compile=compiled)
+    def function():
+        return connected(fake_quant.kernel(tf.constant(kernel), phase.value(), (-1,)))
+
+    # Where XLA sees all, it multiplies by 1 / 127: the scale is a rounding off.
+    _assert_rounded(function().numpy(), kernel, (-1,), 8, rtol=3e-7 if compiled else 0.0)
