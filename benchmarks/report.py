@@ -57,9 +57,12 @@ def command(argv: Sequence[str] | None = None) -> str:
 
 
 def load() -> str:
-    """How busy the machine is: processes that wanted to run in the last minutes."""
+    """How busy the machine is, and whose kernels TensorFlow takes there."""
+    from rewriter import onednn  # not before a benchmark has set TensorFlow's environment
+
     one, five, _ = os.getloadavg()
-    return f"load average {one:.1f} (1 min), {five:.1f} (5 min)"
+    kernels = "with oneDNN" if onednn.in_use() else "without oneDNN"
+    return f"load average {one:.1f} (1 min), {five:.1f} (5 min), {kernels}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
