@@ -33,6 +33,7 @@ _UPPER = {"none": None, "relu": None, "relu6": 6.0}
 
 def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
     """The batch's smallest and largest activated value; 0 is always inside."""
+    x = tf.reshape(x, [-1])  # of an unknown rank, the axes would be found at every step
     high = tf.maximum(tf.reduce_max(x), 0.0)
     if clamp == "none":
         return tf.minimum(tf.reduce_min(x), 0.0), high
