@@ -37,10 +37,10 @@ class FixedPoint:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        value = self.rows(tf.stop_gradient(inputs))
+        value = self.straight_through_rows(tf.stop_gradient(inputs))
         return connect(value, lambda upstream: (upstream,), inputs)
 
-    def rows(self, x: Any) -> Any:
+    def straight_through_rows(self, x: Any) -> Any:
         """The values alone: of a vector, or of every row of a matrix as of a vector."""
         top = 2.0 ** (self.num_bits - 1)
         if self.fraction_bits is None:
@@ -79,10 +79,10 @@ class PowerOfTwo:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        value = self.rows(tf.stop_gradient(inputs))
+        value = self.straight_through_rows(tf.stop_gradient(inputs))
         return connect(value, lambda upstream: (upstream,), inputs)
 
-    def rows(self, x: Any) -> Any:
+    def straight_through_rows(self, x: Any) -> Any:
         """The values alone: of a vector, or of every row of a matrix as of a vector."""
         magnitude = tf.abs(x)
         exponent = tf.round(_log2(tf.maximum(magnitude, 2.0**-120)))

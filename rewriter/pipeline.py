@@ -185,8 +185,8 @@ def piped(
 
 
 def _straight_through(op: Any) -> bool:
-    """Whether ``op`` has ``rows``: values of matrices, with the identity as their gradient."""
-    return "rows" in vars(type(op))  # a subclass says so itself
+    """Whether ``op`` computes ``straight_through_rows``, with the identity as gradient."""
+    return "straight_through_rows" in vars(type(op))  # a subclass says so itself
 
 
 def _groups(pipes: Mapping[str, Pipe]) -> list[list[str]]:
@@ -203,7 +203,7 @@ def _selected(names: list[str], op: Any, values: Mapping[str, Any], acts: Any) -
     """The values of ``op``, as one matrix, where ``acts``; None: always."""
     inputs = [values[name] for name in names]
     rows = tf.stack(inputs)
-    quantized = op.rows(rows)
+    quantized = op.straight_through_rows(rows)
     if acts is not None:
         # tf.where would broadcast, in several times the time.
         quantized = tf.raw_ops.Select(condition=acts, x=quantized, y=rows)
