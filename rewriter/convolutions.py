@@ -68,14 +68,7 @@ def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: t
         if turns and not onednn.in_use():
             return _turned_gradients(dy, x, values, padding)
         options = {"strides": [1, *strides, 1], "padding": padding}
-        return (
-            tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(x), filter=values, out_backprop=dy, **options
-            ),
-            tf.raw_ops.Conv2DBackpropFilter(
-                input=x, filter_sizes=values.shape, out_backprop=dy, **options
-            ),
-        )
+        return _stock_gradients("Conv2D", dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
 
@@ -99,16 +92,18 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
     y = tf.nn.depthwise_conv2d(x, values, **options)
 
     def gradients(dy: Any) -> Any:
-        return (
-            tf.raw_ops.DepthwiseConv2dNativeBackpropInput(
-                input_sizes=tf.shape(x), filter=values, out_backprop=dy, **options
-            ),
-            tf.raw_ops.DepthwiseConv2dNativeBackpropFilter(
-                input=x, filter_sizes=values.shape, out_backprop=dy, **options
-            ),
-        )
+        return _stock_gradients("DepthwiseConv2dNative", dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
+
+
+def _stock_gradients(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+    for_input = getattr(tf.raw_ops, f"{kind}BackpropInput")
+    for_kernel = getattr(tf.raw_ops, f"{kind}BackpropFilter")
+    return (
+        for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options),
+        for_kernel(input=x, filter_sizes=kernel.shape, out_backprop=dy, **options),
+    )
 
 
 def _pointwise_gradients(dy: Any, x: Any, kernel: Any, strides: tuple[int, ...]) -> Any:
