@@ -42,33 +42,45 @@ def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _activation_switch(clamp: str, num_bits: int, rate: float) -> Switch:
-    """By phase: an activation and its range, the new range with it."""
+def _activation_switch(clamp: str, num_bits: int, rate: float, follows: bool) -> Switch:
+    """By phase: an activation; the range, two variables, is kept in place."""
     activate, _ = CLAMPS[clamp]
 
-    def quantized(x: Any, low: Any, high: Any) -> Any:
+    def quantized(x: Any, low: Any, high: Any) -> tuple[Any]:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
-        return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=num_bits)
+        options = {"num_bits": num_bits}
+        return (tf.quantization.fake_quant_with_min_max_vars(x, low, high, **options),)
 
-    def in_float(x: Any, low: Any, high: Any) -> Any:
-        return activate(x), low, high
+    def moved(low: Any, high: Any, values: Any) -> Any:
+        for variable, value in zip((low, high), values, strict=True):
+            variable.assign(value, read_value=False)
+        return values
 
-    def observing(x: Any, low: Any, high: Any) -> Any:
+    def in_float(x: Any, low: Any, high: Any) -> tuple[Any]:
+        return (activate(x),)
+
+    def observing(x: Any, low: Any, high: Any) -> tuple[Any]:
         batch_low, batch_high = _extremes(x, clamp)
-        return activate(x), tf.minimum(low, batch_low), tf.maximum(high, batch_high)
+        values = tf.minimum(low.value(), batch_low), tf.maximum(high.value(), batch_high)
+        moved(low, high, values)
+        return (activate(x),)
 
-    def following(x: Any, low: Any, high: Any) -> Any:
+    def following(x: Any, low: Any, high: Any) -> tuple[Any]:
         batch_low, batch_high = _extremes(x, clamp)
-        unset = low > high
-        low = tf.where(unset, batch_low, low + rate * (batch_low - low))
-        high = tf.where(unset, batch_high, high + rate * (batch_high - high))
-        return quantized(x, low, high), low, high
+        old_low, old_high = low.value(), high.value()
+        unset = old_low > old_high
+        new_low = tf.where(unset, batch_low, old_low + rate * (batch_low - old_low))
+        new_high = tf.where(unset, batch_high, old_high + rate * (batch_high - old_high))
+        return quantized(x, *moved(low, high, (new_low, new_high)))
 
-    def frozen(x: Any, low: Any, high: Any) -> Any:
-        return quantized(x, low, high), low, high
+    def frozen(x: Any, low: Any, high: Any) -> tuple[Any]:
+        values = low.value(), high.value()
+        # There may be no range to keep: the batch's becomes it.
+        first = lambda: moved(low, high, _extremes(x, clamp))  # noqa: E731
+        return quantized(x, *tf.cond(values[0] > values[1], first, lambda: values))
 
-    branches = in_float, observing, following, frozen  # as rewriter.phases counts
-    return Switch([_ANY, _SCALAR, _SCALAR], *branches)
+    branches = in_float, observing, following if follows else frozen, frozen
+    return Switch([_ANY], *branches, variables=[(), ()])  # as rewriter.phases counts
 
 
 def activation(
@@ -81,12 +93,13 @@ def activation(
     follow: Any,
     clamp: str = "none",
     num_bits: int = 8,
-) -> tuple[Any, Any, Any]:
+) -> Pending:
     """Activate and quantize a tensor as its phase says.
 
     Args:
       x: float32, any shape; may be pending.
-      low, high: the range, float32 scalars; ``low > high`` if nothing has been observed.
+      low, high: the range, scalar ``tf.Variable`` of float32, updated in place; ``low > high`` if
+        nothing has been observed. An unset range in phase ``quantize`` becomes the batch's own.
       phase: int32 scalar of :mod:`rewriter.phases`.
       rate: share of a batch's range in the moving average.
       follow: bool or bool scalar: whether the range follows this batch in phase ``quantize``.
@@ -94,21 +107,42 @@ def activation(
       num_bits: width of the integers.
 
     Returns:
-      The output (shape of ``x``), pending, and the range as it is from now on. An unset range in
-      phase ``quantize`` is the batch's own.
+      The shape of ``x``, pending.
     """
-    given, x = x, tensor(x)
-    known = tf.get_static_value(phase)
-    if follow is not True and known in (None, QUANTIZE):
+    known = tf.get_static_value(follow)
+    if known is None:
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
         phase = tf.where(phase == QUANTIZE, phase + still, phase)
-    if known in (None, QUANTIZE, QUANTIZE_FROZEN):
-        # There is no range to keep: the batch's becomes it.
-        phase = tf.minimum(phase, tf.where(low > high, QUANTIZE, QUANTIZE_FROZEN))
-    switch = _activation_switch(clamp, num_bits, rate)
-    y, new_low, new_high = switch(phase, (x, low, high), (x.shape, (), ()))
-    _, activation_gradient = CLAMPS[clamp]
-    return Pending(y, lambda g: (activation_gradient(g, y),), (given,)), new_low, new_high
+    switch = _activation_switch(clamp, num_bits, rate, known is None or bool(known))
+    return _activated(switch, x, phase, clamp, (low, high))
+
+
+def _activated(switch: Switch, x: Any, phase: Any, clamp: str, variables: Any = ()) -> Pending:
+    value = tensor(x)
+    (y,) = switch(phase, (value,), (value.shape,), variables)
+    _, gradient = CLAMPS[clamp]
+    return Pending(y, lambda g: (gradient(g, y),), (x,))
+
+
+@functools.cache
+def _fixed_switch(clamp: str, num_bits: int, low: float, high: float) -> Switch:
+    activate, _ = CLAMPS[clamp]
+
+    def in_float(x: Any) -> tuple[Any]:
+        return (activate(x),)
+
+    def quantized(x: Any) -> tuple[Any]:
+        options = {"num_bits": num_bits}
+        return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **options),)
+
+    return Switch([_ANY], in_float, in_float, quantized, quantized)  # as rewriter.phases counts
+
+
+def fixed_activation(
+    x: Any, low: float, high: float, phase: Any, *, clamp: str = "none", num_bits: int = 8
+) -> Pending:
+    """As :func:`activation`, with a range that is known beforehand."""
+    return _activated(_fixed_switch(clamp, num_bits, low, high), x, phase, clamp)
 
 
 def _channel_scale(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> Any:

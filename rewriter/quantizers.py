@@ -139,20 +139,16 @@ class RangeQuantizer:
           follow: whether the range follows the batch in phase ``quantize``.
           clamp: activation to apply first: ``"none"``, ``"relu"``, ``"relu6"``.
         """
-        low, high = weights["min_var"], weights["max_var"]
-        y, new_low, new_high = fake_quant.activation(
+        return fake_quant.activation(
             inputs,
-            tf.convert_to_tensor(low),
-            tf.convert_to_tensor(high),
+            weights["min_var"],
+            weights["max_var"],
             phase,
             rate=1.0 - self.momentum,
             follow=follow,
             clamp=clamp,
             num_bits=self.num_bits,
         )
-        low.assign(new_low, read_value=False)
-        high.assign(new_high, read_value=False)
-        return y
 
     def get_config(self) -> dict[str, Any]:
         return {"num_bits": self.num_bits, "momentum": self.momentum}
@@ -186,17 +182,9 @@ class FixedQuantizer:
         clamp: str = "none",
     ) -> Any:
         """As :meth:`RangeQuantizer.switch`, on the fixed range."""
-        y, _, _ = fake_quant.activation(
-            inputs,
-            tf.constant(self.minimum, tf.float32),
-            tf.constant(self.maximum, tf.float32),
-            phase,
-            rate=0.0,
-            follow=False,
-            clamp=clamp,
-            num_bits=self.num_bits,
+        return fake_quant.fixed_activation(
+            inputs, self.minimum, self.maximum, phase, clamp=clamp, num_bits=self.num_bits
         )
-        return y
 
     def get_config(self) -> dict[str, Any]:
         return {"minimum": self.minimum, "maximum": self.maximum, "num_bits": self.num_bits}

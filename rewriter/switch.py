@@ -12,14 +12,47 @@ there. A ``lowered`` switch lets TensorFlow put the operators of its branches in
 caller before that pass, as it does with those of ``tf.cond``: no function is called, but the first
 step takes longer. (Behind a function of their own in the branch, oneDNN's gradients of batch
 normalizations corrupted memory.)
+
+Branches may read and write variables: the operator is given their handles, so that neither reading
+nor writing is in the graph of the caller, and a branch that needs none touches none.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+
+
+class _Handle:
+    """A float32 variable inside a branch, by its handle: as much of ``tf.Variable`` as it takes."""
+
+    def __init__(self, handle: Any, shape: Any):
+        self._handle = handle
+        self._shape = shape
+
+    def value(self) -> Any:
+        found = tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=tf.float32)
+        found.set_shape(self._shape)
+        return found
+
+    def assign(self, value: Any, read_value: bool = False) -> None:
+        tf.raw_ops.AssignVariableOp(resource=self._handle, value=value)
+
+
+class _Value:
+    """The same, where a variable's value is an argument of the branch, and its last one a result."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def value(self) -> Any:
+        return self._value
+
+    def assign(self, value: Any, read_value: bool = False) -> None:
+        self._value = value
 
 
 class Switch:
@@ -27,8 +60,10 @@ class Switch:
 
     Args:
       specs: a ``tf.TensorSpec`` for each argument.
-      branches: functions of those arguments, each returning a tuple of tensors; the same number
-        and dtypes for all. They may use nothing else.
+      branches: functions of those arguments and then the variables, each returning a tuple of
+        tensors; the same number and dtypes for all. They may use nothing else, and of a variable
+        ``value()`` and ``assign(value, read_value=False)`` only.
+      variables: the shape of each float32 variable.
       lowered: whether the branches become part of the caller's graph.
     """
 
@@ -36,19 +71,20 @@ class Switch:
         self,
         specs: Sequence[Any],
         *branches: Callable[..., tuple[Any, ...]],
+        variables: Sequence[Any] = (),
         lowered: bool = False,
     ):
+        self._specs = list(specs)
         self._branches = branches
+        self._shapes = list(variables)
         self._lowered = lowered
-        with tf.init_scope():
-            self._traced = [
-                tf.function(branch, input_signature=specs, autograph=False).get_concrete_function()
-                for branch in branches
-            ]
-        self._dtypes = [tensor.dtype for tensor in self._traced[0].outputs]
 
     def __call__(
-        self, index: Any, arguments: Sequence[Any], shapes: Sequence[Any]
+        self,
+        index: Any,
+        arguments: Sequence[Any],
+        shapes: Sequence[Any],
+        variables: Sequence[Any] = (),
     ) -> tuple[Any, ...]:
         """The outputs of the branch that ``index`` names, as tensors.
 
@@ -56,21 +92,69 @@ class Switch:
           index: int32 scalar; where it is known, no condition is made.
           arguments: tensors of the specs' dtypes.
           shapes: the static shape of each output, None where it is not known.
+          variables: as many ``tf.Variable`` as the switch has shapes of.
         """
         known = tf.get_static_value(index)
         if known is not None:  # there is nothing to choose later
-            return tuple(self._branches[int(known)](*arguments))
+            return tuple(self._branches[int(known)](*arguments, *variables))
+        if not variables:
+            return self._case(tf.raw_ops.StatelessCase, self._by_value, index, arguments, shapes)
+        if not tf.distribute.has_strategy():
+            handles = [variable.handle for variable in variables]
+            inputs = [*arguments, *handles]
+            return self._case(tf.raw_ops.Case, self._by_handle, index, inputs, shapes)
+        # What a strategy's variable is, only the caller's graph knows.
+        values = [variable.value() for variable in variables]
+        inputs, shapes = [*arguments, *values], [*shapes, *self._shapes]
+        outputs = self._case(tf.raw_ops.StatelessCase, self._by_value, index, inputs, shapes)
+        for variable, value in zip(variables, outputs[-len(variables) :], strict=True):
+            variable.assign(value, read_value=False)
+        return outputs[: -len(variables)]
+
+    def _case(
+        self, operator: Any, traced: Any, index: Any, inputs: Any, shapes: Any
+    ) -> tuple[Any, ...]:
         graph = tf.compat.v1.get_default_graph()
-        for function in self._traced:
+        for function in traced:
             function.add_to_graph(graph)
-        outputs = tf.raw_ops.StatelessCase(
+        outputs = operator(
             branch_index=index,
-            input=list(arguments),
-            Tout=self._dtypes,
-            branches=self._traced,
+            input=list(inputs),
+            Tout=[tensor.dtype for tensor in traced[0].outputs],
+            branches=traced,
             output_shapes=[tf.TensorShape(shape) for shape in shapes],
         )
         if self._lowered:  # what tf.switch_case marks its operators with
             value = tf.compat.v1.AttrValue(b=True)
             outputs[0].op._set_attr("_lower_using_switch_merge", value)
         return tuple(outputs)
+
+    @functools.cached_property
+    def _by_handle(self) -> list[Any]:
+        def given(branch: Any, tensors: Any, handles: Any) -> Any:
+            return branch(*tensors, *map(_Handle, handles, self._shapes))
+
+        return self._trace(given, [tf.TensorSpec((), tf.resource)] * len(self._shapes))
+
+    @functools.cached_property
+    def _by_value(self) -> list[Any]:
+        def given(branch: Any, tensors: Any, values: Any) -> Any:
+            held = [_Value(value) for value in values]
+            outputs = branch(*tensors, *held)
+            return *outputs, *(each.value() for each in held)
+
+        return self._trace(given, [tf.TensorSpec(shape, tf.float32) for shape in self._shapes])
+
+    def _trace(self, given: Any, specs: Sequence[Any]) -> list[Any]:
+        """Each branch as a function of tensors; ``given`` calls one with the variables' specs."""
+        count = len(self._specs)
+
+        def traced(branch: Any) -> Any:
+            def function(*inputs: Any) -> Any:
+                return given(branch, inputs[:count], inputs[count:])
+
+            signature = [*self._specs, *specs]
+            return tf.function(function, input_signature=signature, autograph=False)
+
+        with tf.init_scope():
+            return [traced(branch).get_concrete_function() for branch in self._branches]
