@@ -74,10 +74,10 @@ def _activation_switch(clamp: str, num_bits: int, rate: float, follows: bool) ->
         return quantized(x, *moved(low, high, (new_low, new_high)))
 
     def frozen(x: Any, low: Any, high: Any) -> tuple[Any]:
-        values = low.value(), high.value()
+        old = low.value(), high.value()
         # There may be no range to keep: the batch's becomes it.
-        first = lambda: moved(low, high, _extremes(x, clamp))  # noqa: E731
-        return quantized(x, *tf.cond(values[0] > values[1], first, lambda: values))
+        values = tf.cond(old[0] > old[1], lambda: _extremes(x, clamp), lambda: old)
+        return quantized(x, *moved(low, high, values))
 
     branches = in_float, observing, following if follows else frozen, frozen
     return Switch([_ANY], *branches, variables=[(), ()])  # as rewriter.phases counts

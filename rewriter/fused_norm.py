@@ -3,16 +3,21 @@
 Whether the batch's or the moving statistics are used is an attribute of the kernel. The
 condition on a variable therefore chooses between two kernels (:mod:`rewriter.switch`), with
 gradients by hand.
+
+oneDNN's kernels cannot be in a condition. Where it is in use, the one for the batch's statistics is
+outside, and the condition chooses between its results and those of the other one. Where frozen, it
+is given a single pixel forward; backward, only its gradient for the input is not the right one.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter import onednn
+from rewriter import devices, onednn
 from rewriter.gradients import Pending, tensor
 from rewriter.switch import Switch
 
@@ -38,6 +43,44 @@ def _kernel(
     )
 
 
+def _kernel_gradients(training: bool, epsilon: float, *arguments: Any) -> Any:
+    """For x, gamma and beta, of the upstream gradient, x, gamma, and what the kernel has kept."""
+    names = "y_backprop", "x", "scale", "reserve_space_1", "reserve_space_2", "reserve_space_3"
+    given = dict(zip(names, arguments, strict=True))
+    return tf.raw_ops.FusedBatchNormGradV3(**given, epsilon=epsilon, is_training=training)[:3]
+
+
+def _image(dtype: tf.DType) -> tf.TensorSpec:
+    return tf.TensorSpec([None] * 4, dtype)
+
+
+def _by_batch(
+    x: Any, values: Sequence[Any], epsilon: float, momentum: float, bessel: bool
+) -> tuple[Any, ...]:
+    """The kernel by the batch's statistics, for gamma, beta and moving statistics.
+
+    The second and third result are the moving statistics from now on if ``bessel``: the kernel
+    averages by itself, with the corrected variance. Otherwise they are the batch's.
+    """
+    factor = 1.0 - momentum if bessel else 1.0
+    return tuple(_kernel(x, *values, epsilon=epsilon, factor=factor))
+
+
+def _averaged(
+    results: Sequence[Any], x: Any, statistics: Sequence[Any], momentum: float, bessel: bool
+) -> tuple[Any, ...]:
+    """The results of :func:`_by_batch` with the moving statistics from now on in any case."""
+    if bessel:
+        return tuple(results)
+    mean, variance = statistics
+    y, batch_mean, batch_variance, *saved = results
+    n = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
+    uncorrected = batch_variance * (n - 1.0) / n
+    new_mean = mean + (1.0 - momentum) * (batch_mean - mean)
+    new_variance = variance + (1.0 - momentum) * (uncorrected - variance)
+    return y, new_mean, new_variance, *saved
+
+
 @functools.cache
 def _forward(
     dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool
@@ -45,30 +88,48 @@ def _forward(
     """The output, the moving statistics from now on, and what the gradient needs.
 
     Arguments: x, gamma, beta, mean, variance, and where ``averaged`` the moving statistics that
-    go on. Each is a node of every branch in every layer, where the switch is lowered.
+    go on.
     """
-    rate = 1.0 - momentum
 
     def by_batch(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
-        mean, variance = statistics[-2:]
-        kernel = functools.partial(_kernel, x, gamma, beta, mean, variance, epsilon=epsilon)
-        if bessel:  # the kernel averages by itself, with the corrected variance
-            return tuple(kernel(factor=rate))
-        y, batch_mean, batch_variance, *saved = kernel(factor=1.0)
-        n = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
-        uncorrected = batch_variance * (n - 1.0) / n
-        new_mean = mean + rate * (batch_mean - mean)
-        new_variance = variance + rate * (uncorrected - variance)
-        return y, new_mean, new_variance, *saved
+        moving = statistics[-2:]
+        results = _by_batch(x, (gamma, beta, *moving), epsilon, momentum, bessel)
+        return _averaged(results, x, moving, momentum, bessel)
 
     def by_moving(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
         mean, variance = statistics[:2]
-        y, _, _, _, _, rest = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        y, *_, rest = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
         return y, *statistics[-2:], mean, variance, rest
 
-    vectors = [_VECTOR] * (6 if averaged else 4)
-    image = tf.TensorSpec([None] * 4, dtype)
-    return Switch([image, *vectors], by_batch, by_moving, lowered=onednn.in_use())
+    return Switch([_image(dtype), *[_VECTOR] * (6 if averaged else 4)], by_batch, by_moving)
+
+
+@functools.cache
+def _chosen(
+    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool
+) -> Switch:
+    """As :func:`_forward` but for the last result, given the first five of :func:`_by_batch`.
+
+    Arguments: those five, and the ones of :func:`_forward`.
+    """
+
+    def by_batch(*arguments: Any) -> Any:
+        results, (x, *_), moving = arguments[:5], arguments[5:], arguments[-2:]
+        return _averaged(results, x, moving, momentum, bessel)
+
+    def by_moving(*arguments: Any) -> Any:
+        x, gamma, beta, mean, variance = arguments[5:10]
+        y, *_ = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        return y, *arguments[-2:], mean, variance
+
+    image, vectors = _image(dtype), [_VECTOR] * (6 if averaged else 4)
+    return Switch([image, *[_VECTOR] * 4, image, *vectors], by_batch, by_moving)
+
+
+@functools.cache
+def _seen(dtype: tf.DType) -> Switch:
+    """What the kernel by the batch's statistics has to compute: nothing much where frozen."""
+    return Switch([_image(dtype)], lambda x: (x,), lambda x: (x[:1, :1, :1],))
 
 
 @functools.cache
@@ -78,34 +139,56 @@ def _backward(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
     Arguments: the upstream gradient, x, gamma, and what :func:`_forward` keeps.
     """
 
-    def kernel(training: bool, dy: Any, x: Any, gamma: Any, a: Any, b: Any, c: Any) -> Any:
-        return tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=dy,
-            x=x,
-            scale=gamma,
-            reserve_space_1=a,
-            reserve_space_2=b,
-            reserve_space_3=c,
-            epsilon=epsilon,
-            is_training=training,
-        )[:3]
-
-    def by_batch(dy: Any, x: Any, gamma: Any, a: Any, b: Any, c: Any) -> Any:
+    def by_batch(dy: Any, x: Any, gamma: Any, *kept: Any) -> Any:
         none = (tf.zeros_like(gamma), tf.zeros_like(gamma)) if statistics else ()
-        return *kernel(True, dy, x, gamma, a, b, c), *none
+        return *_kernel_gradients(True, epsilon, dy, x, gamma, *kept), *none
 
     def by_moving(dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, rest: Any) -> Any:
-        dx, dgamma, dbeta = kernel(False, dy, x, gamma, mean, variance, rest)
+        found = _kernel_gradients(False, epsilon, dy, x, gamma, mean, variance, rest)
         if not statistics:
-            return dx, dgamma, dbeta
-        inverse = tf.math.rsqrt(variance + epsilon)
-        dmean = -gamma * inverse * dbeta
-        dvariance = -0.5 * gamma * tf.square(inverse) * dgamma
-        return dx, dgamma, dbeta, dmean, dvariance
+            return tuple(found)
+        return *found, *_statistics_gradients(gamma, variance, epsilon, *found[1:])
 
-    image = tf.TensorSpec([None] * 4, dtype)
-    specs = [image, image, _VECTOR, _REST, _REST, _REST]
-    return Switch(specs, by_batch, by_moving, lowered=onednn.in_use())
+    image = _image(dtype)
+    return Switch([image, image, _VECTOR, _REST, _REST, _REST], by_batch, by_moving)
+
+
+def _statistics_gradients(
+    gamma: Any, variance: Any, epsilon: float, dgamma: Any, dbeta: Any
+) -> tuple[Any, Any]:
+    """For the mean and the variance that are given."""
+    inverse = tf.math.rsqrt(variance + epsilon)
+    return -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma
+
+
+@functools.cache
+def _corrected(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
+    """The gradients for x, and where ``statistics`` for mean and variance.
+
+    Arguments: the gradient for x by the batch's statistics, the upstream gradient, gamma, the
+    variance that :func:`_forward` keeps, and the gradients for gamma and beta.
+    """
+
+    def by_batch(dx: Any, dy: Any, gamma: Any, *_: Any) -> Any:
+        none = (tf.zeros_like(gamma), tf.zeros_like(gamma)) if statistics else ()
+        return dx, *none
+
+    def by_moving(dx: Any, dy: Any, gamma: Any, variance: Any, dgamma: Any, dbeta: Any) -> Any:
+        scale = gamma * tf.math.rsqrt(variance + epsilon)
+        right = tf.cast(tf.cast(dy, tf.float32) * scale, dtype)
+        if not statistics:
+            return (right,)
+        return right, *_statistics_gradients(gamma, variance, epsilon, dgamma, dbeta)
+
+    image = _image(dtype)
+    return Switch([image, image, *[_VECTOR] * 4], by_batch, by_moving)
+
+
+def _outside(frozen: Any) -> bool:
+    """Whether the kernel by the batch's statistics stands outside of the condition."""
+    if tf.get_static_value(frozen) is not None or devices.on_gpu():
+        return False
+    return onednn.in_use() and not devices.compiled_by_xla()
 
 
 def batch_norm(
@@ -142,17 +225,31 @@ def batch_norm(
     """
     given, x = x, tensor(x)
     variables = gamma, beta, mean, variance
-    forward = _forward(x.dtype, epsilon, momentum, bessel, averages is not None)
+    arguments = x, *variables, *(averages or ())
+    outside = _outside(frozen)
+    options = x.dtype, epsilon, momentum, bessel, averages is not None
     shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
-    y, new_mean, new_variance, *saved = forward(frozen, (x, *variables, *(averages or ())), shapes)
+    if outside:
+        (seen,) = _seen(x.dtype)(frozen, (x,), ([None, None, None, x.shape[-1]],))
+        values = gamma, beta, *arguments[-2:]
+        *found, rest = _by_batch(seen, values, epsilon, momentum, bessel)
+        chosen = *_chosen(*options)(frozen, (*found, *arguments), shapes[:5]), rest
+    else:
+        chosen = _forward(*options)(frozen, arguments, shapes)
+    y, new_mean, new_variance, *saved = chosen
     wanted = (given, gamma, beta) if averages is None else (given, *variables)
     others = () if bias is None else (bias,)
 
     def gradient(dy: Any) -> Any:
         statistics = bool(averages or others)
-        backward = _backward(x.dtype, epsilon, statistics)
         shapes = (x.shape, *[gamma.shape] * (4 if statistics else 2))
-        found = backward(frozen, (dy, x, gamma, *saved), shapes)
+        if outside:
+            dx, *scaling = _kernel_gradients(True, epsilon, dy, x, gamma, *saved)
+            choose = _corrected(x.dtype, epsilon, statistics)
+            right = choose(frozen, (dx, dy, gamma, saved[1], *scaling), (shapes[0], *shapes[3:]))
+            found = right[0], *scaling, *right[1:]
+        else:
+            found = _backward(x.dtype, epsilon, statistics)(frozen, (dy, x, gamma, *saved), shapes)
         dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
         return (*found[: len(wanted)], *dbias)
 

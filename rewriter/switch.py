@@ -7,11 +7,8 @@ operator into the graph of the caller, which runs the chosen branch as a functio
 or three microseconds a step. Gradients are given by hand by those who use it.
 
 TensorFlow chooses oneDNN's kernels in a pass over the graphs that it places and partitions, which
-the branches of a ``Case`` are not: a fused batch normalization in one is up to four times as slow
-there. A ``lowered`` switch lets TensorFlow put the operators of its branches into the graph of the
-caller before that pass, as it does with those of ``tf.cond``: no function is called, but the first
-step takes longer. (Behind a function of their own in the branch, oneDNN's gradients of batch
-normalizations corrupted memory.)
+the branches of a ``Case`` are not: what is to be oneDNN's stands outside of them. (Behind a
+function of their own in a branch, oneDNN's gradients of batch normalizations corrupted memory.)
 
 Branches may read and write variables: the operator is given their handles, so that neither reading
 nor writing is in the graph of the caller, and a branch that needs none touches none.
@@ -43,7 +40,7 @@ class _Handle:
 
 
 class _Value:
-    """The same, where a variable's value is an argument of the branch, and its last one a result."""
+    """The same, where the value is an argument of the branch, and what becomes of it a result."""
 
     def __init__(self, value: Any):
         self._value = value
@@ -64,7 +61,6 @@ class Switch:
         tensors; the same number and dtypes for all. They may use nothing else, and of a variable
         ``value()`` and ``assign(value, read_value=False)`` only.
       variables: the shape of each float32 variable.
-      lowered: whether the branches become part of the caller's graph.
     """
 
     def __init__(
@@ -72,12 +68,10 @@ class Switch:
         specs: Sequence[Any],
         *branches: Callable[..., tuple[Any, ...]],
         variables: Sequence[Any] = (),
-        lowered: bool = False,
     ):
         self._specs = list(specs)
         self._branches = branches
         self._shapes = list(variables)
-        self._lowered = lowered
 
     def __call__(
         self,
@@ -124,9 +118,6 @@ class Switch:
             branches=traced,
             output_shapes=[tf.TensorShape(shape) for shape in shapes],
         )
-        if self._lowered:  # what tf.switch_case marks its operators with
-            value = tf.compat.v1.AttrValue(b=True)
-            outputs[0].op._set_attr("_lower_using_switch_merge", value)
         return tuple(outputs)
 
     @functools.cached_property

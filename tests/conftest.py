@@ -25,3 +25,12 @@ def shared() -> Path:
             "set REWRITER_SHARED to the folder that holds them"
         )
     return folder
+
+
+@pytest.fixture(params=["inside", "outside"])
+def arrangement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where fused normalizations stand: in the condition, or outside of it as for oneDNN."""
+    from rewriter import onednn
+
+    monkeypatch.setattr(onednn, "in_use", lambda: request.param == "outside")
+    return request.param

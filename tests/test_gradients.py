@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -62,6 +65,71 @@ def test_lists_of_values():
     assert [float(g) for g in tape.gradient(loss, [x, y])] == [5.0, 7.0]
 
 
+def _rounded(x):
+    return connect(tf.round(x), lambda up: (3.0 * up,), x)
+
+
+def test_whoever_differentiates():
+    """A tape, one outside of the function, a graph, loops, conditions: the gradient given."""
+    x = tf.constant([1.2, 2.7])
+    called = tf.function(lambda x: _rounded(x) ** 2)
+
+    def taped(function):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return tape.gradient(y, x)
+
+    once = [6.0, 18.0]  # 2 * round(x) * 3
+    loop = lambda x: tf.while_loop(lambda i, v: i < 2, lambda i, v: (i + 1, _rounded(v)), [0, x])[1]  # noqa: E731
+    branch = lambda x: tf.cond(x[0] > 0, lambda: _rounded(x), lambda: x)  # noqa: E731
+    np.testing.assert_array_equal(taped(called), once)
+    np.testing.assert_array_equal(tf.function(lambda: taped(lambda x: _rounded(x) ** 2))(), once)
+    np.testing.assert_array_equal(tf.function(lambda: taped(called))(), once)
+    np.testing.assert_array_equal(tf.function(lambda: taped(loop))(), [9.0, 9.0])
+    np.testing.assert_array_equal(tf.function(lambda: taped(branch))(), [3.0, 3.0])
+    with tf.Graph().as_default():
+        given = tf.compat.v1.placeholder(tf.float32, [2])
+        (gradient,) = tf.gradients(_rounded(given) ** 2, given)
+        with tf.compat.v1.Session() as session:
+            np.testing.assert_array_equal(session.run(gradient, {given: x.numpy()}), once)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_saved_model_that_is_differentiated(tmp_path, saved):
+    module = tf.Module()
+    module.call = tf.function(_rounded, input_signature=[tf.TensorSpec([2])])
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=saved)
+    tf.saved_model.save(module, str(tmp_path), options=options)
+    if not saved:  # then it is known as long as the one that was saved
+        del module
+        gc.collect()
+    loaded, x = tf.saved_model.load(str(tmp_path)), tf.constant([1.2, 2.7])
+
+    def gradient():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = loaded.call(x)
+        return tape.gradient(y, x)
+
+    np.testing.assert_array_equal(loaded.call(x), [1.0, 3.0])
+    if saved:
+        np.testing.assert_array_equal(gradient(), [3.0, 3.0])
+    else:
+        with pytest.raises(LookupError, match="Call the model again"):
+            gradient()
+
+
+def test_a_graph_that_nobody_has_is_freed():
+    """TensorFlow's registry of gradients has no end: it must not keep what it knows of."""
+    function = tf.function(_rounded)
+    graph = weakref.ref(function.get_concrete_function(tf.TensorSpec([2])).graph)
+    assert graph() is not None
+    del function
+    gc.collect()
+    assert graph() is None
+
+
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("code", [phases.FLOAT, phases.QUANTIZE])
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -80,11 +148,7 @@ def test_convolution_normalization_and_activation_share_one(size, code, frozen):
         y, _, _ = fused_norm.batch_norm(
             link(y), gamma, beta, mean, variance, tf.constant(frozen), **options
         )
-        low, high = tf.constant(-3.0), tf.constant(3.0)
-        y, _, _ = fake_quant.activation(
-            link(y), low, high, phase, rate=0.1, follow=False, clamp="relu"
-        )
-        return connected(y)
+        return connected(fake_quant.fixed_activation(link(y), -3.0, 3.0, phase, clamp="relu"))
 
     def stock():
         y = tf.nn.conv2d(x, kernel, 1, "SAME")

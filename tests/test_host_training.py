@@ -62,7 +62,7 @@ def _range(layer: Any) -> list[float]:
 @pytest.mark.parametrize("kind", builders.KERASES)
 @pytest.mark.parametrize("name", list(HOSTS))
 @pytest.mark.parametrize("ending", ["normalized", "relu"])
-def test_gradients_and_ranges(kind, name, ending):
+def test_gradients_and_ranges(arrangement, kind, name, ending):
     keras = builders.fresh(builders.keras_of(kind))
     cls, arguments, channels, linear = HOSTS[name]
     normalized = ending == "normalized"

@@ -60,7 +60,7 @@ def _expected(layer: Any, mix: Any, x: Any, weights: Any, batch: bool) -> list[A
 @pytest.mark.parametrize("kind", builders.KERASES)
 @pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize("mix", list(MIXES))
-def test_values_and_gradients_in_every_phase(kind, mix, training):
+def test_values_and_gradients_in_every_phase(arrangement, kind, mix, training):
     operations = MIXES[mix]
     layer = norm_layer(kind, pipeline={**operations, "phases": ("observe", "quantize")})
     x = image()

@@ -280,6 +280,20 @@ for synchronized in (True, False):
         output = strategy.run(lambda x, m=each: m(x, training=True), args=(batch,))
         parts = strategy.experimental_local_results(output)
         results.append(np.concatenate([np.asarray(part) for part in parts]))
+with strategy.scope():
+    inputs = tf_keras.Input((6, 6, 3))
+    x = tf_keras.layers.BatchNormalization()(tf_keras.layers.Conv2D(4, 3)(inputs))
+    qat = rewriter.rewrite(tf_keras.Model(inputs, tf_keras.layers.ReLU()(x)))
+    qat.compile("sgd", "mse")
+images = np.random.default_rng(1).normal(size=(8, 6, 6, 3)).astype(np.float32)
+rewriter.calibrate(qat, images, progress=False)
+layers = [layer for layer in qat._flatten_layers() if hasattr(layer, "range_variables")]
+ranges = lambda: [layer.range_variables["max_var"].numpy() for layer in layers]
+for phase, moves in (("float", False), ("quantize", True)):
+    before = ranges()
+    rewriter.set_phase(qat, phase)
+    qat.fit(images * 2, np.zeros((8, 4, 4, 4), np.float32), verbose=0)
+    assert all((a != b) == moves for a, b in zip(before, ranges())), (phase, before, ranges())
 together, alone = results[:2], results[2:]
 np.testing.assert_allclose(together[1], together[0], atol=1e-5)
 np.testing.assert_allclose(alone[1], alone[0], atol=1e-5)
@@ -287,7 +301,7 @@ assert np.abs(together[0] - alone[0]).max() > 0.1
 """
 
 
-def test_replicas_share_statistics_only_if_asked() -> None:
+def test_replicas_share_statistics_only_if_asked_and_quantize() -> None:
     """Two logical devices have to be asked for before TensorFlow starts."""
     done = subprocess.run(
         [sys.executable, "-c", _REPLICAS], capture_output=True, text=True, check=False

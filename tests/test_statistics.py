@@ -30,7 +30,7 @@ def statistics(model: Any) -> dict[str, np.ndarray]:
 @both
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("layer", ["Conv2D", "Conv1D", "Dense", "Conv2DTranspose"])
-def test_gradient_of_a_bias_before_a_normalization(kind, layer, frozen):
+def test_gradient_of_a_bias_before_a_normalization(arrangement, kind, layer, frozen):
     """It comes from the normalization: the stock model's, by the statistics that it uses."""
     keras = builders.keras_of(kind)
     keras.utils.set_random_seed(3)
@@ -66,7 +66,7 @@ def test_gradient_of_a_bias_before_a_normalization(kind, layer, frozen):
 
 @both
 @pytest.mark.parametrize("phase", ["float", "quantize"])
-def test_frozen_statistics_do_not_move(kind, phase):
+def test_frozen_statistics_do_not_move(arrangement, kind, phase):
     """Bit-identical over 100 steps, while the weights learn; and free again when asked."""
     x = builders.residual_data(32)
     qat = compiled(kind, builders.calibrated(with_dropout(builders.keras_of(kind)), x))
@@ -87,7 +87,7 @@ def test_frozen_statistics_do_not_move(kind, phase):
 
 
 @both
-def test_frozen_training_is_inference(kind):
+def test_frozen_training_is_inference(arrangement, kind):
     """Frozen, the outputs in training are those of inference, and so they are the file's."""
     x = builders.residual_data(16)
     qat = builders.calibrated(with_dropout(builders.keras_of(kind)), x)

@@ -1,10 +1,6 @@
-"""Conditions in the graph: what TensorFlow makes of them."""
+"""Conditions in the graph: the branch that an index chooses, and the variables it may touch."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,64 +8,97 @@ import tensorflow as tf
 
 from rewriter.switch import Switch
 
+VECTOR = tf.TensorSpec([None], tf.float32)
 
-@pytest.mark.parametrize("lowered", [False, True])
-def test_branches_give_the_same_lowered_or_not(lowered):
-    spec = tf.TensorSpec([None], tf.float32)
-    switch = Switch([spec, spec], lambda a, b: (a + b, b), lambda a, b: (a * b, a), lowered=lowered)
+
+def _kinds(function, *arguments):
+    graph = tf.function(function).get_concrete_function(*arguments).graph
+    return [node.type for node in graph.get_operations()]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_chosen_branch(count):
+    branches = [lambda a, b, i=i: (a * (i + 2.0) + b, b * i) for i in range(count)]
+    switch = Switch([VECTOR, VECTOR], *branches)
     function = tf.function(lambda index, a, b: switch(index, (a, b), (a.shape, b.shape)))
-    a, b = np.float32([1, 2, 3]), np.float32([5, 7, 11])
-    for index, expected in ((0, (a + b, b)), (1, (a * b, a))):
-        for got, value in zip(function(tf.constant(index), a, b), expected, strict=True):
+    a, b = tf.constant([1.0, 2.0, 3.0]), tf.constant([5.0, 7.0, 11.0])
+    for index in range(count):
+        expected = branches[index](a, b)
+        eagerly = switch(tf.constant(index), (a, b), (a.shape, b.shape))
+        for got, known, value in zip(
+            function(tf.constant(index), a, b), eagerly, expected, strict=True
+        ):
             np.testing.assert_array_equal(got, value)
+            np.testing.assert_array_equal(known, value)
+    assert function.experimental_get_tracing_count() == 1
 
 
-def test_only_lowered_branches_become_part_of_the_callers_graph():
-    """What is in the graph when kernels are chosen, and what a branch keeps to itself."""
-    spec = tf.TensorSpec([None], tf.float32)
+def _counting():
+    """Nothing, a reading, and a maximum that is kept."""
 
-    def ran(lowered):
-        switch = Switch([spec], lambda a: (tf.nn.elu(a),), lambda a: (a,), lowered=lowered)
-        v1 = tf.compat.v1
-        metadata = v1.RunMetadata()
-        with tf.Graph().as_default():
-            index, a = v1.placeholder(tf.int32, []), v1.placeholder(tf.float32, [3])
-            outputs = switch(index, (a,), (a.shape,))
-            options = v1.RunOptions(output_partition_graphs=True)
-            with v1.Session() as session:
-                values = {index: 0, a: [1.0, 2.0, 3.0]}
-                session.run(outputs, values, options=options, run_metadata=metadata)
-        return {node.op for graph in metadata.partition_graphs for node in graph.node}
+    def kept(a, top):
+        new = tf.maximum(top.value(), tf.reduce_max(a))
+        top.assign(new, read_value=False)
+        return (a / new,)
 
-    assert "Elu" in ran(True)
-    assert "Elu" not in ran(False)
-
-
-@pytest.mark.parametrize("enabled", [False, True])
-def test_fused_kernels_are_lowered_where_onednn_is_in_use(enabled):
-    code = """
-import tensorflow as tf
-from rewriter import fused_norm, onednn
-
-print("in use:", onednn.in_use())
-vectors = [tf.ones([3]) for _ in range(4)]
-
-@tf.function
-def function(x, frozen):
-    options = {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
-    return fused_norm.batch_norm(x, *vectors, frozen, **options)[0].value
-
-graph = function.get_concrete_function(tf.ones([2, 4, 4, 3]), tf.constant(0)).graph
-(case,) = [node for node in graph.as_graph_def().node if node.op == "StatelessCase"]
-print("lowered:", case.attr["_lower_using_switch_merge"].b)
-"""
-    environment = {"TF_ENABLE_ONEDNN_OPTS": str(int(enabled)), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, **environment},
+    return Switch(
+        [VECTOR], lambda a, top: (a,), lambda a, top: (a / top.value(),), kept, variables=[()]
     )
-    assert f"in use: {enabled}" in done.stdout
-    assert f"lowered: {enabled}" in done.stdout
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_branches_read_and_write_variables(compiled):
+    switch, top = _counting(), tf.Variable(2.0)
+
+    def called(index, a):
+        return switch(index, (a,), (a.shape,), (top,))[0]
+
+    function = tf.function(called) if compiled else called
+    a = tf.constant([1.0, 8.0])
+    np.testing.assert_array_equal(function(tf.constant(0), a), a)
+    np.testing.assert_array_equal(function(tf.constant(1), a), a / 2)
+    assert float(top) == 2.0
+    np.testing.assert_array_equal(function(tf.constant(2), a), a / 8)
+    assert float(top) == 8.0
+
+
+def test_what_is_written_is_what_is_read_after():
+    """One variable in several places of a function: their order is that of the calls."""
+    switch, top = _counting(), tf.Variable(1.0)
+
+    @tf.function
+    def function(index):
+        call = lambda value: switch(index, (tf.constant([value]),), ([1],), (top,))[0]  # noqa: E731
+        before = top.read_value()
+        first, second = call(4.0), call(2.0)
+        between = top.read_value()
+        return before, first, second, between, call(8.0), top.read_value()
+
+    values = [float(np.ravel(v)[0]) for v in function(tf.constant(2))]
+    assert values == [1.0, 1.0, 0.5, 4.0, 1.0, 8.0]
+
+
+def test_the_graph_of_the_caller_has_one_operator_of_it():
+    """No reading, no writing, and nothing that a branch computes."""
+    switch, top = _counting(), tf.Variable(2.0)
+    kinds = _kinds(
+        lambda i, a: switch(i, (a,), (a.shape,), (top,)), tf.TensorSpec((), tf.int32), VECTOR
+    )
+    assert kinds.count("Case") == 1
+    assert not {"ReadVariableOp", "AssignVariableOp", "Maximum", "RealDiv"} & set(kinds)
+
+
+def test_variables_of_a_strategy():
+    """Of one device here: what has no handle outside of a replica is read and written outside."""
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+    with strategy.scope():
+        switch, top = _counting(), tf.Variable(2.0, trainable=False)
+
+        @tf.function
+        def function(index, a):
+            return strategy.run(lambda a: switch(index, (a,), (a.shape,), (top,))[0], (a,))
+
+        a = tf.constant([1.0, 8.0])
+        np.testing.assert_array_equal(function(tf.constant(1), a), a / 2)
+        np.testing.assert_array_equal(function(tf.constant(2), a), a / 8)
+        assert float(top.read_value()) == 8.0
