@@ -111,7 +111,7 @@ def _in_graph(values: list[Any], gradient: Gradient, inputs: list[Any]) -> list[
         setattr(graph, _GRADIENTS, {})
     getattr(graph, _GRADIENTS)[name] = gradients
     tf.RegisterGradient(name)(functools.partial(_of_operator, weakref.ref(graph), name))
-    given = [*values, *inputs]
+    given = [tf.convert_to_tensor(x) for x in (*values, *inputs)]  # TFMOT's wrapper gives variables
     with graph.gradient_override_map({"IdentityN": name}):
         results = tf.raw_ops.IdentityN(input=given)
     # A tape also asks for the gradients of the copies of the inputs. Of what has this name it does

@@ -241,8 +241,11 @@ class _Reader:
         Only where all its variables belong to layers inside it: they go on as those layers'.
         """
         flavour = self.flavour
-        if flavour.class_name(layer) or not any(
-            flavour.is_batch_norm(inner) for inner in flavour.sublayers(layer)
+        ours = type(layer) in flavour.registered.values()  # these are never opened
+        if (
+            ours
+            or flavour.class_name(layer)
+            or not any(flavour.is_batch_norm(inner) for inner in flavour.sublayers(layer))
         ):
             return None
         if flavour.own_variables(layer):
