@@ -97,6 +97,27 @@ def test_outputs_statistics_and_gradients(arrangement, dtype, bessel, averaged, 
     assert function.experimental_get_tracing_count() == 1
 
 
+def test_what_nobody_needs_is_not_computed(arrangement):
+    """Frozen, a kernel outside of the condition sees one pixel."""
+    data = _data("float32")
+    seen = []
+
+    @tf.function
+    def function(x: Any, frozen: Any) -> Any:
+        values = [tf.constant(data[name]) for name in ("gamma", "beta", "mean", "variance")]
+        options = {"epsilon": EPSILON, "momentum": MOMENTUM, "bessel": True}
+        fused_norm.batch_norm(x, *values, frozen, **options)
+        graph = tf.compat.v1.get_default_graph()
+        kernels = [op for op in graph.get_operations() if op.type == "FusedBatchNormV3"]
+        seen.append(len(kernels))
+        return [tf.size(kernel.inputs[0]) for kernel in kernels]
+
+    sizes = [function(tf.constant(data["x"]), tf.constant(frozen)) for frozen in (0, 1)]
+    outside = arrangement == "outside"
+    assert seen == [int(outside)]
+    assert sizes == ([[data["x"].size], [data["x"].shape[-1]]] if outside else [[], []])
+
+
 def test_an_empty_batch_and_one_element(arrangement):
     """Frozen, neither has statistics of its own that anyone would need."""
     data = _data("float32")
@@ -139,8 +160,14 @@ arguments = tf.ones([2, 4, 4, 3]), tf.constant(0)
 graph = tf.function(normalized).get_concrete_function(*arguments).graph
 kinds = [node.op for node in graph.as_graph_def().node]
 print("outside:", [kinds.count("FusedBatchNorm" + kind) for kind in ("V3", "GradV3")])
-compiled = tf.function(normalized, jit_compile=True)
-print("compiled:", abs(compiled(*arguments) - tf.function(normalized)(*arguments)).numpy().max())
+x, later = tf.random.normal([2, 4, 4, 3], seed=1), tf.Variable(0)
+functions = [tf.function(lambda: normalized(x, later), jit_compile=jit) for jit in (True, None)]
+for frozen in (0, 1):
+    later.assign(frozen)
+    compiled, alone = (function() for function in functions)
+    print("compiled:", abs(compiled - alone).numpy().max(), compiled.shape == x.shape)
+ops = functions[0].get_concrete_function().graph.get_operations()
+print("outside for XLA:", sum(op.type == "FusedBatchNormV3" for op in ops))
 """
     environment = {"TF_ENABLE_ONEDNN_OPTS": str(int(enabled)), "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
@@ -152,7 +179,10 @@ print("compiled:", abs(compiled(*arguments) - tf.function(normalized)(*arguments
     )
     assert f"in use: {enabled}" in done.stdout
     assert f"outside: {[int(enabled)] * 2}" in done.stdout
-    assert float(done.stdout.split("compiled:")[1]) < 1e-6
+    for line in done.stdout.split("compiled:")[1:]:
+        off, shaped = line.split()[:2]
+        assert float(off) < 1e-6 and shaped == "True"
+    assert "outside for XLA: 0" in done.stdout
 
 
 def test_with_the_kernels_of_onednn():

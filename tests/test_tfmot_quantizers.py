@@ -13,7 +13,7 @@ import residuals
 import rewriter
 from builders import KERASES, keras_of
 from residuals import X
-from rewriter import Recipe
+from rewriter import Recipe, phases
 from rewriter.errors import ExportError
 from rewriter.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, last_value, moving_average
@@ -190,3 +190,30 @@ def test_protocol(make):
     assert np.array_equal(y, z)
     again = type(quantizer)(**quantizer.get_config())
     assert again.get_config() == quantizer.get_config()
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_a_fixed_range_has_its_own_width(bits):
+    x = np.linspace(-0.2, 1.3, 4000).astype(np.float32)
+    y = np.asarray(FixedQuantizer(0, 1, bits)(tf.constant(x), training=False, weights={}))
+    steps = 2**bits - 1
+    levels = np.unique(y)
+    assert len(levels) == min(steps, len(x)) + 1
+    np.testing.assert_allclose(levels * steps, np.rint(levels * steps), atol=1e-4)
+    assert np.abs(y - np.clip(x, 0, 1)).max() < 0.501 / steps  # to the nearest
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_unset_range_becomes_that_of_the_batch(frozen):
+    """Nothing was observed: with a frozen range too, the first batch gives it, and it stays."""
+    quantizer = RangeQuantizer(momentum=0.9)
+    low, high = tf.Variable(np.inf), tf.Variable(-np.inf)
+    phase = tf.Variable(phases.QUANTIZE_FROZEN if frozen else phases.QUANTIZE)
+    weights = {"min_var": low, "max_var": high}
+    function = tf.function(lambda x: quantizer.switch(x, phase.read_value(), weights, True).value)
+    y = function(tf.constant([-1.0, 0.5, 3.0]))
+    assert (float(low), float(high)) == (-1.0, 3.0)
+    np.testing.assert_allclose(y, [-1.0, 0.5, 3.0], atol=4 / 255)
+    function(tf.constant([-2.0, 0.5, 5.0]))
+    moved = (-1.0, 3.0) if frozen else (-1.1, 3.2)
+    np.testing.assert_allclose((float(low), float(high)), moved, rtol=1e-6)
