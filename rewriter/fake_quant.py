@@ -17,7 +17,6 @@ from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.switch import Switch
 
 _ANY = tf.TensorSpec(None, tf.float32)
-_SCALAR = tf.TensorSpec((), tf.float32)
 
 
 # Activations that LiteRT fuses into the operator before them: forward, and the gradient from the
