@@ -15,6 +15,8 @@ import numpy as np
 from rewriter.program import Quantization
 
 _KERNEL_MAX = 127  # narrow range
+# A channel of a kernel that stays below is one of zeros: its scale would have no inverse.
+NEGLIGIBLE = 2.0**-110
 _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
 # XNNPACK requantizes by scales of at least 2**-32.
 _REQUANTIZE_MIN = 2.0**-31
@@ -69,7 +71,8 @@ def kernel_grid(
     Args:
       kernel: float32.
       channel_axes: trailing axes that index the output channels.
-      scale: the scales if they are given; otherwise ``max|w| / 127`` (1 for a zero channel).
+      scale: the scales if they are given; otherwise ``max|w| / 127`` (1 for a zero channel), with
+        integers of a product by its inverse, as in training.
 
     Returns:
       int8 integers of the kernel's shape, and float32 scales of shape (channels,).
@@ -77,10 +80,12 @@ def kernel_grid(
     kernel = np.asarray(kernel, np.float32)
     moved, shape = _channels_last(kernel, channel_axes)
     if scale is None:
-        largest = np.abs(moved).max(axis=0)
-        scale = (largest / np.float32(_KERNEL_MAX)).astype(np.float32)
-        scale = np.where(scale > 0, scale, np.float32(1.0)).astype(np.float32)
-    steps = moved / scale
+        top, largest = np.float32(_KERNEL_MAX), np.abs(moved).max(axis=0)
+        largest = np.where(largest > NEGLIGIBLE, largest, top)
+        scale = largest / top
+        steps = moved * (top / largest)
+    else:
+        steps = moved / scale
     np.clip(np.rint(steps, out=steps), -_KERNEL_MAX, _KERNEL_MAX, out=steps)
     return _restore(steps.astype(np.int8), shape, kernel.ndim, channel_axes), scale
 
