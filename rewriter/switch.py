@@ -17,10 +17,12 @@ nor writing is in the graph of the caller, and a branch that needs none touches 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 
 
 class _Handle:
@@ -92,49 +94,34 @@ class Switch:
         if known is not None:  # there is nothing to choose later
             return tuple(self._branches[int(known)](*arguments, *variables))
         if not variables:
-            return self._case(tf.raw_ops.StatelessCase, self._by_value, index, arguments, shapes)
+            return self._by_value(index, arguments, shapes)
         if not tf.distribute.has_strategy():
             handles = [variable.handle for variable in variables]
-            inputs = [*arguments, *handles]
-            return self._case(tf.raw_ops.Case, self._by_handle, index, inputs, shapes)
+            return self._by_handle(index, [*arguments, *handles], shapes)
         # What a strategy's variable is, only the caller's graph knows.
         values = [variable.value() for variable in variables]
-        inputs, shapes = [*arguments, *values], [*shapes, *self._shapes]
-        outputs = self._case(tf.raw_ops.StatelessCase, self._by_value, index, inputs, shapes)
+        outputs = self._by_value(index, [*arguments, *values], [*shapes, *self._shapes])
         for variable, value in zip(variables, outputs[-len(variables) :], strict=True):
             variable.assign(value, read_value=False)
         return outputs[: -len(variables)]
 
-    def _case(
-        self, operator: Any, traced: Any, index: Any, inputs: Any, shapes: Any
-    ) -> tuple[Any, ...]:
-        graph = tf.compat.v1.get_default_graph()
-        for function in traced:
-            function.add_to_graph(graph)
-        outputs = operator(
-            branch_index=index,
-            input=list(inputs),
-            Tout=[tensor.dtype for tensor in traced[0].outputs],
-            branches=traced,
-            output_shapes=[tf.TensorShape(shape) for shape in shapes],
-        )
-        return tuple(outputs)
-
     @functools.cached_property
-    def _by_handle(self) -> list[Any]:
+    def _by_handle(self) -> _Case:
         def given(branch: Any, tensors: Any, handles: Any) -> Any:
             return branch(*tensors, *map(_Handle, handles, self._shapes))
 
-        return self._trace(given, [tf.TensorSpec((), tf.resource)] * len(self._shapes))
+        specs = [tf.TensorSpec((), tf.resource)] * len(self._shapes)
+        return _Case("Case", self._trace(given, specs))
 
     @functools.cached_property
-    def _by_value(self) -> list[Any]:
+    def _by_value(self) -> _Case:
         def given(branch: Any, tensors: Any, values: Any) -> Any:
             held = [_Value(value) for value in values]
             outputs = branch(*tensors, *held)
             return *outputs, *(each.value() for each in held)
 
-        return self._trace(given, [tf.TensorSpec(shape, tf.float32) for shape in self._shapes])
+        specs = [tf.TensorSpec(shape, tf.float32) for shape in self._shapes]
+        return _Case("StatelessCase", self._trace(given, specs))
 
     def _trace(self, given: Any, specs: Sequence[Any]) -> list[Any]:
         """Each branch as a function of tensors; ``given`` calls one with the variables' specs."""
@@ -149,3 +136,40 @@ class Switch:
 
         with tf.init_scope():
             return [traced(branch).get_concrete_function() for branch in self._branches]
+
+
+class _Case:
+    """An operator that runs one of some functions.
+
+    It is put into the graph as it is. Through ``tf.raw_ops`` it would take more than twice as long,
+    most of it for the attributes, of which all but the shapes are always the same.
+    """
+
+    def __init__(self, kind: str, branches: Sequence[Any]):
+        self._kind = kind
+        self._branches = branches
+        self._types = [tensor.dtype for tensor in branches[0].outputs]
+        inputs = [tensor.dtype.as_datatype_enum for tensor in branches[0].inputs]
+        outputs = [dtype.as_datatype_enum for dtype in self._types]
+        names = [attr_value_pb2.NameAttrList(name=branch.name) for branch in branches]
+        self._attributes = {
+            "Tin": _attribute(type=inputs),
+            "Tout": _attribute(type=outputs),
+            "branches": _attribute(func=names),
+        }
+        self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # that have the branches
+
+    def __call__(self, index: Any, inputs: Sequence[Any], shapes: Sequence[Any]) -> tuple[Any, ...]:
+        graph = tf.compat.v1.get_default_graph()
+        if graph not in self._graphs:
+            for branch in self._branches:
+                branch.add_to_graph(graph)
+            self._graphs.add(graph)
+        known = [tf.TensorShape(shape).as_proto() for shape in shapes]
+        attributes = {**self._attributes, "output_shapes": _attribute(shape=known)}
+        given = [tf.convert_to_tensor(value) for value in (index, *inputs)]
+        return tuple(graph.create_op(self._kind, given, self._types, attrs=attributes).outputs)
+
+
+def _attribute(**values: Any) -> Any:
+    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(**values))
