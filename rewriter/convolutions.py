@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices, onednn
+from rewriter import devices, nodes, onednn
 from rewriter.gradients import Pending, connected, tensor
 
 # With fewer input channels the convolution that computes the gradient is a slow one.
@@ -112,13 +112,18 @@ def _pointwise_gradients(dy: Any, x: Any, kernel: Any, strides: tuple[int, ...])
     # Of windows of one pixel: what the convolution sees, in a fifth of StridedSlice's time.
     every = {"ksize": [1] * 4, "strides": [1, *strides, 1], "padding": "SAME"}
     seen = tf.raw_ops.AvgPool(value=x, **every) if strided else x
-    rows = tf.reshape(dy, [-1, filters])
-    dkernel = tf.matmul(tf.reshape(seen, [-1, channels]), rows, transpose_a=True)
-    dx = tf.matmul(rows, tf.reshape(kernel, [channels, filters]), transpose_b=True)
-    dx = tf.reshape(dx, _sizes(dy, channels))
+    rows = _reshaped(dy, -1, filters)
+    matrix = tf.raw_ops.Squeeze(input=kernel, axis=[0, 1])
+    dkernel = tf.raw_ops.MatMul(a=_reshaped(seen, -1, channels), b=rows, transpose_a=True)
+    dx = tf.raw_ops.MatMul(a=rows, b=matrix, transpose_b=True)
+    dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
     if strided:
         dx = tf.raw_ops.AvgPoolGrad(orig_input_shape=tf.shape(x), grad=dx, **every)
-    return dx, tf.reshape(dkernel, kernel.shape)
+    return dx, _reshaped(dkernel, *kernel.shape)
+
+
+def _reshaped(x: Any, *shape: int) -> Any:
+    return tf.raw_ops.Reshape(tensor=x, shape=nodes.integers(*shape))
 
 
 def _turned_gradients(dy: Any, x: Any, kernel: Any, padding: str) -> Any:
@@ -138,5 +143,5 @@ def _sizes(like: Any, channels: int) -> Any:
     """The shape of ``like`` with other channels; static but for at most one axis where known."""
     static = like.shape[:3].as_list()
     if static.count(None) <= 1:
-        return [-1 if size is None else size for size in static] + [channels]
+        return nodes.integers(*[-1 if size is None else size for size in static], channels)
     return tf.concat([tf.shape(like)[:3], [channels]], axis=0)

@@ -16,7 +16,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.eager import record  # nothing public tells a tape of an operation
+
+from rewriter import nodes
 
 Gradient = Callable[..., Sequence[Any]]
 
@@ -112,8 +115,12 @@ def _in_graph(values: list[Any], gradient: Gradient, inputs: list[Any]) -> list[
     getattr(graph, _GRADIENTS)[name] = gradients
     tf.RegisterGradient(name)(functools.partial(_of_operator, weakref.ref(graph), name))
     given = [tf.convert_to_tensor(x) for x in (*values, *inputs)]  # TFMOT's wrapper gives variables
-    with graph.gradient_override_map({"IdentityN": name}):
-        results = tf.raw_ops.IdentityN(input=given)
+    dtypes = [x.dtype for x in given]
+    attributes = {
+        "T": nodes.attribute(type=[dtype.as_datatype_enum for dtype in dtypes]),
+        "_gradient_op_type": attr_value_pb2.AttrValue(s=name.encode()),
+    }
+    results = nodes.create("IdentityN", given, dtypes, attributes)
     # A tape also asks for the gradients of the copies of the inputs. Of what has this name it does
     # not make them up of zeros, three operators for each.
     record.record_operation("FusedBatchNorm", results, given, gradients)

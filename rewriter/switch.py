@@ -24,6 +24,8 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
+from rewriter import nodes
+
 
 class _Handle:
     """A float32 variable inside a branch, by its handle: as much of ``tf.Variable`` as it takes."""
@@ -141,8 +143,8 @@ class Switch:
 class _Case:
     """An operator that runs one of some functions.
 
-    It is put into the graph as it is. Through ``tf.raw_ops`` it would take more than twice as long,
-    most of it for the attributes, of which all but the shapes are always the same.
+    Through ``tf.raw_ops`` its node would take more than twice as long, most of that for the
+    attributes, of which all but the shapes are always the same.
     """
 
     def __init__(self, kind: str, branches: Sequence[Any]):
@@ -153,9 +155,9 @@ class _Case:
         outputs = [dtype.as_datatype_enum for dtype in self._types]
         names = [attr_value_pb2.NameAttrList(name=branch.name) for branch in branches]
         self._attributes = {
-            "Tin": _attribute(type=inputs),
-            "Tout": _attribute(type=outputs),
-            "branches": _attribute(func=names),
+            "Tin": nodes.attribute(type=inputs),
+            "Tout": nodes.attribute(type=outputs),
+            "branches": nodes.attribute(func=names),
         }
         self._graphs: weakref.WeakSet[Any] = weakref.WeakSet()  # that have the branches
 
@@ -166,10 +168,5 @@ class _Case:
                 branch.add_to_graph(graph)
             self._graphs.add(graph)
         known = [tf.TensorShape(shape).as_proto() for shape in shapes]
-        attributes = {**self._attributes, "output_shapes": _attribute(shape=known)}
-        given = [tf.convert_to_tensor(value) for value in (index, *inputs)]
-        return tuple(graph.create_op(self._kind, given, self._types, attrs=attributes).outputs)
-
-
-def _attribute(**values: Any) -> Any:
-    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(**values))
+        attributes = {**self._attributes, "output_shapes": nodes.attribute(shape=known)}
+        return tuple(nodes.create(self._kind, [index, *inputs], self._types, attributes))

@@ -1,0 +1,50 @@
+"""Nodes that every layer puts several of into its graph, by the shortest way.
+
+The wrappers of ``tf.raw_ops`` look up, check and convert all that an operator may be given. Where
+that takes longer than making the node, and hundreds of nodes are alike, it is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
+
+_CONSTANTS = "_rewriter_constants"  # of a graph: by value
+
+
+def attribute(**values: Any) -> Any:
+    """An attribute that is a list, such as ``type=[...]``."""
+    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(**values))
+
+
+def create(
+    kind: str, inputs: Sequence[Any], dtypes: Sequence[tf.DType], attributes: Mapping[str, Any]
+) -> list[Any]:
+    """The outputs of a new operator in the graph that is being made; no tape is told of it.
+
+    Args:
+      kind: its name in TensorFlow's registry.
+      inputs: tensors, or what becomes tensors.
+      dtypes: of the outputs.
+      attributes: protos ``AttrValue``, all that have no default.
+    """
+    given = [tf.convert_to_tensor(value) for value in inputs]
+    graph = tf.compat.v1.get_default_graph()
+    return list(graph.create_op(kind, given, list(dtypes), attrs=attributes).outputs)
+
+
+def integers(*values: int) -> Any:
+    """An int32 vector, one node for all that ask for the same one in a graph."""
+    if tf.executing_eagerly() or tf.distribute.has_strategy():  # replicas are on several devices
+        return tf.constant(values, tf.int32)
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, _CONSTANTS):
+        setattr(graph, _CONSTANTS, {})
+    known = getattr(graph, _CONSTANTS)
+    if values not in known:
+        with tf.control_dependencies(None):  # whoever is first must not hold up the others
+            known[values] = tf.constant(values, tf.int32)
+    return known[values]
