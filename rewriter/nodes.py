@@ -36,8 +36,8 @@ def create(
     return list(graph.create_op(kind, given, list(dtypes), attrs=attributes).outputs)
 
 
-def integers(*values: int) -> Any:
-    """An int32 vector, one node for all that ask for the same one in a graph."""
+def integers(*values: int | tuple[int, ...]) -> Any:
+    """An int32 vector, or a matrix of rows, one node for all that ask for the same in a graph."""
     if tf.executing_eagerly() or tf.distribute.has_strategy():  # replicas are on several devices
         return tf.constant(values, tf.int32)
     graph = tf.compat.v1.get_default_graph()
