@@ -9,6 +9,8 @@ hand (:mod:`rewriter.gradients`), or the same sums in another order:
   kernel turned around (Dumoulin and Visin 2016, arXiv:1603.07285, section 4.1). TensorFlow's
   kernel computes an image at a time, which takes ten times as long where images are small and
   channels many. oneDNN's does not: it is left alone.
+- Images of very few pixels with very many channels are copied into patches, and both gradients
+  are matrix products again: the convolutions, oneDNN's too, spend themselves on the borders.
 
 On a GPU all is left to cuDNN.
 """
@@ -25,6 +27,9 @@ from rewriter.gradients import Pending, connected, tensor
 
 # With fewer input channels the convolution that computes the gradient is a slow one.
 _FEWEST_CHANNELS = 8
+# At 3x3 pixels, or with half the channels, patches take as long as what they replace, or longer.
+_PATCHED_PIXELS = 4
+_PATCHED_CHANNELS = 256
 
 
 def convolution(
@@ -64,10 +69,13 @@ def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: t
     def gradients(dy: Any) -> Any:
         if pointwise:
             return _pointwise_gradients(dy, x, values, strides)
-        turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
-        if turns and not onednn.in_use():
-            return _turned_gradients(dy, x, values, padding)
         options = {"strides": [1, *strides, 1], "padding": padding}
+        turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
+        if turns and _few_pixels(x, values, padding):
+            return _patched_gradients(dy, x, values)
+        if turns and not onednn.in_use():
+            dx = _turned_gradient(dy, values, padding)
+            return dx, _kernel_gradient("Conv2D", dy, x, values, options)
         return _stock_gradients("Conv2D", dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
@@ -99,11 +107,13 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
 
 def _stock_gradients(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
     for_input = getattr(tf.raw_ops, f"{kind}BackpropInput")
+    dx = for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options)
+    return dx, _kernel_gradient(kind, dy, x, kernel, options)
+
+
+def _kernel_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
     for_kernel = getattr(tf.raw_ops, f"{kind}BackpropFilter")
-    return (
-        for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options),
-        for_kernel(input=x, filter_sizes=kernel.shape, out_backprop=dy, **options),
-    )
+    return for_kernel(input=x, filter_sizes=kernel.shape, out_backprop=dy, **options)
 
 
 def _pointwise_gradients(dy: Any, x: Any, kernel: Any, strides: tuple[int, ...]) -> Any:
@@ -126,17 +136,43 @@ def _reshaped(x: Any, *shape: int) -> Any:
     return tf.raw_ops.Reshape(tensor=x, shape=nodes.integers(*shape))
 
 
-def _turned_gradients(dy: Any, x: Any, kernel: Any, padding: str) -> Any:
-    turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+def _turned(kernel: Any) -> Any:
+    return tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+
+
+def _turned_gradient(dy: Any, kernel: Any, padding: str) -> Any:
     # What the convolution has cut off or padded on one side comes back on the other.
     around = [[0, 0]]
     for size in kernel.shape[:2]:
         before = (size - 1) // 2 if padding == "SAME" else 0
         after = (size - 1) - before if padding == "SAME" else 0
         around.append([size - 1 - before, size - 1 - after])
-    dx = tf.nn.conv2d(dy, turned, 1, [*around, [0, 0]])
-    dkernel = tf.compat.v1.nn.conv2d_backprop_filter(x, kernel.shape, dy, [1] * 4, padding)
-    return dx, dkernel
+    return tf.nn.conv2d(dy, _turned(kernel), 1, [*around, [0, 0]])
+
+
+def _few_pixels(x: Any, kernel: Any, padding: str) -> bool:
+    height, width = (size or _PATCHED_PIXELS + 1 for size in x.shape[1:3])
+    odd = padding == "SAME" and all(size % 2 for size in kernel.shape[:2])  # the same both ways
+    return odd and height * width <= _PATCHED_PIXELS and min(kernel.shape[2:]) >= _PATCHED_CHANNELS
+
+
+def _patched_gradients(dy: Any, x: Any, kernel: Any) -> Any:
+    *size, channels, filters = kernel.shape
+    dkernel = tf.raw_ops.MatMul(a=_patches(x, size), b=_reshaped(dy, -1, filters), transpose_a=True)
+    if not onednn.in_use():  # where the convolution with the turned kernel is as fast
+        return _turned_gradient(dy, kernel, "SAME"), _reshaped(dkernel, *kernel.shape)
+    turned = _reshaped(_turned(kernel), size[0] * size[1] * filters, channels)
+    dx = tf.raw_ops.MatMul(a=_patches(dy, size), b=turned)
+    dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
+    return dx, _reshaped(dkernel, *kernel.shape)
+
+
+def _patches(x: Any, size: Sequence[int]) -> Any:
+    """What the kernel sees at each pixel, as a row."""
+    ones = [1] * 4
+    options = {"ksizes": [1, *size, 1], "strides": ones, "rates": ones, "padding": "SAME"}
+    patches = tf.raw_ops.ExtractImagePatches(images=x, **options)
+    return _reshaped(patches, -1, size[0] * size[1] * x.shape[-1])
 
 
 def _sizes(like: Any, channels: int) -> Any:

@@ -22,6 +22,10 @@ CASES = {
     "valid": ((3, 2), (1, 1), (1, 1), "VALID", (6, 7)),
     "larger than the image": ((5, 5), (1, 1), (1, 1), "SAME", (2, 3)),
     "strided": ((3, 3), (2, 2), (1, 1), "SAME", (6, 7)),
+    "of few pixels": ((3, 5), (1, 1), (1, 1), "SAME", (2, 2)),
+    "of one pixel": ((3, 3), (1, 1), (1, 1), "SAME", (1, 1)),
+    "of few pixels, even": ((2, 3), (1, 1), (1, 1), "SAME", (1, 3)),
+    "of few pixels, valid": ((1, 3), (1, 1), (1, 1), "VALID", (1, 4)),
     "dilated": ((3, 3), (1, 1), (2, 2), "VALID", (6, 7)),
     "one axis, pointwise": ((1,), (1,), (1,), "VALID", (9,)),
     "one axis, pointwise, strided": ((1,), (2,), (1,), "SAME", (9,)),
@@ -60,6 +64,7 @@ def _gradients(convolve, x, kernel, *arguments):
 def kernels(request, monkeypatch):
     """Both ways that the gradients may take, whatever this processor has."""
     monkeypatch.setattr(onednn, "in_use", lambda: request.param)
+    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
 
 
 @pytest.mark.parametrize("channels", [3, 9])
@@ -89,7 +94,10 @@ def test_output_is_tensorflows_own(kernels, case):
 @pytest.mark.parametrize(
     ("case", "unknown"),
     list(
-        itertools.product(("odd, same", "pointwise", "pointwise, strided, odd sizes"), ("NHW", "N"))
+        itertools.product(
+            ("odd, same", "pointwise", "pointwise, strided, odd sizes", "of few pixels"),
+            ("NHW", "N"),
+        )
     ),
 )
 def test_shapes_that_are_not_known(kernels, case, unknown):
@@ -107,7 +115,7 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
         assert_close(a, b, 1e-5)
 
 
-@pytest.mark.parametrize("case", ["odd, same", "pointwise, strided, odd sizes"])
+@pytest.mark.parametrize("case", ["odd, same", "pointwise, strided, odd sizes", "of few pixels"])
 def test_gradients_of_gradients(kernels, case):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
@@ -128,7 +136,7 @@ def test_gradients_of_gradients(kernels, case):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("case", ["odd, same", "pointwise"])
+@pytest.mark.parametrize("case", ["odd, same", "pointwise", "of few pixels"])
 def test_sixteen_bits(kernels, case, dtype):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, dtype)
@@ -142,10 +150,10 @@ def test_sixteen_bits(kernels, case, dtype):
 
 
 def test_which_gradients_are_whose(monkeypatch):
-    def kinds(size, channels, *, gpu=False, with_onednn=False):
+    def kinds(size, channels, *, gpu=False, with_onednn=False, spatial=(6, 7)):
         monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
-        x, kernel = _data(size, (6, 7), channels, "float32")
+        x, kernel = _data(size, spatial, channels, "float32")
         function = tf.function(lambda: _gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))
         graph = function.get_concrete_function().graph
         return {node.type for node in graph.get_operations() if "Backprop" in node.type}
@@ -155,3 +163,8 @@ def test_which_gradients_are_whose(monkeypatch):
     assert kinds((3, 3), 9) == {"Conv2DBackpropFilter"}
     assert kinds((3, 3), 3) == kinds((3, 3), 9, with_onednn=True) == stock
     assert kinds((3, 3), 9, gpu=True) == kinds((1, 1), 9, gpu=True) == stock
+    assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 2)) == stock
+    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
+    assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 2)) == set()
+    assert kinds((3, 3), 9, spatial=(2, 2)) == set()
+    assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 3)) == stock

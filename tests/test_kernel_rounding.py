@@ -64,7 +64,9 @@ def test_the_same_bits_compiled_or_not(shape, channel_axes, num_bits, compiled, 
         _assert_rounded(function(kernel).numpy(), kernel, channel_axes, num_bits)
         if num_bits == 8:  # the very integers that a file gets, at ties as well
             integers, scale = folding.kernel_grid(kernel, channel_axes)
-            shape = [n if i - kernel.ndim in channel_axes else 1 for i, n in enumerate(kernel.shape)]
+            shape = [
+                n if i - kernel.ndim in channel_axes else 1 for i, n in enumerate(kernel.shape)
+            ]
             np.testing.assert_array_equal(function(kernel), integers * scale.reshape(shape))
 
 
