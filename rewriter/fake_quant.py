@@ -157,9 +157,9 @@ def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> tuple
     return largest / top, top / largest
 
 
-# XLA makes two passes over memory of the seven of TensorFlow's operators, for the same values. It
-# compiles for every shape in the first step, for some 40 ms.
-_COMPILED_FROM = 2**19  # elements of a kernel
+# XLA makes two passes over memory of the five of TensorFlow's operators, for the same values. It
+# compiles for every shape in the first step, for 60 to 85 ms, which smaller kernels do not earn.
+_COMPILED_FROM = 2**21  # elements of a kernel
 
 
 @functools.cache

@@ -44,6 +44,7 @@ def _kernel(shape, seed=0):
     ],
 )
 def test_the_same_bits_compiled_or_not(shape, channel_axes, num_bits, compiled, monkeypatch):
+    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
     phase = tf.Variable(phases.FLOAT)
 
     def rounded(kernel):
@@ -70,7 +71,8 @@ def test_the_same_bits_compiled_or_not(shape, channel_axes, num_bits, compiled, 
             np.testing.assert_array_equal(function(kernel), integers * scale.reshape(shape))
 
 
-def test_the_gradient_of_a_large_kernel_is_straight_through():
+def test_the_gradient_of_a_large_kernel_is_straight_through(monkeypatch):
+    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
     phase, kernel = tf.Variable(phases.QUANTIZE), tf.constant(_kernel((1024, 640)))
     upstream = tf.constant(_kernel((1024, 640), seed=1))
 
@@ -85,7 +87,8 @@ def test_the_gradient_of_a_large_kernel_is_straight_through():
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_that_xla_compiles_whole(compiled):
+def test_a_step_that_xla_compiles_whole(compiled, monkeypatch):
+    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
     kernel, phase = _kernel((1024, 640)), tf.Variable(phases.QUANTIZE)
 
     @tf.function(jit_compile=compiled)

@@ -17,10 +17,10 @@ def keras(request):
 
 
 def _model(keras):
-    """A 1x1 convolution of 2^19 elements with a normalization, and a Dense."""
+    """A 1x1 convolution of 2^21 elements with a normalization, and a Dense."""
     k = keras.layers
-    inputs = k.Input((3, 3, 512))
-    x = k.Conv2D(1024, 1, name="wide")(inputs)
+    inputs = k.Input((3, 3, 1024))
+    x = k.Conv2D(2048, 1, name="wide")(inputs)
     x = k.ReLU()(k.BatchNormalization()(x))
     model = keras.Model(inputs, k.Dense(3, name="scores")(k.GlobalAveragePooling2D()(x)))
     (kernel, *_) = model.get_layer("wide").get_weights()
@@ -30,7 +30,7 @@ def _model(keras):
 
 def _data():
     rng = np.random.default_rng(0)
-    return rng.normal(size=(16, 3, 3, 512)).astype("float32"), rng.integers(0, 3, 16)
+    return rng.normal(size=(16, 3, 3, 1024)).astype("float32"), rng.integers(0, 3, 16)
 
 
 def _trained(keras, **options):
