@@ -165,12 +165,12 @@ class Builder:
             # The activation and its quantizer in one layer, under the activation's name.
             args, kwargs = self._arguments(job)
             value = args[0] if args else next(iter(kwargs.values()))
-            self.tensors[ref] = self._quantize_layer(alone, own_name, clamp)(value)
+            self.tensors[ref] = self._quantize_layer(alone, ref, own_name, clamp)(value)
             return
         owned = None
         ends = clamp != "none" or output_name == own_name
         if alone is not None and kind == "host" and ends:
-            owned, group = self._quantize_layer(alone, None, clamp), None
+            owned, group = self._quantize_layer(alone, ref, None, clamp), None
         # The name of an output belongs to the last layer before it.
         renamed = id(job.layer) in self.unnamed and owned is None
         rename = own_name + "_unquantized" if renamed else None
@@ -182,15 +182,16 @@ class Builder:
             tensor = layer(*args, **kwargs)
         flat = tf.nest.flatten(tensor)
         for index, value in enumerate(flat):
-            other = self.placement.after.get(Ref(job.call, index)) if index else None
+            place = Ref(job.call, index)
+            other = self.placement.after.get(place) if index else None
             if other is not None:
-                value = self._quantize_layer(other)(value)
-            self.tensors[Ref(job.call, index)] = value
+                value = self._quantize_layer(other, place)(value)
+            self.tensors[place] = value
         if group is not None:
             name = output_name if output_name == own_name or self._free(output_name) else None
             if name in self.given:
                 name = None  # a layer whose outputs are all called alike
-            self.tensors[ref] = self._quantize_layer(group, name)(flat[0])
+            self.tensors[ref] = self._quantize_layer(group, ref, name)(flat[0])
         elif output_name and own_name != output_name and self._free(output_name):
             linear = self.flavour.keras.layers.Activation("linear", name=output_name)
             self.taken.add(output_name)
@@ -214,7 +215,7 @@ class Builder:
         def tensor(ref: Ref) -> Any:
             group = self.placement.edges.get((job.call, ref))
             value = self.tensors[ref]
-            return value if group is None else self._quantize_layer(group)(value)
+            return value if group is None else self._quantize_layer(group, ref)(value)
 
         args, kwargs = graphs.map_refs((job.args, dict(job.kwargs)), tensor)
         kinds = {"host": ("training",), "batch_norm": ("training", "mask"), "layer_norm": ()}
@@ -225,12 +226,13 @@ class Builder:
         return args, kwargs
 
     def _quantize_layer(
-        self, group: placement.Group, name: str | None = None, clamp: str = "none"
+        self, group: placement.Group, ref: Ref, name: str | None = None, clamp: str = "none"
     ) -> Any:
         layer = self.quantize_layers.get(id(group))
         if layer is None:
             name = name or self._unique(group.name)
-            layer = self.factory.quantize(name, clamp, group.fixed)
+            dtype = self.graph.calls[ref.call].dtypes[ref.index]
+            layer = self.factory.quantize(name, dtype, clamp, group.fixed)
             self.taken.add(layer.name)
             self.given.add(layer.name)
             self.quantize_layers[id(group)] = layer

@@ -36,14 +36,25 @@ class LayerFactory:
         return new
 
     def quantize(
-        self, name: str, clamp: str = "none", fixed: tuple[float, float] | None = None
+        self,
+        name: str,
+        dtype: str,
+        clamp: str = "none",
+        fixed: tuple[float, float] | None = None,
     ) -> Any:
-        """A Quantize layer; ``fixed``: its range, where it learns none."""
+        """A Quantize layer.
+
+        Args:
+          name: of the layer.
+          dtype: of what it quantizes, whatever the global policy.
+          clamp: the activation that it applies.
+          fixed: its range, where it learns none.
+        """
         if fixed is not None:
             quantizer = quantizers.FixedQuantizer(*fixed)
         else:
             quantizer = self.recipe.new_activation_quantizer()
-        return self.classes.Quantize(quantizer, clamp, name=name)
+        return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
 
     def batch_norm(self, original: Any, name: str, *also: str) -> Any:
         """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
@@ -56,8 +67,8 @@ class LayerFactory:
         """A stock layer normalization between the quantizers of its parts."""
         return self.classes.QuantizedLayerNormalization(
             self.clone(original),
-            self.quantize("mean"),
-            self.quantize("centred"),
+            self.quantize("mean", "float32"),
+            self.quantize("centred", "float32"),
             name=name,
             dtype="float32",  # whatever the global policy
             activity_regularizer=getattr(original, "activity_regularizer", None),
@@ -89,7 +100,7 @@ class LayerFactory:
         if found is None:
             raise LookupError(f"{path!r} is not a host.")
         original, row = found.layer, found.row
-        inner = self.clone(original)
+        inner, dtype = self.clone(original), original.compute_dtype
         norm = None
         if batch_norm is not None:
             norm = self.batch_norm(batch_norm, batch_norm.name, norm_path, original.name, path)
@@ -97,10 +108,12 @@ class LayerFactory:
             inner,
             norm,
             [self.recipe.new_kernel_quantizer(kernel.channel_axes) for kernel in row.kernels],
-            between=self.quantize("between") if len(row.kernels) > 1 else None,
-            before_activation=None if fuses else self.quantize("before_activation"),
+            between=self.quantize("between", dtype) if len(row.kernels) > 1 else None,
+            before_activation=None if fuses else self.quantize("before_activation", dtype),
             output_quantizer=output_quantizer,
             distributed=found.distributed,
             name=name,
+            # Whatever the global policy: kernels of 16-bit layers are quantized as they are kept.
+            dtype="float64" if dtype == "float64" else "float32",
             activity_regularizer=getattr(original, "activity_regularizer", None),
         )

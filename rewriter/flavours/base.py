@@ -230,9 +230,12 @@ class Flavour:
         value = tf.get_static_value(training)
         return training if value is None else bool(value)
 
-    def quantizer_adapter(self, layer: Any) -> Any:
-        """What a TFMOT quantizer's ``build`` gets as its layer: tf_keras's ``add_weight``."""
-        return _QuantizerAdapter(self, layer)
+    def quantizer_adapter(self, layer: Any, dtype: str | None = None) -> Any:
+        """What a TFMOT quantizer's ``build`` gets as its layer: tf_keras's ``add_weight``.
+
+        ``dtype``: of the variables; None: as the layer's own.
+        """
+        return _QuantizerAdapter(self, layer, dtype)
 
     def allow_lambda(self) -> Any:
         """A context in which layers that hold Python code may be deserialized."""
@@ -242,9 +245,10 @@ class Flavour:
 class _QuantizerAdapter:
     """Offers ``add_weight(name, ...)`` as tf_keras has it, and hands out TensorFlow variables."""
 
-    def __init__(self, flavour: Flavour, layer: Any):
+    def __init__(self, flavour: Flavour, layer: Any, dtype: str | None):
         self._flavour = flavour
         self._layer = layer
+        self._options = {} if dtype is None else {"dtype": dtype}
 
     def add_weight(
         self,
@@ -256,6 +260,7 @@ class _QuantizerAdapter:
     ) -> tf.Variable:
         # TFMOT's quantizers say None for a scalar, and a number for a vector.
         sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
+        options = {**self._options, **options}
         variable = self._flavour.add_weight(
             self._layer, name, sizes, initializer, trainable=trainable, **options
         )

@@ -75,7 +75,7 @@ class QuantizedHostMixin(PhasedMixin):
             host.built = True
         output_shape = self.compute_output_shape(input_shape)
         self._kernel_weights = []
-        adapter = self.flavour.quantizer_adapter(self)
+        adapter = self.flavour.quantizer_adapter(self, "float32")
         for index, (kernel, quantizer) in enumerate(
             zip(self.kernel_names, self.kernel_quantizers, strict=True)
         ):
@@ -129,8 +129,7 @@ class QuantizedHostMixin(PhasedMixin):
         phase = tf.constant(phases.QUANTIZE)
         if not self.folds_first:
             return [connected(k) for k in self._switched(phase, training=False)]
-        kernel = tf.convert_to_tensor(self.kernel)
-        folded = kernel * self._factor(phase)
+        folded = tf.cast(self.kernel, tf.float32) * tf.cast(self._factor(phase), tf.float32)
         weights = self._kernel_weights[-1]
         last = self.kernel_quantizers[-1](folded, training=False, weights=weights)
         before = self._switched(phase, training=False)[:-1]
@@ -157,7 +156,8 @@ class QuantizedHostMixin(PhasedMixin):
         result = []
         for index, (name, quantizer, weights) in enumerate(parts):
             kernel = tf.convert_to_tensor(getattr(self.host, name))
-            if isinstance(quantizer, quantizers.PerChannelQuantizer):
+            ours = isinstance(quantizer, quantizers.PerChannelQuantizer)
+            if ours and kernel.dtype == tf.float32:
                 result.append(quantizer.switch(kernel, phase))
                 continue
             last = index == len(self.kernel_names) - 1
@@ -168,17 +168,18 @@ class QuantizedHostMixin(PhasedMixin):
                 weights: Any = weights,
                 fold: bool = last and self.folds_first,
             ) -> Any:
+                dtype, kernel = kernel.dtype, tf.cast(kernel, tf.float32)
                 if not fold:
-                    return quantizer(kernel, training=training, weights=weights)
+                    return tf.cast(quantizer(kernel, training=training, weights=weights), dtype)
                 # One convolution serves the statistics and the output: the folded kernel is
                 # quantized, and the factor taken out again, so that the normalization after it
                 # puts it back, with the batch's statistics in training (the correction) and the
                 # moving ones in inference.
-                factor = self._factor(phase)
+                factor = tf.cast(self._factor(phase), tf.float32)
                 folded = quantizer(
                     tf.stop_gradient(kernel * factor), training=training, weights=weights
                 )
-                return _unfold(kernel, factor, tf.stop_gradient(folded))
+                return tf.cast(_unfold(kernel, factor, tf.stop_gradient(folded)), dtype)
 
             result.append(tf.cond(phase >= phases.QUANTIZE, quantize, lambda k=kernel: k))
         return result

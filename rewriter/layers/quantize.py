@@ -70,7 +70,7 @@ class QuantizeMixin(PhasedMixin):
 
     def build(self, input_shape: Any) -> None:
         self.add_phase()
-        adapter = self.flavour.quantizer_adapter(self)
+        adapter = self.flavour.quantizer_adapter(self, "float32")
         with self.flavour.part_scope(self.state_scope):
             self._quantizer_weights = self.quantizer.build(tuple(input_shape), "range", adapter)
         super().build(input_shape)
@@ -88,7 +88,12 @@ class QuantizeMixin(PhasedMixin):
         training = self.flavour.static_training(training)
         if hasattr(self.quantizer, "switch"):  # ours
             outputs = self._switched(tf.cast(inputs, tf.float32), training)
-            return tf.cast(connected(outputs), inputs.dtype)
+            outputs = tf.cast(connected(outputs), inputs.dtype)
+            if inputs.dtype != tf.float64:
+                return outputs
+            # What is not quantized keeps its precision.
+            quantized = phases.read(self.phase) >= phases.QUANTIZE
+            return tf.cond(quantized, lambda: outputs, lambda: _CLAMPS[self.clamp](inputs))
         inputs = _CLAMPS[self.clamp](inputs)
         if isinstance(training, bool):
             return self._switch(inputs, training)
