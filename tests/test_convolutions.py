@@ -23,6 +23,7 @@ CASES = {
     "larger than the image": ((5, 5), (1, 1), (1, 1), "SAME", (2, 3)),
     "strided": ((3, 3), (2, 2), (1, 1), "SAME", (6, 7)),
     "of few pixels": ((3, 5), (1, 1), (1, 1), "SAME", (2, 2)),
+    "of few pixels, strided": ((3, 3), (2, 2), (1, 1), "SAME", (2, 2)),
     "of one pixel": ((3, 3), (1, 1), (1, 1), "SAME", (1, 1)),
     "of few pixels, even": ((2, 3), (1, 1), (1, 1), "SAME", (1, 3)),
     "of few pixels, valid": ((1, 3), (1, 1), (1, 1), "VALID", (1, 4)),

@@ -195,3 +195,11 @@ def test_with_the_kernels_of_onednn():
         env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"},
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_what_the_kernel_outside_sees():
+    seen = tf.function(fused_norm._seen)
+    for shape in ((3, 70, 50, 2), (2000, 1, 1, 3), (0, 4, 4, 2)):
+        x = tf.random.normal(shape)
+        np.testing.assert_array_equal(seen(x, tf.constant(0)), x)
+        np.testing.assert_array_equal(seen(x, tf.constant(1)), x[:1, :1, :1])

@@ -102,3 +102,12 @@ def test_variables_of_a_strategy():
         np.testing.assert_array_equal(function(tf.constant(1), a), a / 2)
         np.testing.assert_array_equal(function(tf.constant(2), a), a / 8)
         assert float(top.read_value()) == 8.0
+
+
+def test_every_graph_has_the_branches():
+    switch = Switch([VECTOR], lambda a: (a,), lambda a: (a * 2.0,))
+    signature = [tf.TensorSpec((), tf.int32), VECTOR]
+    called = [tf.function(lambda i, a: switch(i, (a,), (a.shape,)), signature) for _ in range(2)]
+    graphs = [function.get_concrete_function().graph for function in called]
+    names = [{f.signature.name for f in g.as_graph_def().library.function} for g in graphs]
+    assert names[0] == names[1] and len(names[0]) == 2
