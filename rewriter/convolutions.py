@@ -159,11 +159,12 @@ def _few_pixels(x: Any, kernel: Any, padding: str) -> bool:
 def _patched_gradients(dy: Any, x: Any, kernel: Any) -> Any:
     *size, channels, filters = kernel.shape
     dkernel = tf.raw_ops.MatMul(a=_patches(x, size), b=_reshaped(dy, -1, filters), transpose_a=True)
-    if not onednn.in_use():  # where the convolution with the turned kernel is as fast
-        return _turned_gradient(dy, kernel, "SAME"), _reshaped(dkernel, *kernel.shape)
-    turned = _reshaped(_turned(kernel), size[0] * size[1] * filters, channels)
-    dx = tf.raw_ops.MatMul(a=_patches(dy, size), b=turned)
-    dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
+    if onednn.in_use():
+        turned = _reshaped(_turned(kernel), size[0] * size[1] * filters, channels)
+        dx = tf.raw_ops.MatMul(a=_patches(dy, size), b=turned)
+        dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
+    else:  # the convolution is as fast
+        dx = _turned_gradient(dy, kernel, "SAME")
     return dx, _reshaped(dkernel, *kernel.shape)
 
 
