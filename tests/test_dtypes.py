@@ -8,6 +8,7 @@ import pytest
 import builders
 import rewriter
 from builders import KERASES, keras_of, normal
+from tfmot_recipes import last_value
 
 
 @pytest.fixture(params=KERASES)
@@ -30,13 +31,14 @@ def _policy(keras, dtype):
 
 
 def _model(keras, dtype):
-    """A fused and a standalone normalization, a clamp, a Dense."""
+    """A fused and a standalone normalization, a clamp, two kernels in one layer, a Dense."""
     k, policy = keras.layers, {"dtype": _policy(keras, dtype)}
     x = inputs = k.Input((8, 8, 3), dtype="float32" if dtype.startswith("mixed") else dtype)
     x = k.Conv2D(8, 3, name="conv", **policy)(x)
     x = k.ReLU(**policy)(k.BatchNormalization(name="fused", **policy)(x))
     x = k.MaxPooling2D(**policy)(x)
     x = k.BatchNormalization(name="alone", **policy)(x)
+    x = k.SeparableConv2D(6, 2, activation="swish", name="separable", **policy)(x)
     x = k.Dense(3, name="scores", **policy)(k.Flatten(**policy)(x))
     return keras.Model(inputs, x)
 
@@ -74,7 +76,9 @@ def _check_float(keras, dtype):
 
 
 @pytest.mark.parametrize(
-    "quantizer", [None, rewriter.PerTensorQuantizer()], ids=["own", "per_tensor"]
+    "quantizer",
+    [None, rewriter.PerTensorQuantizer(), last_value()],
+    ids=["own", "per_tensor", "tfmot"],
 )
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_training(keras, dtype, quantizer):
