@@ -62,9 +62,9 @@ def export_tflite(
       OSError: if the file cannot be written.
     """
     program = lower(model)
-    content, _ = convert_program(program, float_io=float_io, allow_float=allow_float)
+    content, mapping = convert_program(program, float_io=float_io, allow_float=allow_float)
     write_bytes(path, content)
-    census = flatbuffer.census(content)
+    census = flatbuffer.census(mapping.file)
     return ExportReport(
         path=str(path),
         bytes=len(content),

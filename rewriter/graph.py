@@ -17,6 +17,8 @@ import tensorflow as tf
 from rewriter.errors import UnsupportedModelError
 from rewriter.flavours import Flavour, flavour_of
 
+_PLAIN = (str, bytes, int, float, type(None))
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:
@@ -195,7 +197,8 @@ class _Reader:
             flat = tf.nest.flatten(outputs)
             if all(id(t) in env for t in flat):
                 continue  # an input of a nested model, bound by the caller
-            args, kwargs = self._resolve((tuple(args), dict(kwargs)), env)
+            args = tuple(self._resolve(value, env) for value in args)
+            kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name
             if self.flavour.is_model(layer):
                 refs = self._nested(layer, path, args, {**inherited, **kwargs})
@@ -209,9 +212,12 @@ class _Reader:
                 env[id(tensor)] = ref
 
     def _resolve(self, structure: Any, env: dict[int, Ref]) -> Any:
-        return tf.nest.map_structure(
-            lambda leaf: env[id(leaf)] if self.flavour.is_tensor(leaf) else leaf, structure
-        )
+        def leaf(value: Any) -> Any:
+            return env[id(value)] if self.flavour.is_tensor(value) else value
+
+        # Most arguments are not nested, and to find that out takes as long as all the rest.
+        plain = self.flavour.is_tensor(structure) or isinstance(structure, _PLAIN)
+        return leaf(structure) if plain else tf.nest.map_structure(leaf, structure)
 
     def _append(
         self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]

@@ -133,8 +133,12 @@ def with_constants(
 
 def normalization(batch_norm: Any, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What a batch normalization multiplies each channel by, and what it adds, float64."""
-    values = batch_norm.variables_in(tf.constant(phases.QUANTIZE))
-    gamma, beta, mean, variance = (np.asarray(values[name], np.float64) for name in VARIABLES)
+    if batch_norm.pipeline is None:
+        given = [getattr(batch_norm, name) for name in VARIABLES]
+        gamma, beta, mean, variance = (None if v is None else read(v) for v in given)
+    else:
+        values = batch_norm.variables_in(tf.constant(phases.QUANTIZE))
+        gamma, beta, mean, variance = (np.asarray(values[name]) for name in VARIABLES)
     factor = folding.batch_norm_scale(gamma, variance, batch_norm.epsilon)
     return factor, folding.batch_norm_bias(factor, mean, beta, bias)
 

@@ -23,7 +23,14 @@ def batched(shape: Sequence[int | None]) -> Shape:
 
 
 def read(variable: Any) -> np.ndarray:
-    """The value of a variable; its own conversion to NumPy takes twice as long."""
+    """The value of a variable.
+
+    Of a few hundred variables, other ways take two to four times as long.
+    """
+    plain = isinstance(variable, tf.Variable)
+    if plain and not isinstance(variable, tf.distribute.DistributedValues):
+        handle, dtype = variable.handle, variable.dtype
+        return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
     return np.asarray(tf.convert_to_tensor(variable))
 
 

@@ -258,6 +258,8 @@ def test_sync_batch_normalization() -> None:
 
 
 _REPLICAS = """
+import tempfile
+
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -294,6 +296,10 @@ for phase, moves in (("float", False), ("quantize", True)):
     rewriter.set_phase(qat, phase)
     qat.fit(images * 2, np.zeros((8, 4, 4, 4), np.float32), verbose=0)
     assert all((a != b) == moves for a, b in zip(before, ranges())), (phase, before, ranges())
+with tempfile.TemporaryDirectory() as folder:
+    rewriter.export_tflite(qat, folder + "/model.tflite")
+    report = rewriter.verify(qat, folder + "/model.tflite", images, progress=False)
+assert report.comparison.worst.identical == 1, report
 together, alone = results[:2], results[2:]
 np.testing.assert_allclose(together[1], together[0], atol=1e-5)
 np.testing.assert_allclose(alone[1], alone[0], atol=1e-5)

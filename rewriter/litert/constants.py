@@ -72,7 +72,8 @@ def kernel_disagreement(model: Any, op: FileOperator, operator: Operator) -> str
     # Where the integers are the same, the largest is the farthest apart in real values.
     off = np.abs(top * own - top * ours) > 0.51 * own
     other = np.flatnonzero((found != wanted).any(axis=1))
-    off[other] = _differ(found[other], wanted[other], own[other], ours[other], top[other])
+    if other.size:
+        off[other] = _differ(found[other], wanted[other], own[other], ours[other], top[other])
     off &= top > 0
     if off.any():
         channels = np.flatnonzero(off)

@@ -21,7 +21,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.errors import ExportError
-from rewriter.litert import checks, constants, flatbuffer, patching, stand_ins
+from rewriter.litert import border, checks, constants, flatbuffer, patching, stand_ins
 from rewriter.litert.emit import emit, fake_quant, leaky_relu
 from rewriter.litert.matching import FileMapping, Matcher, file_mapping
 from rewriter.litert.nodes import Node, NodeError, tensor_of
@@ -56,11 +56,11 @@ def convert_program(
     barriers = patching.barrier_slopes(program)
     content, scopes = _convert(program, barriers)
     model = flatbuffer.unpack(content)
-    _order_inputs(model, program)
+    border.order_inputs(model, program)
     patching.restore_disguised(model, barriers)
     patching.restore_dequantize(model)
     if not float_io:
-        patching.strip_border(
+        border.strip(
             model,
             [program.tensors[name].quantization for name in program.inputs],
             [program.tensors[name].quantization for name in program.outputs],
@@ -85,7 +85,7 @@ def convert_program(
             stand_ins.restore(model, model.subgraphs[0].operators[place], kind, flatbuffer.schema)
     constants.patch_constants(model, [p for p in placed if p[0].operator.kernel is not None])
     constants.patch_operands(model, [p for p in placed if "constant" in p[0].operator.attributes])
-    patching.set_scales(model, program, indexes)
+    patching.set_scales(model, program, indexes, file.tensors)
     return _finish(model, program, indexes)
 
 
@@ -124,7 +124,8 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
     signature = _signature(program)
     with _quiet() as log:
         try:
-            function = tf.function(compute, autograph=False).get_concrete_function(*signature)
+            # Not tf.function, which would look at every node for an order of side effects.
+            function = tf.compat.v1.wrap_function(compute, signature)
         except NodeError as error:  # raised where the node was needed, maybe layers later
             where = _where(str(error), "{{node ", scopes, program)
             raise ExportError(f"{where} could not be emitted: {error}") from error
@@ -206,23 +207,6 @@ def _quiet() -> Iterator[Any]:
             os.close(saved)
 
 
-def _order_inputs(model: Any, program: Program) -> None:
-    """Put the file's inputs into the program's order, by the names given in the signature."""
-    file = flatbuffer.view(model)
-    by_name = {file.tensors[i].name: i for i in file.inputs}
-    names = [f"input_{i:04d}" for i in range(len(program.inputs))]
-    if sorted(by_name) != names:
-        raise ExportError(
-            "The converter renamed or dropped inputs of the model. "
-            f"Expected: {names}. Received: {sorted(by_name)}."
-        )
-    model.subgraphs[0].inputs = [by_name[name] for name in names]
-    if len(file.outputs) != len(program.outputs):
-        raise ExportError(
-            f"The converted file has {len(file.outputs)} outputs, the model {len(program.outputs)}."
-        )
-
-
 def _finish(model: Any, program: Program, indexes: dict[str, int]) -> tuple[bytes, FileMapping]:
     """Unused tensors out, names and signature in, and the bytes."""
     graph = model.subgraphs[0]
@@ -230,7 +214,7 @@ def _finish(model: Any, program: Program, indexes: dict[str, int]) -> tuple[byte
         graph.tensors[index].name = name
     wanted = {name: graph.tensors[index].name for name, index in indexes.items()}
     patching.drop_unused(model)
-    patching.set_signature(model, list(program.input_names), list(program.output_names))
+    border.set_signature(model, list(program.input_names), list(program.output_names))
     file = flatbuffer.view(model)
     by_name = {t.name: t.index for t in file.tensors}
     final = {name: by_name[found] for name, found in wanted.items()}
@@ -246,11 +230,11 @@ def name_tensors(model: Any, program: Program, indexes: dict[str, int]) -> dict[
     """
     graph = model.subgraphs[0]
     names: dict[int, list[str]] = collections.defaultdict(list)
-    for border, given, own in (
+    for places, given, own in (
         (graph.inputs, program.input_names, program.inputs),
         (graph.outputs, program.output_names, program.outputs),
     ):
-        for index, name, tensor in zip(border, given, own, strict=True):
+        for index, name, tensor in zip(places, given, own, strict=True):
             free = name == tensor or name not in program.tensors
             names[int(index)] += [name] if free and not names[int(index)] else []
     by_position = {*program.inputs, *program.outputs}

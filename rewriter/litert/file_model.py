@@ -58,20 +58,12 @@ class FileOperator:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FileModel:
-    """The main subgraph of a file.
+class Wiring:
+    """Which operator of the main subgraph reads and writes which tensor, by its index."""
 
-    ``signature`` holds the names of the inputs and outputs, by the index of the tensor, of the
-    first signature; empty if the file has none. ``extra_subgraphs``: how many there are beside the
-    main one.
-    """
-
-    tensors: tuple[FileTensor, ...]
     operators: tuple[FileOperator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    signature: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]] = ((), ())
-    extra_subgraphs: int = 0
 
     def producers(self) -> dict[int, FileOperator]:
         """The operator that writes each tensor."""
@@ -84,6 +76,20 @@ class FileModel:
             for tensor in dict.fromkeys(op.inputs):
                 found[tensor].append(op)
         return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileModel(Wiring):
+    """The main subgraph of a file.
+
+    ``signature`` holds the names of the inputs and outputs, by the index of the tensor, of the
+    first signature; empty if the file has none. ``extra_subgraphs``: how many there are beside the
+    main one.
+    """
+
+    tensors: tuple[FileTensor, ...]
+    signature: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]] = ((), ())
+    extra_subgraphs: int = 0
 
     def activations(self, op: FileOperator) -> tuple[int, ...]:
         """The inputs of ``op`` that are computed, not stored."""
@@ -112,10 +118,10 @@ def from_bytes(content: bytes) -> FileModel:
             )
         )
     return FileModel(
-        tuple(_tensor(graph, index, stored) for index in range(graph.TensorsLength())),
         tuple(operators),
         _ints(graph.InputsLength(), graph.InputsAsNumpy),
         _ints(graph.OutputsLength(), graph.OutputsAsNumpy),
+        tuple(_tensor(graph, index, stored) for index in range(graph.TensorsLength())),
         _signature(model),
         model.SubgraphsLength() - 1,
     )

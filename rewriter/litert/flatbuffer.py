@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flatbuffers
@@ -18,7 +18,7 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.litert import file_model
-from rewriter.litert.file_model import FileModel, FileOperator, FileTensor, schema
+from rewriter.litert.file_model import FileModel, FileOperator, FileTensor, Wiring, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +106,8 @@ def pack(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def _ints(values: Iterable[int] | None) -> tuple[int, ...]:
-    return () if values is None else tuple(int(v) for v in values)
+def _ints(values: Any) -> tuple[int, ...]:
+    return () if values is None else tuple(np.asarray(values).tolist())
 
 
 def kind_of(model: Any, operator: Any) -> str:
@@ -121,8 +121,18 @@ def text(name: bytes | str | None) -> str:
     return name.decode() if isinstance(name, bytes) else name or ""
 
 
+def wiring(model: Any) -> Wiring:
+    """The operators of the main subgraph of a ``ModelT``, as they are now."""
+    graph = model.subgraphs[0]
+    operators = tuple(
+        FileOperator(kind_of(model, op), _ints(op.inputs), _ints(op.outputs))
+        for op in graph.operators
+    )
+    return Wiring(operators, _ints(graph.inputs), _ints(graph.outputs))
+
+
 def view(model: Any) -> FileModel:
-    """A read-only view of the main subgraph of a ``ModelT``."""
+    """The main subgraph of a ``ModelT``, as it is now; :func:`wiring` is a part of it."""
     graph = model.subgraphs[0]
     tensors = []
     for index, t in enumerate(graph.tensors):
@@ -142,10 +152,6 @@ def view(model: Any) -> FileModel:
                 constant=data is not None and len(data) > 0,
             )
         )
-    operators = tuple(
-        FileOperator(kind_of(model, op), _ints(op.inputs), _ints(op.outputs))
-        for op in graph.operators
-    )
     signature: Any = ((), ())
     if model.signatureDefs:
         first = model.signatureDefs[0]
@@ -153,11 +159,12 @@ def view(model: Any) -> FileModel:
             tuple((text(m.name), int(m.tensorIndex)) for m in maps or ())
             for maps in (first.inputs, first.outputs)
         )
+    wired = wiring(model)
     return FileModel(
+        wired.operators,
+        wired.inputs,
+        wired.outputs,
         tuple(tensors),
-        operators,
-        _ints(graph.inputs),
-        _ints(graph.outputs),
         signature,
         len(model.subgraphs) - 1,
     )

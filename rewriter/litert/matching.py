@@ -34,11 +34,13 @@ class FileMapping:
       names: its name in the file.
       missing: program tensors that the file does not hold, because the converter merged
         operators. (One that does nothing, such as padding by nothing, shares its input's tensor.)
+      file: what the file consists of.
     """
 
     indexes: Mapping[str, int]
     names: Mapping[str, str]
-    missing: tuple[str, ...] = ()
+    missing: tuple[str, ...]
+    file: FileModel
 
 
 def fits(tensor: FileTensor, wanted: Tensor) -> bool:
@@ -230,4 +232,5 @@ def file_mapping(program: Program, file: FileModel, indexes: Mapping[str, int]) 
         indexes=dict(indexes),
         names={name: file.tensors[i].name for name, i in indexes.items()},
         missing=tuple(name for name in program.tensors if name not in indexes),
+        file=file,
     )

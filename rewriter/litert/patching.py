@@ -1,16 +1,17 @@
-"""Edits of a converted file: operators, scales, border, names, and no leftovers."""
+"""Edits of a converted file: operators, scales, and no leftovers."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rewriter.litert import flatbuffer, stand_ins
+from rewriter.litert.flatbuffer import FileTensor
 from rewriter.program import Program, Quantization
 
 
@@ -84,18 +85,20 @@ def barrier_slopes(program: Program) -> dict[int, float]:
     }
 
 
-def set_scales(model: Any, program: Program, indexes: Mapping[str, int]) -> None:
+def set_scales(
+    model: Any, program: Program, indexes: Mapping[str, int], tensors: Iterable[FileTensor]
+) -> None:
     """Set every activation's scale to the program's scale that the converter meant by it.
 
     Also those of tensors between two operators of one step, so that operators which must have
-    one scale on both sides do.
+    one scale on both sides do. ``tensors``: as they came from the converter.
     """
     known: dict[int, list[Quantization]] = collections.defaultdict(list)
     for quantization in {t.quantization for t in program.tensors.values()}:
         if quantization is not None:
             known[quantization.zero_point].append(quantization)
     meant = {index: program.tensors[name].quantization for name, index in indexes.items()}
-    for tensor in flatbuffer.view(model).tensors:
+    for tensor in tensors:
         if tensor.constant or not tensor.quantized or len(tensor.scale) != 1:
             continue
         zero_point, scale = int(tensor.zero_point[0]), float(tensor.scale[0])
@@ -114,7 +117,7 @@ def restore_disguised(model: Any, barriers: Mapping[int, float]) -> None:
 
     Any DEQUANTIZE -> QUANTIZE, which would go through float, becomes one QUANTIZE as well.
     """
-    schema, graph, seen = flatbuffer.schema, model.subgraphs[0], flatbuffer.view(model)
+    schema, graph, seen = flatbuffer.schema, model.subgraphs[0], flatbuffer.wiring(model)
     producers = seen.producers()
     slopes = {kind: disguise.slope for kind, disguise in DISGUISES.items()} | stand_ins.SLOPES
     by_slope = {float(np.float32(slope)): kind for kind, slope in slopes.items()}
@@ -144,16 +147,19 @@ def restore_dequantize(model: Any) -> None:
     It leaves an operator that reads integers where its kernel wants floats, and LiteRT refuses
     the file.
     """
-    graph, seen = model.subgraphs[0], flatbuffer.view(model)
+    graph, seen = model.subgraphs[0], flatbuffer.wiring(model)
     floats: dict[int, int] = {}
     operators = []
+
+    def floating(index: int) -> bool:
+        return bool(graph.tensors[index].type == flatbuffer.schema.TensorType.FLOAT32)
+
     for op, view in zip(graph.operators, seen.operators, strict=True):
-        tensors = [seen.tensors[i] for i in view.inputs if i >= 0]
         wrong = (
             view.kind == "FULLY_CONNECTED"
-            and tensors[0].quantized
-            and tensors[1].floating
-            and seen.tensors[view.outputs[0]].floating
+            and not floating(view.inputs[0])
+            and floating(view.inputs[1])
+            and floating(view.outputs[0])
         )
         if wrong:
             source = view.inputs[0]
@@ -200,56 +206,6 @@ def _operator_code(model: Any, kind: str, version: int) -> int:
     return len(model.operatorCodes) - 1
 
 
-def strip_border(
-    model: Any,
-    inputs: Sequence[Quantization | None],
-    outputs: Sequence[Quantization | None],
-) -> None:
-    """Let the chosen inputs and outputs be integers: remove their QUANTIZE and DEQUANTIZE.
-
-    Args:
-      model: the file as ``ModelT``, changed in place.
-      inputs, outputs: the quantization of each graph input and output; ``None`` leaves it in
-        float.
-    """
-    graph, seen = model.subgraphs[0], flatbuffer.view(model)
-    producers, consumers = seen.producers(), seen.consumers()
-    new_inputs, new_outputs = list(seen.inputs), list(seen.outputs)
-    renamed: dict[int, int] = {}
-    for i, index in enumerate(seen.inputs):
-        quantizers = consumers.get(index, [])
-        wanted = inputs[i]
-        if wanted is not None and not quantizers and index not in seen.outputs:
-            _make_integer(graph.tensors[index], wanted)  # an input that nobody reads
-        same = wanted is not None and quantizers and all(op.kind == "QUANTIZE" for op in quantizers)
-        if same and index not in seen.outputs:
-            targets = [op.outputs[0] for op in quantizers]
-            new_inputs[i] = targets[0]
-            renamed.update(dict.fromkeys(targets[1:], targets[0]))
-    for i, index in enumerate(seen.outputs):
-        source = producers.get(index)
-        if outputs[i] is not None and source is not None and source.kind == "DEQUANTIZE":
-            new_outputs[i] = source.inputs[0]
-    drop = set(new_inputs)
-    graph.operators = [
-        op for op in graph.operators if not drop.intersection(int(o) for o in op.outputs)
-    ]
-    for op in graph.operators:
-        op.inputs = np.asarray([renamed.get(int(t), int(t)) for t in op.inputs], np.int32)
-    graph.inputs = np.asarray(new_inputs, np.int32)
-    graph.outputs = np.asarray([renamed.get(t, t) for t in new_outputs], np.int32)
-    drop_unused(model)
-
-
-def _make_integer(tensor: Any, wanted: Quantization) -> None:
-    schema = flatbuffer.schema
-    tensor.type = schema.TensorType.INT8 if wanted.bits == 8 else schema.TensorType.INT16
-    tensor.quantization = schema.QuantizationParametersT(
-        scale=np.asarray([wanted.scale], np.float32),
-        zeroPoint=np.asarray([wanted.zero_point], np.int64),
-    )
-
-
 def drop_unused(model: Any) -> None:
     """Remove operators whose results nobody reads, and the tensors and buffers left over."""
     graph = model.subgraphs[0]
@@ -288,21 +244,3 @@ def _drop_unused_buffers(model: Any) -> None:
     model.buffers = [model.buffers[old] for old in used]
     for holder in holders:
         holder.buffer = new[holder.buffer]
-
-
-def set_signature(model: Any, inputs: list[str], outputs: list[str]) -> None:
-    """Name the inputs and outputs in one signature, ``serving_default``."""
-    schema, graph = flatbuffer.schema, model.subgraphs[0]
-
-    def maps(names: list[str], indexes: Any) -> list[Any]:
-        pairs = zip(names, indexes, strict=True)
-        return [schema.TensorMapT(name=n, tensorIndex=int(i)) for n, i in pairs]
-
-    model.signatureDefs = [
-        schema.SignatureDefT(
-            inputs=maps(inputs, graph.inputs),
-            outputs=maps(outputs, graph.outputs),
-            signatureKey="serving_default",
-            subgraphIndex=0,
-        )
-    ]
