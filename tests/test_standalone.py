@@ -264,6 +264,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 import rewriter
+from rewriter import values
 
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -296,6 +297,8 @@ for phase, moves in (("float", False), ("quantize", True)):
     rewriter.set_phase(qat, phase)
     qat.fit(images * 2, np.zeros((8, 4, 4, 4), np.float32), verbose=0)
     assert all((a != b) == moves for a, b in zip(before, ranges())), (phase, before, ranges())
+for variable in qat.variables:  # each replica may have a value of its own
+    np.testing.assert_array_equal(values.read(variable), variable.numpy(), variable.name)
 with tempfile.TemporaryDirectory() as folder:
     rewriter.export_tflite(qat, folder + "/model.tflite")
     report = rewriter.verify(qat, folder + "/model.tflite", images, progress=False)
