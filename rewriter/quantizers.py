@@ -113,8 +113,15 @@ class RangeQuantizer:
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         def add(suffix: str, value: float) -> Any:
-            start = initializer(value)
-            return layer.add_weight(name + suffix, shape=(), initializer=start, trainable=False)
+            return layer.add_weight(
+                name + suffix,
+                shape=(),
+                initializer=initializer(value),
+                trainable=False,
+                # As the statistics of a batch normalization: each replica has seen its own part.
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.MEAN,
+            )
 
         return {"min_var": add("_min", UNSET_MIN), "max_var": add("_max", UNSET_MAX)}
 

@@ -97,10 +97,12 @@ class Switch:
             return tuple(self._branches[int(known)](*arguments, *variables))
         if not variables:
             return self._by_value(index, arguments, shapes)
-        if not tf.distribute.has_strategy():
+        shared = [isinstance(each, tf.distribute.DistributedValues) for each in variables]
+        if not tf.distribute.has_strategy() and not any(shared):
             handles = [variable.handle for variable in variables]
             return self._by_handle(index, [*arguments, *handles], shapes)
-        # What a strategy's variable is, only the caller's graph knows.
+        # What a strategy's variable is, only the caller's graph knows; outside of the strategy, a
+        # handle would be that of the first replica alone.
         values = [variable.value() for variable in variables]
         outputs = self._by_value(index, [*arguments, *values], [*shapes, *self._shapes])
         for variable, value in zip(variables, outputs[-len(variables) :], strict=True):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -255,64 +253,3 @@ def test_sync_batch_normalization() -> None:
     assert_float_equal(model, rewritten, rng)
     (layer,) = [x for x in rewritten._flatten_layers() if hasattr(x, "moving_mean")]
     assert layer.synchronized
-
-
-_REPLICAS = """
-import tempfile
-
-import numpy as np
-import tensorflow as tf
-import tf_keras
-import rewriter
-from rewriter import values
-
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
-results = []
-for synchronized in (True, False):
-    with strategy.scope():
-        inputs = tf_keras.Input((4,))
-        norm = tf_keras.layers.BatchNormalization(synchronized=synchronized)
-        model = tf_keras.Model(inputs, norm(inputs))
-        models = [model, rewriter.rewrite(model)]
-    for each in models:
-        dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
-        batch = next(iter(strategy.experimental_distribute_dataset(dataset)))
-        output = strategy.run(lambda x, m=each: m(x, training=True), args=(batch,))
-        parts = strategy.experimental_local_results(output)
-        results.append(np.concatenate([np.asarray(part) for part in parts]))
-with strategy.scope():
-    inputs = tf_keras.Input((6, 6, 3))
-    x = tf_keras.layers.BatchNormalization()(tf_keras.layers.Conv2D(4, 3)(inputs))
-    qat = rewriter.rewrite(tf_keras.Model(inputs, tf_keras.layers.ReLU()(x)))
-    qat.compile("sgd", "mse")
-images = np.random.default_rng(1).normal(size=(8, 6, 6, 3)).astype(np.float32)
-rewriter.calibrate(qat, images, progress=False)
-layers = [layer for layer in qat._flatten_layers() if hasattr(layer, "range_variables")]
-ranges = lambda: [layer.range_variables["max_var"].numpy() for layer in layers]
-for phase, moves in (("float", False), ("quantize", True)):
-    before = ranges()
-    rewriter.set_phase(qat, phase)
-    qat.fit(images * 2, np.zeros((8, 4, 4, 4), np.float32), verbose=0)
-    assert all((a != b) == moves for a, b in zip(before, ranges())), (phase, before, ranges())
-for variable in qat.variables:  # each replica may have a value of its own
-    np.testing.assert_array_equal(values.read(variable), variable.numpy(), variable.name)
-with tempfile.TemporaryDirectory() as folder:
-    rewriter.export_tflite(qat, folder + "/model.tflite")
-    report = rewriter.verify(qat, folder + "/model.tflite", images, progress=False)
-assert report.comparison.worst.identical == 1, report
-together, alone = results[:2], results[2:]
-np.testing.assert_allclose(together[1], together[0], atol=1e-5)
-np.testing.assert_allclose(alone[1], alone[0], atol=1e-5)
-assert np.abs(together[0] - alone[0]).max() > 0.1
-"""
-
-
-def test_replicas_share_statistics_only_if_asked_and_quantize() -> None:
-    """Two logical devices have to be asked for before TensorFlow starts."""
-    done = subprocess.run(
-        [sys.executable, "-c", _REPLICAS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]

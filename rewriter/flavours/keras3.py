@@ -77,11 +77,10 @@ class Keras3(Flavour):
 
     def add_weight(
         self, layer, name, shape, initializer, *, dtype=None, trainable=True, statistic=False,
-        **options,
+        synchronization=None, aggregation=tf.VariableAggregation.NONE, **options,
     ):  # fmt: skip
         if statistic:
-            trainable = False
-            options["aggregation"] = "mean"
+            trainable, aggregation = False, tf.VariableAggregation.MEAN
         with self.part_scope(name):
             return layer.add_weight(
                 name=name,
@@ -90,6 +89,7 @@ class Keras3(Flavour):
                 dtype=dtype or variable_dtype(layer),
                 trainable=trainable,
                 autocast=False,
+                aggregation=aggregation.name.lower(),
                 **options,
             )
 
