@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=list(scaling.KINDS), default=["chain"])
     parser.add_argument("--blocks", nargs="*", type=int)
     parser.add_argument("--applications", nargs="*", choices=list(architectures.FAMILY))
-    parser.add_argument("--rounds", type=int, default=2, help="of calibrate and predict")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of calibrate and predict, and of export"
+    )
     parser.add_argument("--quick", action="store_true", help=f"chains of {QUICK} blocks only")
     parser.add_argument("--results", type=Path, help="replace this benchmark's section of the file")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
