@@ -122,7 +122,7 @@ def _tfmot(case: Case, model: Any) -> Any:
         return f"refused: {type(error).__name__}"
 
 
-def _exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> tuple[dict[str, float], float]:
+def _exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> tuple[meter.Reading, float]:
     """The export with the median share of the converter: its reading, and the converter's seconds.
 
     Where memory is new to the process, a single one can be off by a tenth either way.
@@ -133,7 +133,7 @@ def _exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> tuple[dict[str
         with _timed_converter(inside):
             reading, _ = meter.read(lambda: rewriter.export_tflite(qat, path))
         found.append((reading, sum(inside)))
-    return sorted(found, key=lambda each: each[1] / each[0]["wall"])[rounds // 2]
+    return sorted(found, key=lambda each: each[1] / each[0].wall)[rounds // 2]
 
 
 def per_sample(

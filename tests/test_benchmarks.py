@@ -162,3 +162,12 @@ def test_files_of_the_peers() -> None:
         assert [file.tensors[i].dtype for i in (*file.inputs, *file.outputs)] == [dtype] * 2
     times = tflite.latencies({peers.OURS: ours, peers.FOLDED: folded}, 1, 3)
     assert all(len(values) == 3 and min(values) > 0 for values in times.values())
+
+
+def test_every_stage_of_a_conversion_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "setrecursionlimit", lambda limit: None)  # other tests rely on it
+    found = dict(stages.stages(stages.Case("keras", "chain", 3), 2, tmp_path))
+    assert set(stages.STAGES) <= set(found)
+    assert 0 < found["converter"] < found["export"].wall
