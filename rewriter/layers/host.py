@@ -11,6 +11,7 @@ from rewriter import phases, quantizers
 from rewriter.gradients import Pending, connected, tensor
 from rewriter.hosts import HOSTS
 from rewriter.layers.quantize import PhasedMixin
+from rewriter.values import read
 
 
 class QuantizedHostMixin(PhasedMixin):
@@ -138,7 +139,7 @@ class QuantizedHostMixin(PhasedMixin):
     def kernel_ranges(self, index: int) -> list[np.ndarray]:
         """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
         kept = self._kernel_weights[index]
-        return [np.asarray(kept[key]) for key in ("min_var", "max_var") if key in kept]
+        return [read(kept[key]) for key in ("min_var", "max_var") if key in kept]
 
     def _factor(self, phase: Any) -> Any:
         """``gamma / sqrt(moving_variance + epsilon)`` in a shape that multiplies the kernel."""
