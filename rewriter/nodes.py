@@ -6,12 +6,15 @@ that takes longer than making the node, and hundreds of nodes are alike, it is d
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
+# Without the decorator, which binds all arguments to look for one that is deprecated.
+_create_op = inspect.unwrap(tf.Graph.create_op)
 _CONSTANTS = "_rewriter_constants"  # of a graph: by value
 
 
@@ -31,9 +34,19 @@ def create(
       dtypes: of the outputs.
       attributes: protos ``AttrValue``, all that have no default.
     """
-    given = [tf.convert_to_tensor(value) for value in inputs]
+    given = [x if isinstance(x, tf.Tensor) else tf.convert_to_tensor(x) for x in inputs]
     graph = tf.compat.v1.get_default_graph()
-    return list(graph.create_op(kind, given, list(dtypes), attrs=attributes).outputs)
+    return list(_create_op(graph, kind, given, list(dtypes), attrs=attributes).outputs)
+
+
+def value(variable: Any) -> Any:
+    """The value of a variable that is not trainable, as a tensor; no tape is told of it."""
+    shared = isinstance(variable, tf.distribute.DistributedValues) or tf.distribute.has_strategy()
+    if tf.executing_eagerly() or shared or not isinstance(variable, tf.Variable):
+        return tf.convert_to_tensor(variable)
+    dtype = variable.dtype
+    attributes = {"dtype": attr_value_pb2.AttrValue(type=dtype.as_datatype_enum)}
+    return create("ReadVariableOp", [variable.handle], [dtype], attributes)[0]
 
 
 def integers(*values: int | tuple[int, ...]) -> Any:

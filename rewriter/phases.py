@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import nodes
 from rewriter.errors import UnsupportedModelError
 
 FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
@@ -39,7 +40,7 @@ def only(code: int) -> Iterator[None]:
 def read(variable: Any) -> Any:
     """The phase in a layer's variable as an int32 scalar tensor."""
     code = _only.get()
-    return tf.convert_to_tensor(variable) if code is None else tf.constant(code)
+    return nodes.value(variable) if code is None else tf.constant(code)
 
 
 def phased_layers(model: Any) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import composed_norm, fused_norm, moments, phases
+from rewriter import composed_norm, fused_norm, moments, nodes, phases
 from rewriter.flavours import Flavour
 from rewriter.gradients import connected, tensor
 from rewriter.layers.quantize import PhasedMixin
@@ -189,10 +189,11 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         for name in VARIABLES:
             variable = getattr(self, name)
             if variable is None:
-                like = tf.convert_to_tensor(self.moving_mean)
+                like = nodes.value(self.moving_mean)
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
-            result[name] = tf.convert_to_tensor(variable)
+            moving = name.startswith("moving_")
+            result[name] = nodes.value(variable) if moving else tf.convert_to_tensor(variable)
         return result
 
     def _piped(self, variables: dict[str, Any], phase: Any, training: bool) -> dict[str, Any]:
@@ -281,7 +282,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         y, mean, variance = fused_norm.batch_norm(
             x,
             *values,
-            tf.convert_to_tensor(self.frozen) if training else tf.constant(1),
+            nodes.value(self.frozen) if training else tf.constant(1),
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
@@ -302,7 +303,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             x,
             values,
             averages,
-            tf.convert_to_tensor(self.frozen) > 0,
+            nodes.value(self.frozen) > 0,
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
