@@ -189,11 +189,10 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         for name in VARIABLES:
             variable = getattr(self, name)
             if variable is None:
-                like = nodes.value(self.moving_mean)
+                like = tf.convert_to_tensor(self.moving_mean)
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
-            moving = name.startswith("moving_")
-            result[name] = nodes.value(variable) if moving else tf.convert_to_tensor(variable)
+            result[name] = tf.convert_to_tensor(variable)
         return result
 
     def _piped(self, variables: dict[str, Any], phase: Any, training: bool) -> dict[str, Any]:
