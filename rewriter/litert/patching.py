@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.litert import flatbuffer, stand_ins
+from rewriter.litert import file_model, flatbuffer, stand_ins
 from rewriter.litert.flatbuffer import FileTensor
 from rewriter.program import Program, Quantization
 
@@ -151,15 +151,15 @@ def restore_dequantize(model: Any) -> None:
     floats: dict[int, int] = {}
     operators = []
 
-    def floating(index: int) -> bool:
-        return bool(graph.tensors[index].type == flatbuffer.schema.TensorType.FLOAT32)
+    def dtype(index: int) -> str:
+        return file_model.TYPES[graph.tensors[index].type]
 
     for op, view in zip(graph.operators, seen.operators, strict=True):
         wrong = (
             view.kind == "FULLY_CONNECTED"
-            and not floating(view.inputs[0])
-            and floating(view.inputs[1])
-            and floating(view.outputs[0])
+            and dtype(view.inputs[0]).startswith("INT")
+            and dtype(view.inputs[1]).startswith("FLOAT")
+            and dtype(view.outputs[0]).startswith("FLOAT")
         )
         if wrong:
             source = view.inputs[0]
