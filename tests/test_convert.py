@@ -14,7 +14,7 @@ from litert_builder import CONV, Builder, grid
 from litert_random_programs import random_program
 from rewriter.compare import compare_program
 from rewriter.errors import ExportError
-from rewriter.litert import checks, convert, emit, flatbuffer, interpreter, matching
+from rewriter.litert import border, checks, convert, emit, flatbuffer, interpreter, matching
 from rewriter.litert.convert import convert_program
 
 
@@ -92,6 +92,25 @@ def test_float_layers_are_kept_only_if_allowed(quantization):
     assert dtypes.count("INT8") == sum(
         program.tensors[name].quantization is not None for name in mapping.indexes
     )
+
+
+def test_the_border_is_stripped_only_where_asked():
+    program = programs.residual()
+    content, _ = convert_program(program, float_io=True)
+    inputs, outputs = (
+        [program.tensors[name].quantization for name in names]
+        for names in (program.inputs, program.outputs)
+    )
+    for kept_in, kept_out in ((True, True), (True, False), (False, True), (False, False)):
+        model = flatbuffer.unpack(content)
+        border.strip(
+            model,
+            [None if kept_in else each for each in inputs],
+            [None if kept_out else each for each in outputs],
+        )
+        file = flatbuffer.view(model)
+        assert {file.tensors[i].floating for i in file.inputs} == {kept_in}
+        assert {file.tensors[i].floating for i in file.outputs} == {kept_out}
 
 
 def test_names_and_order_of_inputs_and_outputs():
