@@ -11,6 +11,8 @@ hand (:mod:`rewriter.gradients`), or the same sums in another order:
   channels many. oneDNN's does not: it is left alone.
 - Images of very few pixels with very many channels are copied into patches, and both gradients
   are matrix products again: the convolutions, oneDNN's too, spend themselves on the borders.
+- The gradient of a depthwise kernel wider than 3 pixels is the one that oneDNN has no fast way
+  for: up to six times TensorFlow's own.
 
 On a GPU all is left to cuDNN.
 """
@@ -30,6 +32,10 @@ _FEWEST_CHANNELS = 8
 # At 3x3 pixels, or with half the channels, patches take as long as what they replace, or longer.
 _PATCHED_PIXELS = 4
 _PATCHED_CHANNELS = 256
+# oneDNN generates code for the gradients of narrower depthwise kernels, and is faster where
+# TensorFlow's own kernel has too few channels for its vectors.
+_WIDEST_FOR_ONEDNN = 3
+_FEWEST_FOR_TENSORFLOW = 16
 
 
 def convolution(
@@ -76,7 +82,7 @@ def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: t
         if turns and not onednn.in_use():
             dx = _turned_gradient(dy, values, padding)
             return dx, _kernel_gradient("Conv2D", dy, x, values, options)
-        return _stock_gradients("Conv2D", dy, x, values, options)
+        return _stock_gradients(dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
 
@@ -99,16 +105,51 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
     values = tensor(kernel)
     y = tf.nn.depthwise_conv2d(x, values, **options)
 
+    kind = "DepthwiseConv2dNative"
+
     def gradients(dy: Any) -> Any:
-        return _stock_gradients("DepthwiseConv2dNative", dy, x, values, options)
+        dx = _input_gradient(kind, dy, x, values, options)
+        return dx, _kernel_gradient(kind, dy, x, values, _away_from_onednn(x, values, options))
 
     return Pending(y, gradients, (x, kernel))
 
 
-def _stock_gradients(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+def _away_from_onednn(x: Any, kernel: Any, options: dict) -> dict:
+    """The options of a depthwise kernel's gradient, so that the faster implementation takes it."""
+    _, width, channels, _ = kernel.shape
+    slow = x.dtype == tf.float32 and width > _WIDEST_FOR_ONEDNN
+    if not (slow and channels >= _FEWEST_FOR_TENSORFLOW and onednn.in_use()):
+        return options
+    padding = _explicit_padding(x.shape[1:3], kernel.shape[:2], options)
+    if padding is None:
+        return options
+    # oneDNN's has no explicit padding, which makes the same sums TensorFlow's.
+    padding = [0, 0, *padding, 0, 0]
+    return {**options, "padding": "EXPLICIT", "explicit_paddings": padding}
+
+
+def _explicit_padding(lengths: Any, sizes: Any, options: dict) -> list[int] | None:
+    """Before and after each spatial axis; None where it depends on a length that is not known."""
+    if options["padding"] == "VALID":
+        return [0] * 4
+    found = []
+    for length, size, stride in zip(lengths, sizes, options["strides"][1:3], strict=True):
+        if length is None and stride > 1:
+            return None
+        last = 0 if length is None else (-(-length // stride) - 1) * stride - (length - 1)
+        total = max(size - 1 + last, 0)
+        found += [total // 2, total - total // 2]
+    return found
+
+
+def _stock_gradients(dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+    dx = _input_gradient("Conv2D", dy, x, kernel, options)
+    return dx, _kernel_gradient("Conv2D", dy, x, kernel, options)
+
+
+def _input_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
     for_input = getattr(tf.raw_ops, f"{kind}BackpropInput")
-    dx = for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options)
-    return dx, _kernel_gradient(kind, dy, x, kernel, options)
+    return for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options)
 
 
 def _kernel_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:

@@ -169,28 +169,3 @@ def test_convolution_normalization_and_activation_share_one(size, code, frozen):
     if code == phases.FLOAT:
         for a, b in zip(together, gradients(stock), strict=True):
             assert_close(tf.cast(a, "float64"), tf.cast(b, "float64"), 1e-4)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
-def test_depthwise_convolutions(stride, padding):
-    rng = np.random.default_rng(3)
-    x = tf.constant(rng.normal(size=(2, 7, 6, 5)))
-    kernel = tf.constant(rng.normal(size=(3, 3, 5, 2)))
-    strides = [1, stride, stride, 1]
-
-    def gradients(convolve):
-        with tf.GradientTape() as tape:
-            tape.watch([x, kernel])
-            y = convolve()
-            weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 3, tf.shape(y)), y.dtype)
-            loss = tf.reduce_sum(y * weights)
-        return [y, *tape.gradient(loss, [x, kernel])]
-
-    ours = gradients(
-        lambda: connected(convolutions.depthwise_convolution(x, kernel, stride, padding))
-    )
-    for a, b in zip(
-        ours, gradients(lambda: tf.nn.depthwise_conv2d(x, kernel, strides, padding)), strict=True
-    ):
-        assert_close(a, b, 1e-12)
