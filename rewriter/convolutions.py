@@ -1,7 +1,8 @@
 """Convolutions on the CPU whose gradients take the fastest way that TensorFlow has.
 
-The output is TensorFlow's own ``conv2d``, bit by bit. Its gradients are TensorFlow's own, given by
-hand (:mod:`rewriter.gradients`), or the same sums in another order:
+The output is TensorFlow's own ``conv2d``, bit by bit, but for one case in training (the last one
+below). Its gradients are TensorFlow's own, given by hand (:mod:`rewriter.gradients`), or the same
+sums in another order:
 
 - A kernel of size 1 is a matrix: both gradients are matrix products. TensorFlow's kernels for
   them copy every image into the columns of a product of its own.
@@ -13,6 +14,9 @@ hand (:mod:`rewriter.gradients`), or the same sums in another order:
   are matrix products again: the convolutions, oneDNN's too, spend themselves on the borders.
 - The gradient of a depthwise kernel wider than 3 pixels is the one that oneDNN has no fast way
   for: up to six times TensorFlow's own.
+- Where oneDNN is in use, a kernel of size 1 on a small image is a matrix product forward, too: its
+  convolution reorders the kernel at every step. In inference it is left alone, since TensorFlow
+  fuses what comes after it, and the original model's bits are wanted.
 
 On a GPU all is left to cuDNN.
 """
@@ -32,6 +36,8 @@ _FEWEST_CHANNELS = 8
 # At 3x3 pixels, or with half the channels, patches take as long as what they replace, or longer.
 _PATCHED_PIXELS = 4
 _PATCHED_CHANNELS = 256
+# On larger images, a matrix product gains nothing forward.
+_MULTIPLIED_PIXELS = 49
 # oneDNN generates code for the gradients of narrower depthwise kernels, and is faster where
 # TensorFlow's own kernel has too few channels for its vectors.
 _WIDEST_FOR_ONEDNN = 3
@@ -39,7 +45,13 @@ _FEWEST_FOR_TENSORFLOW = 16
 
 
 def convolution(
-    x: Any, kernel: Any, strides: Sequence[int], padding: str, dilations: Sequence[int]
+    x: Any,
+    kernel: Any,
+    strides: Sequence[int],
+    padding: str,
+    dilations: Sequence[int],
+    *,
+    training: bool = False,
 ) -> Any:
     """``tf.nn.convolution`` over one or two spatial axes, channels last, one group.
 
@@ -48,6 +60,7 @@ def convolution(
       kernel: (w, C, D) or (h, w, C, D), the dtype of ``x``; may be pending.
       strides, dilations: one for each spatial axis.
       padding: ``"VALID"`` or ``"SAME"``.
+      training: whether the output may be the same sums in another order.
 
     Returns:
       (N, W', D) or (N, H', W', D); may be pending.
@@ -59,25 +72,28 @@ def convolution(
             (1, *strides),
             padding,
             (1, *dilations),
+            training,
         )
         return tf.squeeze(connected(y), 1)
-    return _convolution(x, kernel, tuple(strides), padding, tuple(dilations))
+    return _convolution(x, kernel, tuple(strides), padding, tuple(dilations), training)
 
 
-def _convolution(x: Any, kernel: Any, strides: tuple, padding: str, dilations: tuple) -> Any:
+def _convolution(
+    x: Any, kernel: Any, strides: tuple, padding: str, dilations: tuple, training: bool
+) -> Any:
     values = tensor(kernel)
     pointwise = tuple(values.shape[:2]) == (1, 1)
     if devices.on_gpu() or (max(dilations) > 1 and not pointwise):
         options = {"strides": strides, "padding": padding, "dilations": dilations}
         return tf.nn.convolution(x, connected(kernel), **options)
+    if pointwise:
+        return _pointwise(x, kernel, strides, padding, training)
     y = tf.nn.convolution(x, values, strides=strides, padding=padding)
 
     def gradients(dy: Any) -> Any:
-        if pointwise:
-            return _pointwise_gradients(dy, x, values, strides)
         options = {"strides": [1, *strides, 1], "padding": padding}
         turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
-        if turns and _few_pixels(x, values, padding):
+        if turns and _patchable(x, values, padding):
             return _patched_gradients(dy, x, values)
         if turns and not onednn.in_use():
             dx = _turned_gradient(dy, values, padding)
@@ -157,20 +173,41 @@ def _kernel_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> 
     return for_kernel(input=x, filter_sizes=kernel.shape, out_backprop=dy, **options)
 
 
-def _pointwise_gradients(dy: Any, x: Any, kernel: Any, strides: tuple[int, ...]) -> Any:
-    channels, filters = kernel.shape[2:]
+def _pointwise(x: Any, kernel: Any, strides: tuple, padding: str, training: bool) -> Any:
+    """The convolution by a kernel of size 1, and its gradients as matrix products."""
+    values = tensor(kernel)
+    channels, filters = values.shape[2:]
+    small = 0 < _pixels(x, strides) <= _MULTIPLIED_PIXELS
+    multiplied = training and small and x.dtype == tf.float32 and onednn.in_use()
     strided = max(strides) > 1
     # Of windows of one pixel: what the convolution sees, in a fifth of StridedSlice's time.
     every = {"ksize": [1] * 4, "strides": [1, *strides, 1], "padding": "SAME"}
-    seen = tf.raw_ops.AvgPool(value=x, **every) if strided else x
-    rows = _reshaped(dy, -1, filters)
-    matrix = tf.raw_ops.Squeeze(input=kernel, axis=[0, 1])
-    dkernel = tf.raw_ops.MatMul(a=_reshaped(seen, -1, channels), b=rows, transpose_a=True)
-    dx = tf.raw_ops.MatMul(a=rows, b=matrix, transpose_b=True)
-    dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
-    if strided:
-        dx = tf.raw_ops.AvgPoolGrad(orig_input_shape=tf.shape(x), grad=dx, **every)
-    return dx, _reshaped(dkernel, *kernel.shape)
+
+    def seen() -> Any:
+        return _reshaped(tf.raw_ops.AvgPool(value=x, **every) if strided else x, -1, channels)
+
+    def matrix() -> Any:
+        return tf.raw_ops.Squeeze(input=values, axis=[0, 1])
+
+    if multiplied:
+        rows, weights = seen(), matrix()
+        size = [-(-length // stride) for length, stride in zip(x.shape[1:3], strides, strict=True)]
+        y = _reshaped(tf.raw_ops.MatMul(a=rows, b=weights), -1, *size, filters)
+    else:
+        rows = weights = None
+        y = tf.nn.convolution(x, values, strides=strides, padding=padding)
+
+    def gradients(dy: Any) -> Any:
+        flat = _reshaped(dy, -1, filters)
+        a, b = (seen(), matrix()) if rows is None else (rows, weights)
+        dkernel = tf.raw_ops.MatMul(a=a, b=flat, transpose_a=True)
+        dx = tf.raw_ops.MatMul(a=flat, b=b, transpose_b=True)
+        dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
+        if strided:
+            dx = tf.raw_ops.AvgPoolGrad(orig_input_shape=tf.shape(x), grad=dx, **every)
+        return dx, _reshaped(dkernel, *values.shape)
+
+    return Pending(y, gradients, (x, kernel))
 
 
 def _reshaped(x: Any, *shape: int) -> Any:
@@ -191,10 +228,18 @@ def _turned_gradient(dy: Any, kernel: Any, padding: str) -> Any:
     return tf.nn.conv2d(dy, _turned(kernel), 1, [*around, [0, 0]])
 
 
-def _few_pixels(x: Any, kernel: Any, padding: str) -> bool:
-    height, width = (size or _PATCHED_PIXELS + 1 for size in x.shape[1:3])
+def _patchable(x: Any, kernel: Any, padding: str) -> bool:
     odd = padding == "SAME" and all(size % 2 for size in kernel.shape[:2])  # the same both ways
-    return odd and height * width <= _PATCHED_PIXELS and min(kernel.shape[2:]) >= _PATCHED_CHANNELS
+    few = 0 < _pixels(x, (1, 1)) <= _PATCHED_PIXELS
+    return odd and few and min(kernel.shape[2:]) >= _PATCHED_CHANNELS
+
+
+def _pixels(x: Any, strides: Sequence[int]) -> int:
+    """How many pixels of an image a kernel of size 1 sees; 0 where that is not known."""
+    height, width = (
+        -(-(n or 0) // stride) for n, stride in zip(x.shape[1:3], strides, strict=True)
+    )
+    return height * width
 
 
 def _patched_gradients(dy: Any, x: Any, kernel: Any) -> Any:

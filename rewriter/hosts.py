@@ -32,10 +32,10 @@ class Kernel:
     channel_axes: tuple[int, ...]
 
 
-# linear(layer, inputs, kernels, between) -> outputs without bias. Kernels and outputs may be
-# pending (rewriter.gradients). `between` is applied to the tensor between two kernels, where the
-# device has an integer tensor of its own.
-Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any]], Any]
+# linear(layer, inputs, kernels, between, training) -> outputs without bias. Kernels and outputs may
+# be pending (rewriter.gradients). `between` is applied to the tensor between two kernels, where the
+# device has an integer tensor of its own; `training` says that it is certainly training.
+Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any], bool], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +69,15 @@ def _causal(layer: Any, x: Any) -> tuple[Any, str]:
     return tf.pad(x, [[0, 0], steps, [0, 0]] if last else [[0, 0], [0, 0], steps]), "VALID"
 
 
-def _convolution(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+def _convolution(
+    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
+) -> Any:
     (kernel,) = kernels
     x, padding = _causal(layer, x)
     data_format = _data_format(layer, len(x.shape))
     if layer.groups == 1 and data_format in ("NWC", "NHWC"):
-        return convolutions.convolution(x, kernel, layer.strides, padding, layer.dilation_rate)
+        options = layer.strides, padding, layer.dilation_rate
+        return convolutions.convolution(x, kernel, *options, training=training)
 
     def convolve(x: Any, kernel: Any) -> Any:
         return tf.nn.convolution(
@@ -93,7 +96,9 @@ def _convolution(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) 
     return convolve(x, connected(kernel))
 
 
-def _depthwise(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+def _depthwise(
+    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
+) -> Any:
     (kernel,) = kernels
     return _depthwise_convolution(layer, x, kernel)
 
@@ -124,17 +129,21 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
     return tf.squeeze(y, 2 if first else 1) if flat else y
 
 
-def _separable(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+def _separable(
+    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
+) -> Any:
     depthwise_kernel, pointwise = kernels
     y = between(connected(_depthwise_convolution(layer, x, depthwise_kernel)))
     data_format = _data_format(layer, len(y.shape))
     if layer.data_format == "channels_last":
         ones = [1] * len(layer.strides)
-        return convolutions.convolution(y, pointwise, ones, "VALID", ones)
+        return convolutions.convolution(y, pointwise, ones, "VALID", ones, training=training)
     return tf.nn.convolution(y, connected(pointwise), padding="VALID", data_format=data_format)
 
 
-def _transposed(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+def _transposed(
+    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
+) -> Any:
     kernel = connected(*kernels)
     rank = len(x.shape)
     shape, dynamic = list(x.shape), tf.shape(x)
@@ -187,7 +196,7 @@ def transposed_lengths(layer: Any, lengths: Sequence[Any]) -> list[Any]:
     return result
 
 
-def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool) -> Any:
     kernel = connected(*kernels)
     rank = len(x.shape)
     if rank == 2:

@@ -17,6 +17,8 @@ CASES = {
     "pointwise": ((1, 1), (1, 1), (1, 1), "SAME", (5, 7)),
     "pointwise, strided, even sizes": ((1, 1), (2, 2), (1, 1), "VALID", (6, 4)),
     "pointwise, strided, odd sizes": ((1, 1), (2, 3), (1, 1), "SAME", (5, 7)),
+    "pointwise, large": ((1, 1), (1, 1), (1, 1), "SAME", (5, 10)),
+    "pointwise, one pixel": ((1, 1), (1, 1), (1, 1), "VALID", (1, 1)),
     "odd, same": ((3, 5), (1, 1), (1, 1), "SAME", (6, 7)),
     "even, same": ((2, 4), (1, 1), (1, 1), "SAME", (6, 7)),
     "valid": ((3, 2), (1, 1), (1, 1), "VALID", (6, 7)),
@@ -30,6 +32,7 @@ CASES = {
     "dilated": ((3, 3), (1, 1), (2, 2), "VALID", (6, 7)),
     "one axis, pointwise": ((1,), (1,), (1,), "VALID", (9,)),
     "one axis, pointwise, strided": ((1,), (2,), (1,), "SAME", (9,)),
+    "one axis, pointwise, long": ((1,), (1,), (1,), "SAME", (60,)),
     "one axis, even": ((4,), (1,), (1,), "SAME", (9,)),
     "one axis, strided": ((3,), (2,), (1,), "SAME", (9,)),
     "one axis, dilated": ((3,), (1,), (3,), "VALID", (9,)),
@@ -38,6 +41,13 @@ CASES = {
 
 def _ours(*arguments):
     return connected(convolutions.convolution(*arguments))
+
+
+def _in_training(*arguments):
+    return connected(convolutions.convolution(*arguments, training=True))
+
+
+OURS = {"inference": _ours, "training": _in_training}
 
 
 def _stock(x, kernel, strides, padding, dilations):
@@ -68,14 +78,15 @@ def kernels(request, monkeypatch):
     monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
 
 
+@pytest.mark.parametrize("ours", list(OURS))
 @pytest.mark.parametrize("channels", [3, 9])
 @pytest.mark.parametrize("case", list(CASES))
-def test_gradients(kernels, case, channels):
+def test_gradients(kernels, case, channels, ours):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, channels)
     options = strides, padding, dilations
     expected = _gradients(_stock, x, kernel, *options)
-    found = _gradients(_ours, *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
+    found = _gradients(OURS[ours], *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert_close(a, b, 1e-5)
@@ -90,6 +101,30 @@ def test_output_is_tensorflows_own(kernels, case):
             convolve(x, kernel, strides, padding, dilations),
             _stock(x, kernel, strides, padding, dilations),
         )
+
+
+def test_small_matrices_are_multiplied_forward(monkeypatch):
+    def kinds(case, *, training=True, with_onednn=True, dtype="float32", unknown=False):
+        monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
+        size, strides, dilations, padding, spatial = CASES[case]
+        _, kernel = _data(size, spatial, 9, dtype)
+        spec = tf.TensorSpec([None, *([None] * len(spatial) if unknown else spatial), 9], dtype)
+
+        @tf.function(input_signature=[spec])
+        def forward(x):
+            ours = OURS["training" if training else "inference"]
+            return ours(x, kernel, strides, padding, dilations)
+
+        graph = forward.get_concrete_function().graph
+        return {n.type for n in graph.get_operations()} & {"Conv2D", "MatMul"}
+
+    for case in ("pointwise", "pointwise, strided, odd sizes", "one axis, pointwise, strided"):
+        assert kinds(case) == {"MatMul"}
+        assert kinds(case, training=False) == kinds(case, with_onednn=False) == {"Conv2D"}
+    assert kinds("pointwise", dtype="float64") == {"Conv2D"}
+    assert kinds("pointwise", unknown=True) == {"Conv2D"}
+    for case in ("pointwise, large", "one axis, pointwise, long", "odd, same"):
+        assert kinds(case) == {"Conv2D"}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +143,7 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
 
     @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
     def gradients(x):
-        return _gradients(_ours, x, kernel, strides, padding, dilations)
+        return _gradients(_in_training, x, kernel, strides, padding, dilations)
 
     for a, b in zip(
         gradients(x), _gradients(_stock, x, kernel, strides, padding, dilations), strict=True
@@ -131,7 +166,7 @@ def test_gradients_of_gradients(kernels, case):
         return outer.gradient(squares, [x, kernel])
 
     # TensorFlow's own has none outside of a function.
-    results = [tf.function(penalty)(f) for f in (_ours, _stock)]
+    results = [tf.function(penalty)(f) for f in (_in_training, _stock)]
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-4)
 
@@ -141,7 +176,7 @@ def test_gradients_of_gradients(kernels, case):
 def test_sixteen_bits(kernels, case, dtype):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, dtype)
-    found = _gradients(_ours, x, kernel, strides, padding, dilations)
+    found = _gradients(_in_training, x, kernel, strides, padding, dilations)
     expected = _gradients(
         _stock, *(tf.cast(t, "float64") for t in (x, kernel)), strides, padding, dilations
     )

@@ -202,7 +202,9 @@ class QuantizedHostMixin(PhasedMixin):
         if self.distributed:
             x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
             x.set_shape([None, *inputs.shape[2:]])
-        y = self.row.linear(self.host, x, kernels, lambda x: between(x, training=training))
+        y = self.row.linear(
+            self.host, x, kernels, lambda x: between(x, training=training), known is True
+        )
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
         taken = {}
         if self.host.use_bias:
