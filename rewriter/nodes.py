@@ -6,6 +6,7 @@ that takes longer than making the node, and hundreds of nodes are alike, it is d
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -61,3 +62,45 @@ def integers(*values: int | tuple[int, ...]) -> Any:
         with tf.control_dependencies(None):  # whoever is first must not hold up the others
             known[values] = tf.constant(values, tf.int32)
     return known[values]
+
+
+def operator(kind: str, inputs: Mapping[str, Any], **attributes: Any) -> list[Any]:
+    """The outputs of ``tf.raw_ops``'s ``kind``; in a graph by the shortest way, untold to any tape.
+
+    Args:
+      kind: its name.
+      inputs: by name, in the order of TensorFlow's registry.
+      **attributes: those without a default, a dtype for every output as ``dtypes``, and others.
+    """
+    dtypes = attributes.pop("dtypes")
+    if tf.executing_eagerly():
+        given = {name: value for name, value in attributes.items() if name not in ("T", "U")}
+        outputs = getattr(tf.raw_ops, kind)(**inputs, **given)
+        return list(outputs) if isinstance(outputs, tuple) else [outputs]
+    protos = {name: _proto(value) for name, value in attributes.items()}
+    return create(kind, list(inputs.values()), dtypes, protos)
+
+
+@functools.lru_cache(maxsize=None, typed=True)  # 1 is not True
+def _proto(value: Any) -> Any:
+    """An attribute of an operator; types, truth values, numbers and names."""
+    if isinstance(value, tf.DType):
+        return attr_value_pb2.AttrValue(type=value.as_datatype_enum)
+    field = {bool: "b", int: "i", float: "f", bytes: "s"}[type(value)]
+    return attr_value_pb2.AttrValue(**{field: value})
+
+
+def parted(value: Any, predicate: Any) -> tuple[Any, Any]:
+    """A tensor twice: alive where ``predicate`` (bool scalar) is false, and where it is true.
+
+    What depends on the other one is not executed. In a graph only.
+    """
+    inputs = {"data": value, "pred": predicate}
+    never, always = operator("Switch", inputs, T=value.dtype, dtypes=[value.dtype] * 2)
+    return never, always
+
+
+def joined(a: Any, b: Any) -> Any:
+    """Whichever of two tensors of :func:`parted` is alive."""
+    attributes = {"T": _proto(a.dtype), "N": _proto(2)}
+    return create("Merge", [a, b], [a.dtype, tf.int32], attributes)[0]

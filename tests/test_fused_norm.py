@@ -178,7 +178,8 @@ print("outside for XLA:", sum(op.type == "FusedBatchNormV3" for op in ops))
         env={**os.environ, **environment},
     )
     assert f"in use: {enabled}" in done.stdout
-    assert f"outside: {[int(enabled)] * 2}" in done.stdout
+    # Of three kernels one is the gradient for the input by the moving statistics.
+    assert f"outside: {[2, 1] if enabled else [0, 0]}" in done.stdout
     for line in done.stdout.split("compiled:")[1:]:
         off, shaped = line.split()[:2]
         assert float(off) < 1e-6 and shaped == "True"
