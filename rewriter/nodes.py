@@ -13,6 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
+from tensorflow.python.eager import record  # nothing public tells a tape of an operation
+
+from rewriter.errors import UnsupportedModelError
 
 # Without the decorator, which binds all arguments to look for one that is deprecated.
 _create_op = inspect.unwrap(tf.Graph.create_op)
@@ -40,6 +43,24 @@ def create(
     return list(_create_op(graph, kind, given, list(dtypes), attrs=attributes).outputs)
 
 
+def not_differentiable(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    """The outputs of :func:`create`, which a tape may not pass in silence.
+
+    Their first gradients are given by hand; who asks for another one is told so.
+    """
+
+    def backward(*_: Any) -> Any:
+        raise UnsupportedModelError(
+            f"The gradient of a gradient is not known for {outputs[0].name!r}: inside of a "
+            "tf.function, quantization-aware layers have first gradients only. Compile the model "
+            "with run_eagerly=True, or do without the term that needs it (a gradient penalty)."
+        )
+
+    floating = [x for x in inputs if isinstance(x, tf.Tensor) and x.dtype.is_floating]
+    record.record_operation("NotDifferentiable", list(outputs), floating, backward)
+    return list(outputs)
+
+
 def value(variable: Any) -> Any:
     """The value of a variable that is not trainable, as a tensor; no tape is told of it."""
     shared = isinstance(variable, tf.distribute.DistributedValues) or tf.distribute.has_strategy()
@@ -65,7 +86,7 @@ def integers(*values: int | tuple[int, ...]) -> Any:
 
 
 def operator(kind: str, inputs: Mapping[str, Any], **attributes: Any) -> list[Any]:
-    """The outputs of ``tf.raw_ops``'s ``kind``; in a graph by the shortest way, untold to any tape.
+    """The outputs of ``tf.raw_ops``'s ``kind``; in a graph by the shortest way, not differentiable.
 
     Args:
       kind: its name.
@@ -78,7 +99,8 @@ def operator(kind: str, inputs: Mapping[str, Any], **attributes: Any) -> list[An
         outputs = getattr(tf.raw_ops, kind)(**inputs, **given)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
     protos = {name: _proto(value) for name, value in attributes.items()}
-    return create(kind, list(inputs.values()), dtypes, protos)
+    tensors = list(inputs.values())
+    return not_differentiable(create(kind, tensors, dtypes, protos), tensors)
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # 1 is not True
@@ -103,4 +125,4 @@ def parted(value: Any, predicate: Any) -> tuple[Any, Any]:
 def joined(a: Any, b: Any) -> Any:
     """Whichever of two tensors of :func:`parted` is alive."""
     attributes = {"T": _proto(a.dtype), "N": _proto(2)}
-    return create("Merge", [a, b], [a.dtype, tf.int32], attributes)[0]
+    return not_differentiable(create("Merge", [a, b], [a.dtype, tf.int32], attributes), [a, b])[0]

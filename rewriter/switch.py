@@ -171,4 +171,5 @@ class _Case:
             self._graphs.add(graph)
         known = [tf.TensorShape(shape).as_proto() for shape in shapes]
         attributes = {**self._attributes, "output_shapes": nodes.attribute(shape=known)}
-        return tuple(nodes.create(self._kind, [index, *inputs], self._types, attributes))
+        outputs = nodes.create(self._kind, [index, *inputs], self._types, attributes)
+        return tuple(nodes.not_differentiable(outputs, inputs))
