@@ -34,12 +34,18 @@ def _penalty(model, x, training):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", ["tf_keras", "keras"])
 def test_of_a_whole_model(arrangement, kind, training):
-    model = _model(importlib.import_module(kind))
+    keras = importlib.import_module(kind)
+    keras.utils.set_random_seed(1)
+    model = _model(keras)
     rewritten = rewriter.rewrite(model)
     x = tf.constant(np.random.default_rng(0).normal(size=(4, 6, 6, 3)), tf.float32)
     expected, found = (_penalty(m, x, training) for m in (model, rewritten))
-    for a, b in zip(found, expected, strict=True):
-        assert_close(tf.convert_to_tensor(a), tf.convert_to_tensor(b), 1e-3)
+    # All in one, since those for a kernel before a normalization nearly cancel out. TensorFlow's own
+    # second gradient of the fused kernel, which tf_keras's stock layer is on too, is that far from
+    # float64; Keras 3's stock layer is the formula written out.
+    bound = 2e-2 if kind == "keras" and training else 1e-6
+    found, expected = (tf.concat([tf.reshape(g, [-1]) for g in gs], 0) for gs in (found, expected))
+    assert_close(found, expected, bound)
     # Not None, and not what is left where some gradients are missing.
     with pytest.raises(UnsupportedModelError, match=r"gradient of a gradient.*run_eagerly=True"):
         tf.function(_penalty, autograph=False)(rewritten, x, training)
