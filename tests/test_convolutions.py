@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import rewriter
 from claims import assert_close
 from rewriter import convolutions, devices, onednn
 from rewriter.gradients import connected
@@ -125,6 +127,23 @@ def test_small_matrices_are_multiplied_forward(monkeypatch):
     assert kinds("pointwise", unknown=True) == {"Conv2D"}
     for case in ("pointwise, large", "one axis, pointwise, long", "odd, same"):
         assert kinds(case) == {"Conv2D"}
+
+
+@pytest.mark.parametrize("kind", ["tf_keras", "keras"])
+def test_layers_multiply_in_training_only(monkeypatch, kind):
+    monkeypatch.setattr(onednn, "in_use", lambda: True)
+    keras = importlib.import_module(kind)
+    inputs = keras.Input((4, 4, 3))
+    outputs = keras.layers.BatchNormalization()(keras.layers.Conv2D(2, 1)(inputs))
+    model = rewriter.rewrite(keras.Model(inputs, outputs))
+
+    def kinds(training):
+        function = tf.function(lambda x: model(x, training=training))
+        graph = function.get_concrete_function(tf.zeros([2, 4, 4, 3])).graph
+        return {node.type for node in graph.get_operations()} & {"Conv2D", "MatMul"}
+
+    assert kinds(True) == {"MatMul"}
+    assert kinds(False) == {"Conv2D"}
 
 
 @pytest.mark.parametrize(
