@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import rewriter
 from claims import assert_close
+from convolution_gradients import gradients, second_gradients
 from rewriter import convolutions, devices, onednn
 from rewriter.gradients import connected
 
@@ -64,15 +65,6 @@ def _data(size, spatial, channels, dtype="float64"):
     )
 
 
-def _gradients(convolve, x, kernel, *arguments):
-    with tf.GradientTape() as tape:
-        tape.watch([x, kernel])
-        y = convolve(x, kernel, *arguments)
-        weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 3, tf.shape(y)), y.dtype)
-        loss = tf.reduce_sum(y * weights)
-    return [y, *tape.gradient(loss, [x, kernel])]
-
-
 @pytest.fixture(params=[False, True], ids=["plain", "onednn"])
 def kernels(request, monkeypatch):
     """Both ways that the gradients may take, whatever this processor has."""
@@ -87,8 +79,8 @@ def test_gradients(kernels, case, channels, ours):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, channels)
     options = strides, padding, dilations
-    expected = _gradients(_stock, x, kernel, *options)
-    found = _gradients(OURS[ours], *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
+    expected = gradients(_stock, x, kernel, *options)
+    found = gradients(OURS[ours], *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert_close(a, b, 1e-5)
@@ -161,11 +153,11 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
     shape = [None if axis in unknown else x.shape["NHWC".index(axis)] for axis in "NHWC"]
 
     @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
-    def gradients(x):
-        return _gradients(_in_training, x, kernel, strides, padding, dilations)
+    def differentiated(x):
+        return gradients(_in_training, x, kernel, strides, padding, dilations)
 
     for a, b in zip(
-        gradients(x), _gradients(_stock, x, kernel, strides, padding, dilations), strict=True
+        differentiated(x), gradients(_stock, x, kernel, strides, padding, dilations), strict=True
     ):
         assert_close(a, b, 1e-5)
 
@@ -174,18 +166,11 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
 def test_gradients_of_gradients(kernels, case):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
-
-    def penalty(convolve):
-        with tf.GradientTape() as outer:
-            outer.watch([x, kernel])
-            with tf.GradientTape() as inner:
-                inner.watch([x, kernel])
-                loss = tf.reduce_sum(tf.tanh(convolve(x, kernel, strides, padding, dilations)))
-            squares = [tf.reduce_sum(g**2) for g in inner.gradient(loss, [x, kernel])]
-        return outer.gradient(squares, [x, kernel])
-
     # TensorFlow's own has none outside of a function.
-    results = [tf.function(penalty)(f) for f in (_in_training, _stock)]
+    results = [
+        tf.function(second_gradients)(f, x, kernel, strides, padding, dilations)
+        for f in (_in_training, _stock)
+    ]
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-4)
 
@@ -195,8 +180,8 @@ def test_gradients_of_gradients(kernels, case):
 def test_sixteen_bits(kernels, case, dtype):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, dtype)
-    found = _gradients(_in_training, x, kernel, strides, padding, dilations)
-    expected = _gradients(
+    found = gradients(_in_training, x, kernel, strides, padding, dilations)
+    expected = gradients(
         _stock, *(tf.cast(t, "float64") for t in (x, kernel)), strides, padding, dilations
     )
     for a, b in zip(found, expected, strict=True):
@@ -209,7 +194,7 @@ def test_which_gradients_are_whose(monkeypatch):
         monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
         x, kernel = _data(size, spatial, channels, "float32")
-        function = tf.function(lambda: _gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))
+        function = tf.function(lambda: gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))
         graph = function.get_concrete_function().graph
         return {node.type for node in graph.get_operations() if "Backprop" in node.type}
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from claims import assert_close
+from convolution_gradients import gradients, second_gradients
 from rewriter import convolutions, devices, onednn
 from rewriter.gradients import connected
 
@@ -31,15 +32,6 @@ def _data(size, channels=17, multiplier=1, dtype="float32", image=(9, 8)):
     )
 
 
-def _gradients(convolve, x, kernel, *arguments):
-    with tf.GradientTape() as tape:
-        tape.watch([x, kernel])
-        y = convolve(x, kernel, *arguments)
-        weights = tf.cast(tf.reshape(tf.range(tf.size(y)) % 7 - 3, tf.shape(y)), y.dtype)
-        loss = tf.reduce_sum(y * weights)
-    return [y, *tape.gradient(loss, [x, kernel])]
-
-
 @pytest.fixture(params=[False, True], ids=["plain", "onednn"])
 def kernels(request, monkeypatch):
     """Both ways that the gradients may take, whatever this processor has."""
@@ -53,18 +45,18 @@ def kernels(request, monkeypatch):
 def test_gradients(kernels, stride, padding, size, channels):
     for multiplier, image in itertools.product((1, 2), ((9, 8), (6, 7))):
         x, kernel = _data(SIZES[size], channels, multiplier, "float64", image)
-        expected = _gradients(_stock, x, kernel, stride, padding)
+        expected = gradients(_stock, x, kernel, stride, padding)
         for dtype, bound in (("float64", 1e-12), ("float32", 1e-5)):
             given = [tf.cast(t, dtype) for t in (x, kernel)]
-            for a, b in zip(_gradients(_ours, *given, stride, padding), expected, strict=True):
+            for a, b in zip(gradients(_ours, *given, stride, padding), expected, strict=True):
                 assert_close(a, b, bound)
 
 
 @pytest.mark.parametrize("image", [(1, 1), (2, 3)])
 def test_kernel_larger_than_the_image(kernels, image):
     x, kernel = _data((5, 7), image=image, dtype="float64")
-    found = _gradients(_ours, *(tf.cast(t, "float32") for t in (x, kernel)), 1, "SAME")
-    for a, b in zip(found, _gradients(_stock, x, kernel, 1, "SAME"), strict=True):
+    found = gradients(_ours, *(tf.cast(t, "float32") for t in (x, kernel)), 1, "SAME")
+    for a, b in zip(found, gradients(_stock, x, kernel, 1, "SAME"), strict=True):
         assert_close(a, b, 1e-5)
 
 
@@ -75,33 +67,26 @@ def test_shapes_that_are_not_known(kernels, stride, padding, unknown):
     shape = [None if axis in unknown else x.shape["NHWC".index(axis)] for axis in "NHWC"]
 
     @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
-    def gradients(x):
-        return _gradients(_ours, x, kernel, stride, padding)
+    def differentiated(x):
+        return gradients(_ours, x, kernel, stride, padding)
 
-    for a, b in zip(gradients(x), _gradients(_stock, x, kernel, stride, padding), strict=True):
+    for a, b in zip(differentiated(x), gradients(_stock, x, kernel, stride, padding), strict=True):
         assert_close(a, b, 1e-5)
 
 
 def test_gradients_of_gradients(kernels):
     x, kernel = _data((5, 5))
-
-    def penalty(convolve):
-        with tf.GradientTape() as outer:
-            outer.watch([x, kernel])
-            with tf.GradientTape() as inner:
-                inner.watch([x, kernel])
-                loss = tf.reduce_sum(tf.tanh(convolve(x, kernel, 1, "SAME")))
-            squares = [tf.reduce_sum(g**2) for g in inner.gradient(loss, [x, kernel])]
-        return outer.gradient(squares, [x, kernel])
-
-    for a, b in zip(*[tf.function(penalty)(f) for f in (_ours, _stock)], strict=True):
+    for a, b in zip(
+        *[tf.function(second_gradients)(f, x, kernel, 1, "SAME") for f in (_ours, _stock)],
+        strict=True,
+    ):
         assert_close(a, b, 1e-4)
 
 
 def test_compiled_by_xla(kernels):
     x, kernel = _data((5, 5))
-    compiled = tf.function(_gradients, jit_compile=True)(_ours, x, kernel, 2, "SAME")
-    for a, b in zip(compiled, _gradients(_stock, x, kernel, 2, "SAME"), strict=True):
+    compiled = tf.function(gradients, jit_compile=True)(_ours, x, kernel, 2, "SAME")
+    for a, b in zip(compiled, gradients(_stock, x, kernel, 2, "SAME"), strict=True):
         assert_close(a, b, 1e-5)
 
 
@@ -111,7 +96,7 @@ def test_which_gradients_are_whose(monkeypatch):
         monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
         x, kernel = _data(size, channels, dtype=dtype)
-        function = tf.function(lambda: _gradients(_ours, x, kernel, 1, "SAME"))
+        function = tf.function(lambda: gradients(_ours, x, kernel, 1, "SAME"))
         nodes = function.get_concrete_function().graph.get_operations()
         found = {n.type[-6:]: n.get_attr("padding") for n in nodes if "Backprop" in n.type}
         return found["pInput"], found["Filter"]
