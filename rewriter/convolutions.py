@@ -119,9 +119,7 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
     if devices.on_gpu():
         return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
     values = tensor(kernel)
-    y = tf.nn.depthwise_conv2d(x, values, **options)
-
-    kind = "DepthwiseConv2dNative"
+    y, kind = tf.nn.depthwise_conv2d(x, values, **options), "DepthwiseConv2dNative"
 
     def gradients(dy: Any) -> Any:
         dx = _input_gradient(kind, dy, x, values, options)

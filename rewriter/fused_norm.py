@@ -42,12 +42,11 @@ def _kernel(
     return nodes.operator(
         "FusedBatchNormV3",
         inputs,
-        T=x.dtype,
-        U=tf.float32,
+        [x.dtype, *[tf.float32] * 5],
+        {"T": x.dtype, "U": tf.float32},
         epsilon=epsilon,
         exponential_avg_factor=factor if training else 1.0,
         is_training=training,
-        dtypes=[x.dtype, *[tf.float32] * 5],
     )
 
 
@@ -58,11 +57,10 @@ def _kernel_gradients(training: bool, epsilon: float, *arguments: Any) -> Any:
     found = nodes.operator(
         "FusedBatchNormGradV3",
         dict(zip(names, arguments, strict=True)),
-        T=x.dtype,
-        U=tf.float32,
+        [x.dtype, *[tf.float32] * 4],
+        {"T": x.dtype, "U": tf.float32},
         epsilon=epsilon,
         is_training=training,
-        dtypes=[x.dtype, *[tf.float32] * 4],
     )
     return found[:3]
 
@@ -150,11 +148,11 @@ def _seen(x: Any, frozen: Any) -> Any:
     """
     every = (tf.int32.max,) * 3
     rows = nodes.integers(every, (1, 1, 1))
-    types = {"Tparams": tf.int32, "Tindices": tf.int32, "dtypes": [tf.int32]}
-    (ends,) = nodes.operator("Gather", {"params": rows, "indices": frozen}, **types)
+    given, types = {"params": rows, "indices": frozen}, ("Tparams", "Tindices")
+    (ends,) = nodes.operator("Gather", given, [tf.int32], dict.fromkeys(types, tf.int32))
     begin, strides = nodes.integers(0, 0, 0), nodes.integers(1, 1, 1)
     inputs = {"input": x, "begin": begin, "end": ends, "strides": strides}
-    (seen,) = nodes.operator("StridedSlice", inputs, T=x.dtype, Index=tf.int32, dtypes=[x.dtype])
+    (seen,) = nodes.operator("StridedSlice", inputs, [x.dtype], {"T": x.dtype, "Index": tf.int32})
     seen.set_shape([None, None, None, x.shape[-1]])
     return seen
 

@@ -85,20 +85,26 @@ def integers(*values: int | tuple[int, ...]) -> Any:
     return known[values]
 
 
-def operator(kind: str, inputs: Mapping[str, Any], **attributes: Any) -> list[Any]:
+def operator(
+    kind: str,
+    inputs: Mapping[str, Any],
+    dtypes: Sequence[tf.DType],
+    types: Mapping[str, tf.DType],
+    **attributes: Any,
+) -> list[Any]:
     """The outputs of ``tf.raw_ops``'s ``kind``; in a graph by the shortest way, not differentiable.
 
     Args:
       kind: its name.
       inputs: by name, in the order of TensorFlow's registry.
-      **attributes: those without a default, a dtype for every output as ``dtypes``, and others.
+      dtypes: of the outputs.
+      types: the attributes that TensorFlow's wrapper takes from the inputs.
+      **attributes: the others without a default, and those that differ from it.
     """
-    dtypes = attributes.pop("dtypes")
     if tf.executing_eagerly():
-        given = {name: value for name, value in attributes.items() if name not in ("T", "U")}
-        outputs = getattr(tf.raw_ops, kind)(**inputs, **given)
+        outputs = getattr(tf.raw_ops, kind)(**inputs, **attributes)
         return list(outputs) if isinstance(outputs, tuple) else [outputs]
-    protos = {name: _proto(value) for name, value in attributes.items()}
+    protos = {name: _proto(value) for name, value in {**types, **attributes}.items()}
     tensors = list(inputs.values())
     return not_differentiable(create(kind, tensors, dtypes, protos), tensors)
 
@@ -118,7 +124,7 @@ def parted(value: Any, predicate: Any) -> tuple[Any, Any]:
     What depends on the other one is not executed. In a graph only.
     """
     inputs = {"data": value, "pred": predicate}
-    never, always = operator("Switch", inputs, T=value.dtype, dtypes=[value.dtype] * 2)
+    never, always = operator("Switch", inputs, [value.dtype] * 2, {"T": value.dtype})
     return never, always
 
 
