@@ -41,45 +41,68 @@ def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _activation_switch(clamp: str, num_bits: int, rate: float, follows: bool) -> Switch:
-    """By phase: an activation; the range, two variables, is kept in place."""
+def _activation_switch(
+    clamp: str, num_bits: int, rate: float, follows: bool, again: bool
+) -> Switch:
+    """By phase: an activation; the range, two variables, is kept in place.
+
+    What follows the batch also returns the range that there was before, which is an argument where
+    the range is used ``again`` for the same batch.
+    """
     activate, _ = CLAMPS[clamp]
 
-    def quantized(x: Any, low: Any, high: Any) -> tuple[Any]:
+    def quantized(x: Any, low: Any, high: Any) -> Any:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
         options = {"num_bits": num_bits}
-        return (tf.quantization.fake_quant_with_min_max_vars(x, low, high, **options),)
+        return tf.quantization.fake_quant_with_min_max_vars(x, low, high, **options)
 
     def moved(low: Any, high: Any, values: Any) -> Any:
         for variable, value in zip((low, high), values, strict=True):
             variable.assign(value, read_value=False)
         return values
 
-    def in_float(x: Any, low: Any, high: Any) -> tuple[Any]:
-        return (activate(x),)
+    def results(y: Any, before: Any = None) -> Any:
+        return (y, *(before or (tf.constant(0.0), tf.constant(0.0))))
 
-    def observing(x: Any, low: Any, high: Any) -> tuple[Any]:
+    def in_float(x: Any, *_: Any) -> Any:
+        return results(activate(x))
+
+    def observing(x: Any, *ranges: Any) -> Any:
+        low, high = ranges[-2:]
         batch_low, batch_high = _extremes(x, clamp)
         values = tf.minimum(low.value(), batch_low), tf.maximum(high.value(), batch_high)
         moved(low, high, values)
-        return (activate(x),)
+        return results(activate(x))
 
-    def following(x: Any, low: Any, high: Any) -> tuple[Any]:
-        batch_low, batch_high = _extremes(x, clamp)
-        old_low, old_high = low.value(), high.value()
-        unset = old_low > old_high
-        new_low = tf.where(unset, batch_low, old_low + rate * (batch_low - old_low))
-        new_high = tf.where(unset, batch_high, old_high + rate * (batch_high - old_high))
-        return quantized(x, *moved(low, high, (new_low, new_high)))
+    def following(x: Any, *ranges: Any) -> Any:
+        low, high = ranges[-2:]
+        values = low.value(), high.value()
+        before = ranges[:2] if again else values
+        unset = before[0] > before[1]
+        new = [
+            tf.where(unset, value, old + rate * (value - old))
+            for old, value in zip(before, _extremes(x, clamp), strict=True)
+        ]
+        if again:  # as one moving average of all that the batch has
+            new = [tf.minimum(values[0], new[0]), tf.maximum(values[1], new[1])]
+        return results(quantized(x, *moved(low, high, new)), before)
 
-    def frozen(x: Any, low: Any, high: Any) -> tuple[Any]:
-        old = low.value(), high.value()
+    def frozen(x: Any, *ranges: Any) -> Any:
+        low, high = ranges[-2:]
+        values = low.value(), high.value()
+        before = ranges[:2] if again else values
+
+        def batch() -> Any:
+            new_low, new_high = _extremes(x, clamp)
+            return tf.minimum(values[0], new_low), tf.maximum(values[1], new_high)
+
         # There may be no range to keep: the batch's becomes it.
-        values = tf.cond(old[0] > old[1], lambda: _extremes(x, clamp), lambda: old)
-        return quantized(x, *moved(low, high, values))
+        new = tf.cond(before[0] > before[1], batch, lambda: values)
+        return results(quantized(x, *moved(low, high, new)), before)
 
     branches = in_float, observing, following if follows else frozen, frozen
-    return Switch([_ANY], *branches, variables=[(), ()])  # as rewriter.phases counts
+    specs = [_ANY, *[tf.TensorSpec((), tf.float32)] * (2 if again else 0)]
+    return Switch(specs, *branches, variables=[(), ()])  # as rewriter.phases counts
 
 
 def activation(
@@ -92,7 +115,8 @@ def activation(
     follow: Any,
     clamp: str = "none",
     num_bits: int = 8,
-) -> Pending:
+    before: Any = None,
+) -> tuple[Pending, Any]:
     """Activate and quantize a tensor as its phase says.
 
     Args:
@@ -104,23 +128,30 @@ def activation(
       follow: bool or bool scalar: whether the range follows this batch in phase ``quantize``.
       clamp: ``"none"``, ``"relu"`` or ``"relu6"``: applied first.
       num_bits: width of the integers.
+      before: where the range serves several tensors of a batch, for all but the first: what this
+        function returned for that. The range then follows the smallest and the largest of them all;
+        one moving average after the other would end at the mean of theirs, and cut the widest off.
 
     Returns:
-      The shape of ``x``, pending.
+      The shape of ``x``, pending; and the range before this batch.
     """
     known = tf.get_static_value(follow)
     if known is None:
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
         phase = tf.where(phase == QUANTIZE, phase + still, phase)
-    switch = _activation_switch(clamp, num_bits, rate, known is None or bool(known))
-    return _activated(switch, x, phase, clamp, (low, high))
+    follows = known is None or bool(known)
+    switch = _activation_switch(clamp, num_bits, rate, follows, before is not None)
+    return _activated(switch, x, phase, clamp, before or (), (low, high))
 
 
-def _activated(switch: Switch, x: Any, phase: Any, clamp: str, variables: Any = ()) -> Pending:
+def _activated(
+    switch: Switch, x: Any, phase: Any, clamp: str, arguments: Any = (), variables: Any = ()
+) -> tuple[Pending, Any]:
     value = tensor(x)
-    (y,) = switch(phase, (value,), (value.shape,), variables)
+    shapes = (value.shape, *[()] * len(variables))
+    y, *others = switch(phase, (value, *arguments), shapes, variables)
     _, gradient = CLAMPS[clamp]
-    return Pending(y, lambda g: (gradient(g, y),), (x,))
+    return Pending(y, lambda g: (gradient(g, y),), (x,)), tuple(others)
 
 
 @functools.cache
@@ -141,7 +172,8 @@ def fixed_activation(
     x: Any, low: float, high: float, phase: Any, *, clamp: str = "none", num_bits: int = 8
 ) -> Pending:
     """As :func:`activation`, with a range that is known beforehand."""
-    return _activated(_fixed_switch(clamp, num_bits, low, high), x, phase, clamp)
+    found, _ = _activated(_fixed_switch(clamp, num_bits, low, high), x, phase, clamp)
+    return found
 
 
 def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from rewriter import fake_quant, phases
 from rewriter.errors import RecipeError
-from rewriter.gradients import connected
+from rewriter.gradients import Pending, connected
 from rewriter.scalars import initializer
 
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
@@ -127,7 +127,9 @@ class RangeQuantizer:
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         """Quantize; in training the range follows the batch first."""
-        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE), weights, bool(training)))
+        phase = tf.constant(phases.QUANTIZE)
+        outputs, _ = self.switch(inputs, phase, weights, bool(training))
+        return connected(outputs)
 
     def switch(
         self,
@@ -136,7 +138,8 @@ class RangeQuantizer:
         weights: dict[str, Any],
         follow: Any,
         clamp: str = "none",
-    ) -> Any:
+        before: Any = None,
+    ) -> tuple[Pending, Any]:
         """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize; pending.
 
         Args:
@@ -145,6 +148,11 @@ class RangeQuantizer:
           weights: what :meth:`build` returned; the range is updated in place.
           follow: whether the range follows the batch in phase ``quantize``.
           clamp: activation to apply first: ``"none"``, ``"relu"``, ``"relu6"``.
+          before: for all but the first tensor of a batch that this range serves, what was returned
+            for that.
+
+        Returns:
+          The outputs, and the range before this batch.
         """
         return fake_quant.activation(
             inputs,
@@ -155,6 +163,7 @@ class RangeQuantizer:
             follow=follow,
             clamp=clamp,
             num_bits=self.num_bits,
+            before=before,
         )
 
     def get_config(self) -> dict[str, Any]:
@@ -178,7 +187,8 @@ class FixedQuantizer:
         return {}
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False))
+        outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False)
+        return connected(outputs)
 
     def switch(
         self,
@@ -187,11 +197,13 @@ class FixedQuantizer:
         weights: dict[str, Any],
         follow: Any,
         clamp: str = "none",
-    ) -> Any:
+        before: Any = None,
+    ) -> tuple[Pending, Any]:
         """As :meth:`RangeQuantizer.switch`, on the fixed range."""
-        return fake_quant.fixed_activation(
+        found = fake_quant.fixed_activation(
             inputs, self.minimum, self.maximum, phase, clamp=clamp, num_bits=self.num_bits
         )
+        return found, None
 
     def get_config(self) -> dict[str, Any]:
         return {"minimum": self.minimum, "maximum": self.maximum, "num_bits": self.num_bits}

@@ -88,6 +88,26 @@ assert report.comparison.worst.identical == 1, report
 assert again.range_variables["max_var"].numpy() == first.range_variables["max_var"].numpy()
 """
 
+_SHARED_RANGES = """
+data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+data[4:] *= 3  # what the second replica sees
+with strategy.scope():
+    quantizer = rewriter.quantizers.RangeQuantizer(momentum=0.9)
+    quantize = getattr(rewriter.layers, sys.argv[1]).Quantize(quantizer)
+    inputs = keras.Input((4,))
+    outputs = [quantize(layers.Rescaling(factor)(inputs)) for factor in (10.0, 1.0)]
+    model = keras.Model(inputs, layers.Concatenate()(outputs))
+maximum = quantize.range_variables["max_var"]
+maximum.assign(50.0)
+quantize.range_variables["min_var"].assign(-50.0)
+rewriter.set_phase(model, "quantize")
+dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
+batch = next(iter(strategy.experimental_distribute_dataset(dataset)))
+tf.function(lambda x: strategy.run(lambda x: model(x, training=True), (x,)))(batch)
+wanted = [0.9 * 50 + 0.1 * 10 * part.max() for part in (data[:4], data[4:])]
+np.testing.assert_allclose(maximum.numpy(), np.mean(wanted), rtol=1e-6)
+"""
+
 
 def _run(script: str, keras: str) -> None:
     done = subprocess.run(
@@ -107,3 +127,9 @@ def test_statistics_are_shared_only_if_asked() -> None:
 def test_ranges(keras: str) -> None:
     """Calibrated outside of the strategy, trained inside, exported, saved and loaded."""
     _run(_RANGES, keras)
+
+
+@pytest.mark.parametrize("keras", ["tf_keras", "keras"])
+def test_ranges_of_several_tensors(keras: str) -> None:
+    """Every replica follows the union of its own."""
+    _run(_SHARED_RANGES, keras)

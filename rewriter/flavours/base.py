@@ -147,6 +147,10 @@ class Flavour:
     def _operation_name(self, layer: Any) -> str:
         raise NotImplementedError
 
+    def places(self, layer: Any) -> int:
+        """In how many places of its model a layer stands; 0 for a part of another layer."""
+        return len(layer._inbound_nodes)
+
     def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
         """``(layer, args, kwargs, outputs)`` of each call, in topological order."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import phases, quantizers, scalars
+from rewriter import phases, quantizers, scalars, shared_ranges
 from rewriter.flavours import Flavour
 from rewriter.gradients import connected, tensor
 
@@ -50,7 +50,7 @@ class QuantizeMixin(PhasedMixin):
 
     In phase ``float`` it only applies ``clamp``; in ``observe`` the quantizer records the range
     too; in ``quantize`` the output is the quantizer's. Called in several places, it holds one range
-    for all of them.
+    for all of them, which follows the smallest and the largest value of a batch in any of them.
 
     Input shape: any; output shape: the same. float16 and bfloat16 are quantized in float32.
 
@@ -111,13 +111,17 @@ class QuantizeMixin(PhasedMixin):
         return self(connected(inputs), training=training)
 
     def _switched(self, inputs: Any, training: Any) -> Any:
-        return self.quantizer.switch(
+        # The parts of another layer are in the model as often as that is, which they cannot know.
+        outputs, before = self.quantizer.switch(
             inputs,
             phases.read(self.phase),
             self._quantizer_weights,
             follow=training,
             clamp=self.clamp,
+            before=shared_ranges.recalled(self, self.flavour.places(self)),
         )
+        shared_ranges.remember(self, before)
+        return outputs
 
     def _switch(self, inputs: Any, training: bool) -> Any:
         """Any quantizer of the protocol, under a condition of its own."""
