@@ -88,7 +88,7 @@ def _convolution(
         return tf.nn.convolution(x, connected(kernel), **options)
     if pointwise:
         return _pointwise(x, kernel, strides, padding, training)
-    y = tf.nn.convolution(x, values, strides=strides, padding=padding)
+    y = _forward(x, values, strides, padding)
 
     def gradients(dy: Any) -> Any:
         options = {"strides": [1, *strides, 1], "padding": padding}
@@ -101,6 +101,18 @@ def _convolution(
         return _stock_gradients(dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
+
+
+def _forward(x: Any, kernel: Any, strides: tuple, padding: str) -> Any:
+    (y,) = nodes.operator(
+        "Conv2D",
+        {"input": x, "filter": kernel},
+        [x.dtype],
+        {"T": x.dtype},
+        strides=(1, *strides, 1),
+        padding=padding,
+    )
+    return y
 
 
 def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any:
@@ -193,7 +205,7 @@ def _pointwise(x: Any, kernel: Any, strides: tuple, padding: str, training: bool
         y = _reshaped(tf.raw_ops.MatMul(a=rows, b=weights), -1, *size, filters)
     else:
         rows = weights = None
-        y = tf.nn.convolution(x, values, strides=strides, padding=padding)
+        y = _forward(x, values, strides, padding)
 
     def gradients(dy: Any) -> Any:
         flat = _reshaped(dy, -1, filters)

@@ -18,51 +18,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices, nodes, onednn
+from rewriter import devices, norm_kernels, norm_outside, onednn
 from rewriter.gradients import Pending, tensor
 from rewriter.switch import Switch
 
 _VECTOR = tf.TensorSpec([None], tf.float32)
 _REST = tf.TensorSpec(None, tf.float32)
-
-
-def _kernel(
-    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float, factor: float
-) -> Any:
-    """The forward kernel, by the batch's statistics; with ``factor`` 0 by those given."""
-    training = factor > 0.0
-    given = factor < 1.0
-    inputs = {
-        "x": x,
-        "scale": gamma,
-        "offset": beta,
-        "mean": mean if given else tf.zeros([0]),
-        "variance": variance if given else tf.zeros([0]),
-    }
-    return nodes.operator(
-        "FusedBatchNormV3",
-        inputs,
-        [x.dtype, *[tf.float32] * 5],
-        {"T": x.dtype, "U": tf.float32},
-        epsilon=epsilon,
-        exponential_avg_factor=factor if training else 1.0,
-        is_training=training,
-    )
-
-
-def _kernel_gradients(training: bool, epsilon: float, *arguments: Any) -> Any:
-    """For x, gamma and beta, of the upstream gradient, x, gamma, and what the kernel has kept."""
-    names = "y_backprop", "x", "scale", "reserve_space_1", "reserve_space_2", "reserve_space_3"
-    x = arguments[1]
-    found = nodes.operator(
-        "FusedBatchNormGradV3",
-        dict(zip(names, arguments, strict=True)),
-        [x.dtype, *[tf.float32] * 4],
-        {"T": x.dtype, "U": tf.float32},
-        epsilon=epsilon,
-        is_training=training,
-    )
-    return found[:3]
 
 
 def _image(dtype: tf.DType) -> tf.TensorSpec:
@@ -78,7 +39,7 @@ def _by_batch(
     averages by itself, with the corrected variance. Otherwise they are the batch's.
     """
     factor = 1.0 - momentum if bessel else 1.0
-    return tuple(_kernel(x, *values, epsilon=epsilon, factor=factor))
+    return tuple(norm_kernels.kernel(x, *values, epsilon=epsilon, factor=factor))
 
 
 def _averaged(
@@ -113,7 +74,9 @@ def _forward(
 
     def by_moving(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
         mean, variance = statistics[:2]
-        y, *_, rest = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        y, *_, rest = norm_kernels.kernel(
+            x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0
+        )
         return y, *statistics[-2:], mean, variance, rest
 
     return Switch([_image(dtype), *[_VECTOR] * (6 if averaged else 4)], by_batch, by_moving)
@@ -134,27 +97,11 @@ def _chosen(
 
     def by_moving(*arguments: Any) -> Any:
         x, gamma, beta, mean, variance = arguments[5:10]
-        y, *_ = _kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        y, *_ = norm_kernels.kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
         return y, *arguments[-2:], mean, variance
 
     image, vectors = _image(dtype), [_VECTOR] * (6 if averaged else 4)
     return Switch([image, *[_VECTOR] * 4, image, *vectors], by_batch, by_moving)
-
-
-def _seen(x: Any, frozen: Any) -> Any:
-    """What the kernel by the batch's statistics has to compute: a pixel where frozen, or all.
-
-    A slice copies nothing where it takes all, and costs less than a condition.
-    """
-    every = (tf.int32.max,) * 3
-    rows = nodes.integers(every, (1, 1, 1))
-    given, types = {"params": rows, "indices": frozen}, ("Tparams", "Tindices")
-    (ends,) = nodes.operator("Gather", given, [tf.int32], dict.fromkeys(types, tf.int32))
-    begin, strides = nodes.integers(0, 0, 0), nodes.integers(1, 1, 1)
-    inputs = {"input": x, "begin": begin, "end": ends, "strides": strides}
-    (seen,) = nodes.operator("StridedSlice", inputs, [x.dtype], {"T": x.dtype, "Index": tf.int32})
-    seen.set_shape([None, None, None, x.shape[-1]])
-    return seen
 
 
 @functools.cache
@@ -166,61 +113,16 @@ def _backward(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
 
     def by_batch(dy: Any, x: Any, gamma: Any, *kept: Any) -> Any:
         none = (tf.zeros_like(gamma), tf.zeros_like(gamma)) if statistics else ()
-        return *_kernel_gradients(True, epsilon, dy, x, gamma, *kept), *none
+        return *norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *kept), *none
 
     def by_moving(dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, rest: Any) -> Any:
-        found = _kernel_gradients(False, epsilon, dy, x, gamma, mean, variance, rest)
+        found = norm_kernels.kernel_gradients(False, epsilon, dy, x, gamma, mean, variance, rest)
         if not statistics:
             return tuple(found)
-        return *found, *_statistics_gradients(gamma, variance, epsilon, *found[1:])
+        return *found, *norm_kernels.statistics_gradients(gamma, variance, epsilon, *found[1:])
 
     image = _image(dtype)
     return Switch([image, image, _VECTOR, _REST, _REST, _REST], by_batch, by_moving)
-
-
-def _statistics_gradients(
-    gamma: Any, variance: Any, epsilon: float, dgamma: Any, dbeta: Any
-) -> tuple[Any, Any]:
-    """For the mean and the variance that are given."""
-    inverse = tf.math.rsqrt(variance + epsilon)
-    return -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma
-
-
-def _corrected(
-    dx: Any,
-    dy: Any,
-    gamma: Any,
-    variance: Any,
-    scaling: Any,
-    frozen: Any,
-    epsilon: float,
-    count: int,
-) -> list[Any]:
-    """The gradients for x, and for the first ``count`` of mean and variance.
-
-    The kernel's own for x is right by the batch's statistics; by the moving ones it is ``dy`` times
-    what ``x`` was multiplied by. The graph itself has both, of which one is alive: a condition in
-    the way of every gradient is 2 to 3 % of a step where kernels are small.
-
-    Args:
-      dx, scaling: what the kernel found for x, and for gamma and beta.
-      dy: the upstream gradient.
-      variance: that :func:`_forward` keeps.
-      frozen: int32 scalar.
-      gamma, epsilon: as in :func:`batch_norm`.
-    """
-    is_frozen = tf.cast(frozen, tf.bool)
-    free, _ = nodes.parted(dx, is_frozen)
-    _, upstream = nodes.parted(dy, is_frozen)
-    zeros = tf.zeros_like(gamma)
-    right, *_ = _kernel(upstream, gamma, zeros, zeros, variance, epsilon=epsilon, factor=0.0)
-    found = [nodes.joined(free, right)]
-    if count:
-        none, _ = nodes.parted(zeros, is_frozen)
-        _, used = nodes.parted(variance, is_frozen)
-        given = _statistics_gradients(gamma, used, epsilon, *scaling)
-        found += [nodes.joined(none, value) for value in given[:count]]
-    return found
 
 
 def _outside(frozen: Any) -> bool:
@@ -255,14 +157,14 @@ def batch_norm(
       bessel: move the variance's average towards the batch's times n/(n-1).
       averages: the moving mean and variance, float32, (C,), where ``mean`` and ``variance`` are
         something made of them; these then get gradients too, where they are used.
-      bias: (C,), what has been added to ``x`` behind a ``stop_gradient``. Its gradient is known
+      bias: (C,), what has been added to ``x``, not connected to it. Its gradient is known
         here without a sum over ``x``: 0 where the batch's mean takes it out again, and minus
         the mean's where the moving one is used.
 
     Returns:
       The output, pending, and the moving mean and variance as they are from now on.
     """
-    given, x = x, tensor(x)
+    source, x = x, tensor(x)
     variables = gamma, beta, mean, variance
     arguments = x, *variables, *(averages or ())
     outside = _outside(frozen)
@@ -270,25 +172,29 @@ def batch_norm(
     shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
     if outside:
         values = gamma, beta, *arguments[-2:]
-        *found, rest = _by_batch(_seen(x, frozen), values, epsilon, momentum, bessel)
+        *found, rest = _by_batch(norm_outside.seen(x, frozen), values, epsilon, momentum, bessel)
         chosen = *_chosen(*options)(frozen, (*found, *arguments), shapes[:5]), rest
     else:
         chosen = _forward(*options)(frozen, arguments, shapes)
     y, new_mean, new_variance, *saved = chosen
-    wanted = (given, gamma, beta) if averages is None else (given, *variables)
+    wanted = (source, gamma, beta) if averages is None else (source, *variables)
     others = () if bias is None else (bias,)
 
     def gradient(dy: Any) -> Any:
         if outside:
-            count = 2 if averages else len(others)
-            dx, *scaling = _kernel_gradients(True, epsilon, dy, x, gamma, *saved)
-            right = _corrected(dx, dy, gamma, saved[1], scaling, frozen, epsilon, count)
-            found = (right[0], *scaling, *right[1:])
+            dx, *scaling = norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *saved)
+            is_frozen, at = tf.cast(frozen, tf.bool), (gamma, saved[1])
+            found = [norm_outside.corrected(dx, dy, *at, is_frozen, epsilon), *scaling]
+            if averages:
+                found += norm_outside.statistics_where_frozen(*at, scaling, is_frozen, epsilon)
+            elif others:
+                dbias = norm_outside.bias_where_frozen(*at, scaling[1], is_frozen, epsilon)
+                return *found, tf.cast(dbias, bias.dtype)
         else:
             statistics = bool(averages or others)
             shapes = (x.shape, *[gamma.shape] * (4 if statistics else 2))
-            found = _backward(x.dtype, epsilon, statistics)(frozen, (dy, x, gamma, *saved), shapes)
-        dbias = [tf.cast(-found[3], bias.dtype) for bias in others]
-        return (*found[: len(wanted)], *dbias)
+            given = dy, x, gamma, *saved
+            found = list(_backward(x.dtype, epsilon, statistics)(frozen, given, shapes))
+        return *found[: len(wanted)], *(tf.cast(-found[3], each.dtype) for each in others)
 
     return Pending(y, gradient, (*wanted, *others)), new_mean, new_variance

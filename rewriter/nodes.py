@@ -63,26 +63,53 @@ def not_differentiable(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[An
 
 def value(variable: Any) -> Any:
     """The value of a variable that is not trainable, as a tensor; no tape is told of it."""
-    shared = isinstance(variable, tf.distribute.DistributedValues) or tf.distribute.has_strategy()
-    if tf.executing_eagerly() or shared or not isinstance(variable, tf.Variable):
+    if _elsewhere(variable):
         return tf.convert_to_tensor(variable)
     dtype = variable.dtype
-    attributes = {"dtype": attr_value_pb2.AttrValue(type=dtype.as_datatype_enum)}
-    return create("ReadVariableOp", [variable.handle], [dtype], attributes)[0]
+    return create("ReadVariableOp", [variable.handle], [dtype], {"dtype": _proto(dtype)})[0]
+
+
+def assign(variable: Any, value: Any) -> None:
+    """Set a variable to a tensor of its dtype; in a graph, after all that was read before."""
+    if _elsewhere(variable):
+        variable.assign(value, read_value=False)
+        return
+    attributes = {"dtype": _proto(variable.dtype)}
+    create("AssignVariableOp", [variable.handle, value], [], attributes)
+
+
+def _elsewhere(variable: Any) -> bool:
+    """Whether a variable has no handle that an operator of this graph could be given."""
+    shared = isinstance(variable, tf.distribute.DistributedValues) or tf.distribute.has_strategy()
+    return tf.executing_eagerly() or shared or not isinstance(variable, tf.Variable)
 
 
 def integers(*values: int | tuple[int, ...]) -> Any:
     """An int32 vector, or a matrix of rows, one node for all that ask for the same in a graph."""
+    return _constant(values, tf.int32)
+
+
+def number(value: float) -> Any:
+    """A float32 scalar, one node for all that ask for the same in a graph."""
+    return _constant(value, tf.float32)
+
+
+def zeros(count: int) -> Any:
+    """A float32 vector, one node for all that ask for the same in a graph."""
+    return _constant((0.0,) * count, tf.float32)
+
+
+def _constant(value: Any, dtype: tf.DType) -> Any:
     if tf.executing_eagerly() or tf.distribute.has_strategy():  # replicas are on several devices
-        return tf.constant(values, tf.int32)
+        return tf.constant(value, dtype)
     graph = tf.compat.v1.get_default_graph()
     if not hasattr(graph, _CONSTANTS):
         setattr(graph, _CONSTANTS, {})
-    known = getattr(graph, _CONSTANTS)
-    if values not in known:
+    known, key = getattr(graph, _CONSTANTS), (value, dtype)
+    if key not in known:
         with tf.control_dependencies(None):  # whoever is first must not hold up the others
-            known[values] = tf.constant(values, tf.int32)
-    return known[values]
+            known[key] = tf.constant(value, dtype)
+    return known[key]
 
 
 def operator(
@@ -111,9 +138,13 @@ def operator(
 
 @functools.lru_cache(maxsize=None, typed=True)  # 1 is not True
 def _proto(value: Any) -> Any:
-    """An attribute of an operator; types, truth values, numbers and names."""
+    """An attribute of an operator: a type, a truth value, a number, a name, or some integers."""
     if isinstance(value, tf.DType):
         return attr_value_pb2.AttrValue(type=value.as_datatype_enum)
+    if isinstance(value, tuple):
+        return attribute(i=value)
+    if isinstance(value, str):
+        value = value.encode()
     field = {bool: "b", int: "i", float: "f", bytes: "s"}[type(value)]
     return attr_value_pb2.AttrValue(**{field: value})
 

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import tensorflow as tf
 
 from rewriter import composed_norm, fused_norm, moments, nodes, phases
-from rewriter.flavours import Flavour
 from rewriter.gradients import connected, tensor
-from rewriter.layers.quantize import PhasedMixin
-from rewriter.pipeline import VARIABLES, BatchNormPipeline, Pipe, piped
+from rewriter.layers.norm_arguments import NormArguments
+from rewriter.pipeline import VARIABLES, Pipe, piped
 from rewriter.pipeline_ops import copy_op, is_layer
 
-_PLAIN = (
-    "axis",
-    "momentum",
-    "epsilon",
-    "center",
-    "scale",
-    "bessel_correction",
-    "synchronized",
-)
-_OBJECTS = {
-    "initializers": (
-        "beta_initializer",
-        "gamma_initializer",
-        "moving_mean_initializer",
-        "moving_variance_initializer",
-    ),
-    "regularizers": ("beta_regularizer", "gamma_regularizer"),
-    "constraints": ("beta_constraint", "gamma_constraint"),
-}
 
-
-class FusedBatchNormalizationMixin(PhasedMixin):
+class FusedBatchNormalizationMixin(NormArguments):
     """A drop-in for ``BatchNormalization`` that always runs the fused kernel.
 
     ``y = gamma * (x - mean) / sqrt(variance + epsilon) + beta`` (Ioffe and Szegedy 2015,
@@ -59,62 +37,6 @@ class FusedBatchNormalizationMixin(PhasedMixin):
     Variables beside those of ``BatchNormalization``: ``phase`` (see :mod:`rewriter.phases`) and
     ``frozen`` (int32; 1: training uses the moving statistics and keeps them).
     """
-
-    flavour: Flavour
-
-    def __init__(
-        self,
-        axis: int = -1,
-        momentum: float = 0.99,
-        epsilon: float = 1e-3,
-        center: bool = True,
-        scale: bool = True,
-        beta_initializer: Any = "zeros",
-        gamma_initializer: Any = "ones",
-        moving_mean_initializer: Any = "zeros",
-        moving_variance_initializer: Any = "ones",
-        beta_regularizer: Any = None,
-        gamma_regularizer: Any = None,
-        beta_constraint: Any = None,
-        gamma_constraint: Any = None,
-        bessel_correction: bool | None = None,
-        synchronized: bool = False,
-        pipeline: Any = None,
-        **kwargs: Any,
-    ):
-        super().__init__(**kwargs)
-        self.axis = int(axis[0]) if isinstance(axis, (list, tuple)) else int(axis)
-        self.momentum = float(momentum)
-        self.epsilon = float(epsilon)
-        self.center = bool(center)
-        self.scale = bool(scale)
-        self.bessel_correction = bessel_correction
-        self.synchronized = bool(synchronized)
-        if pipeline is not None and not isinstance(pipeline, BatchNormPipeline):
-            pipeline = BatchNormPipeline(**pipeline)
-        self.pipeline = pipeline
-        # Keras layers in the pipeline, as attributes, so that their variables are tracked.
-        self._pipes: dict[str, Pipe] = {}
-        given = locals()
-        for module, names in _OBJECTS.items():
-            for name in names:
-                setattr(self, name, getattr(self.flavour.keras, module).get(given[name]))
-        self.supports_masking = True
-
-    @classmethod
-    def like(cls, original: Any, name: str) -> Any:
-        """An unbuilt layer that computes what ``original``, a stock layer or ours, computes."""
-        if isinstance(original, cls):
-            new = cls.from_config({**original._plain_config(), "name": name})
-            new.pipeline = original.pipeline
-            return new
-        config = original.get_config()
-        parameters = inspect.signature(FusedBatchNormalizationMixin.__init__).parameters
-        kept = {key: config[key] for key in (*parameters, "trainable", "dtype") if key in config}
-        kept.update(name=name, bessel_correction=cls.flavour.bessel_correction(original))
-        # SyncBatchNormalization does not say so in its configuration.
-        kept["synchronized"] = bool(getattr(original, "synchronized", False))
-        return cls.from_config(kept)
 
     def build(self, input_shape: Any) -> None:
         rank = len(input_shape)
@@ -174,6 +96,10 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         """The variables that belong to the operations in the pipeline."""
         return [v for name in VARIABLES if name in self._pipes for v in self._pipes[name].variables]
 
+    @property
+    def _pipes_statistics(self) -> bool:
+        return any(name in self._pipes for name in VARIABLES[2:])
+
     def variables_in(self, phase: Any, training: bool = False) -> dict[str, Any]:
         """gamma, beta, moving_mean and moving_variance as a phase has them, as tensors (C,).
 
@@ -183,8 +109,11 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         """
         return self._piped(self._read(), phase, training)
 
-    def _read(self) -> dict[str, Any]:
-        """The variables as tensors; ones for a gamma and zeros for a beta that is not there."""
+    def _read(self, connected: bool = True) -> dict[str, Any]:
+        """The variables as tensors; ones for a gamma and zeros for a beta that is not there.
+
+        Moving statistics have gradients, for who asks a tape for them, where ``connected`` only.
+        """
         result = {}
         for name in VARIABLES:
             variable = getattr(self, name)
@@ -192,7 +121,8 @@ class FusedBatchNormalizationMixin(PhasedMixin):
                 like = tf.convert_to_tensor(self.moving_mean)
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
-            result[name] = tf.convert_to_tensor(variable)
+            direct = name in VARIABLES[2:] and not connected
+            result[name] = nodes.value(variable) if direct else tf.convert_to_tensor(variable)
         return result
 
     def _piped(self, variables: dict[str, Any], phase: Any, training: bool) -> dict[str, Any]:
@@ -219,14 +149,14 @@ class FusedBatchNormalizationMixin(PhasedMixin):
         x, known = tensor(inputs), self._training(training)
         plain = len(x.shape) == 4 and self.axis % 4 == 3 and x.dtype == self.compute_dtype
         if isinstance(known, bool) and plain and self._on_kernel(x, known, mask):
-            return self._fused(inputs, *self._values(known), known, bias)
+            return self._fused(inputs, *self._values(known, True), known, bias)
         given = {} if bias is None else {"bias": bias}
         return self(connected(inputs), training=training, mask=mask, **given)
 
     def takes_bias(self, inputs: Any, training: Any, mask: Any) -> bool:
         """Whether the gradient of a bias in the inputs can be had from the normalization.
 
-        Then ``call`` may be given the bias, and the inputs with it behind a ``stop_gradient``.
+        Then ``call`` may be given the bias, and inputs that are not connected to it.
         """
         return self._training(training) is True and self._on_kernel(inputs, True, mask)
 
@@ -249,7 +179,8 @@ class FusedBatchNormalizationMixin(PhasedMixin):
 
     def _normalize(self, inputs: Any, training: bool, mask: Any, bias: Any = None) -> Any:
         x, restore = moments.channels_last_4d(inputs, self.axis)
-        values, averages = self._values(training)
+        on_kernel = self._on_kernel(inputs, training, mask)
+        values, averages = self._values(training, on_kernel)
         if composed_norm.share() is not None:
             y, mean, variance = composed_norm.reestimated(
                 x,
@@ -261,23 +192,22 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             )
             self._assign(mean, variance)
             return restore(y)
-        if not self._on_kernel(inputs, training, mask):
+        if not on_kernel:
             shared = training and self.synchronized and moments.replicas() > 1
             masked = mask is not None and not self._like_fused
             weights = moments.weights(mask, inputs, x) if masked else None
             return restore(self._composed(x, values, averages, training, weights, shared))
         return restore(connected(self._fused(x, values, averages, training, bias)))
 
-    def _values(self, training: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
+    def _values(self, training: bool, fused: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
         """gamma, beta, mean and variance as the phase has them; the moving statistics."""
         phase = phases.read(self.phase) if self._pipes else None
-        variables = self._read()
+        variables = self._read(connected=not fused or self._pipes_statistics)
         averages = variables["moving_mean"], variables["moving_variance"]
         return tuple(self._piped(variables, phase, training).values()), averages
 
     def _fused(self, x: Any, values: Any, averages: Any, training: bool, bias: Any) -> Any:
         """On the kernel, (N, H, W, C); pending."""
-        are_piped = any(name in self._pipes for name in VARIABLES[2:])
         y, mean, variance = fused_norm.batch_norm(
             x,
             *values,
@@ -285,7 +215,7 @@ class FusedBatchNormalizationMixin(PhasedMixin):
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
-            averages=averages if are_piped else None,
+            averages=averages if self._pipes_statistics else None,
             bias=bias,
         )
         if training:
@@ -315,20 +245,4 @@ class FusedBatchNormalizationMixin(PhasedMixin):
     def _assign(self, mean: Any, variance: Any) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             variable = self.flavour.tf_variable(moving)
-            variable.assign(tf.cast(value, variable.dtype), read_value=False)
-
-    def get_config(self) -> dict[str, Any]:
-        pipeline = None if self.pipeline is None else self.pipeline.to_dict()
-        return {**self._plain_config(), "pipeline": pipeline}
-
-    def _plain_config(self) -> dict[str, Any]:
-        """Without the pipeline, whose operations may have no name."""
-        config = super().get_config()
-        for name in _PLAIN:
-            config[name] = getattr(self, name)
-        for module, names in _OBJECTS.items():
-            serialize = getattr(self.flavour.keras, module).serialize
-            for name in names:
-                value = getattr(self, name)
-                config[name] = None if value is None else serialize(value)
-        return config
+            nodes.assign(variable, tf.cast(value, variable.dtype))

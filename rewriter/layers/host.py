@@ -210,7 +210,7 @@ class QuantizedHostMixin(PhasedMixin):
         if self.host.use_bias:
             bias = tf.cast(tf.convert_to_tensor(self.host.bias), tensor(y).dtype)
             if norm is not None and norm.takes_bias(tensor(y), training, mask):
-                taken["bias"], bias = bias, tf.stop_gradient(bias)
+                taken["bias"] = bias
                 y = Pending(self._add(tensor(y), bias), lambda dy: (dy,), (y,))
             else:
                 y = self._add(connected(y), bias)

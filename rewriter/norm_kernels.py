@@ -1,0 +1,56 @@
+"""TensorFlow's fused batch-norm kernels, as nodes with gradients by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter import nodes
+
+
+def kernel(
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float, factor: float
+) -> Any:
+    """The forward kernel, by the batch's statistics; with ``factor`` 0 by those given."""
+    training = factor > 0.0
+    given = factor < 1.0
+    inputs = {
+        "x": x,
+        "scale": gamma,
+        "offset": beta,
+        "mean": mean if given else nodes.zeros(0),
+        "variance": variance if given else nodes.zeros(0),
+    }
+    return nodes.operator(
+        "FusedBatchNormV3",
+        inputs,
+        [x.dtype, *[tf.float32] * 5],
+        {"T": x.dtype, "U": tf.float32},
+        epsilon=epsilon,
+        exponential_avg_factor=factor if training else 1.0,
+        is_training=training,
+    )
+
+
+def kernel_gradients(training: bool, epsilon: float, *arguments: Any) -> Any:
+    """For x, gamma and beta, of the upstream gradient, x, gamma, and what the kernel has kept."""
+    names = "y_backprop", "x", "scale", "reserve_space_1", "reserve_space_2", "reserve_space_3"
+    x = arguments[1]
+    found = nodes.operator(
+        "FusedBatchNormGradV3",
+        dict(zip(names, arguments, strict=True)),
+        [x.dtype, *[tf.float32] * 4],
+        {"T": x.dtype, "U": tf.float32},
+        epsilon=epsilon,
+        is_training=training,
+    )
+    return found[:3]
+
+
+def statistics_gradients(
+    gamma: Any, variance: Any, epsilon: float, dgamma: Any, dbeta: Any
+) -> tuple[Any, Any]:
+    """For the mean and the variance that are given."""
+    inverse = tf.math.rsqrt(variance + epsilon)
+    return -gamma * inverse * dbeta, -0.5 * gamma * tf.square(inverse) * dgamma
