@@ -64,10 +64,8 @@ def _activation_switch(
     def results(y: Any, before: Any = None) -> Any:
         return (y, *(before or (tf.constant(0.0), tf.constant(0.0))))
 
-    def in_float(x: Any, *ranges: Any) -> Any:
-        # TensorFlow's optimizer makes every operator functions of its own where the branches do not
-        # use the arguments in their order.
-        return results(activate(x), ranges[:2] if again else None)
+    def in_float(x: Any, *_: Any) -> Any:
+        return results(activate(x))
 
     def observing(x: Any, *ranges: Any) -> Any:
         low, high = ranges[-2:]

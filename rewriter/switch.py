@@ -115,7 +115,7 @@ class Switch:
             return branch(*tensors, *map(_Handle, handles, self._shapes))
 
         specs = [tf.TensorSpec((), tf.resource)] * len(self._shapes)
-        return _Case("Case", self._trace(given, specs))
+        return _Case("Case", *self._trace(given, specs))
 
     @functools.cached_property
     def _by_value(self) -> _Case:
@@ -125,21 +125,42 @@ class Switch:
             return *outputs, *(each.value() for each in held)
 
         specs = [tf.TensorSpec(shape, tf.float32) for shape in self._shapes]
-        return _Case("StatelessCase", self._trace(given, specs))
+        return _Case("StatelessCase", *self._trace(given, specs))
 
-    def _trace(self, given: Any, specs: Sequence[Any]) -> list[Any]:
-        """Each branch as a function of tensors; ``given`` calls one with the variables' specs."""
-        count = len(self._specs)
+    def _trace(self, given: Any, specs: Sequence[Any]) -> tuple[list[Any], list[int]]:
+        """Each branch as a function of tensors; ``given`` calls one with the variables' specs.
 
-        def traced(branch: Any) -> Any:
+        The second result is the order of the arguments, in which the branches first use them. In
+        another one TensorFlow's optimizer makes every operator functions of its own.
+        """
+        count, signature = len(self._specs), [*self._specs, *specs]
+
+        def traced(branch: Any, order: Sequence[int]) -> Any:
             def function(*inputs: Any) -> Any:
-                return given(branch, inputs[:count], inputs[count:])
+                given_order = [inputs[order.index(i)] for i in range(len(order))]
+                return given(branch, given_order[:count], given_order[count:])
 
-            signature = [*self._specs, *specs]
-            return tf.function(function, input_signature=signature, autograph=False)
+            ordered = [signature[i] for i in order]
+            whole = tf.function(function, input_signature=ordered, autograph=False)
+            return whole.get_concrete_function()
 
         with tf.init_scope():
-            return [traced(branch).get_concrete_function() for branch in self._branches]
+            plain = list(range(len(signature)))
+            branches = [traced(branch, plain) for branch in self._branches]
+            order = _order_of_use(branches)
+            if order != plain:
+                branches = [traced(branch, order) for branch in self._branches]
+        return branches, order
+
+
+def _order_of_use(branches: Sequence[Any]) -> list[int]:
+    """The arguments of some functions in the order in which their operators first use them."""
+    order: dict[int, None] = {}
+    for branch in branches:
+        places = {x.name: index for index, x in enumerate(branch.graph.inputs)}
+        for operator in branch.graph.get_operations():
+            order.update(dict.fromkeys(places[x.name] for x in operator.inputs if x.name in places))
+    return [*order, *(i for i in range(len(branches[0].inputs)) if i not in order)]
 
 
 class _Case:
@@ -149,8 +170,9 @@ class _Case:
     attributes, of which all but the shapes are always the same.
     """
 
-    def __init__(self, kind: str, branches: Sequence[Any]):
+    def __init__(self, kind: str, branches: Sequence[Any], order: Sequence[int]):
         self._kind = kind
+        self._order = order
         self._branches = branches
         self._types = [tensor.dtype for tensor in branches[0].outputs]
         inputs = [tensor.dtype.as_datatype_enum for tensor in branches[0].inputs]
@@ -171,5 +193,6 @@ class _Case:
             self._graphs.add(graph)
         known = [tf.TensorShape(shape).as_proto() for shape in shapes]
         attributes = {**self._attributes, "output_shapes": nodes.attribute(shape=known)}
-        outputs = nodes.create(self._kind, [index, *inputs], self._types, attributes)
+        ordered = [inputs[i] for i in self._order]
+        outputs = nodes.create(self._kind, [index, *ordered], self._types, attributes)
         return tuple(nodes.not_differentiable(outputs, inputs))

@@ -111,3 +111,32 @@ def test_every_graph_has_the_branches():
     graphs = [function.get_concrete_function().graph for function in called]
     names = [{f.signature.name for f in g.as_graph_def().library.function} for g in graphs]
     assert names[0] == names[1] and len(names[0]) == 2
+
+
+def test_operators_keep_sharing_the_functions_of_the_branches():
+    """TensorFlow's optimizer gives each its own where arguments are not in the order of their use."""
+
+    def last(a, b, c, top):
+        return a * tf.reduce_sum(c) + b, b
+
+    def kept(a, b, c, top):
+        top.assign(tf.maximum(top.value(), tf.reduce_max(c)), read_value=False)
+        return b * 2.0, c - a
+
+    switch = Switch([VECTOR] * 3, last, kept, variables=[()])
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        top = tf.Variable(0.0)
+        index, a = v1.placeholder(tf.int32, ()), v1.placeholder(tf.float32, [2])
+        b, c = a + 1.0, a + 5.0
+        for _ in range(3):
+            b, c = switch(index, (a, b, c), (a.shape, a.shape), (top,))
+        session.run(v1.global_variables_initializer())
+        ran = v1.RunMetadata()
+        options = v1.RunOptions(output_partition_graphs=True)
+        found = session.run([b, c], {index: 1, a: [1.0, 2.0]}, options, ran)
+        np.testing.assert_array_equal(found, [[16.0, 24.0], [3.0, 1.0]])
+    cases = [n for graph in ran.partition_graphs for n in graph.node if n.op == "Case"]
+    names = {function.name for case in cases for function in case.attr["branches"].list.func}
+    assert len(cases) == 3
+    assert len(names) == 2, names
