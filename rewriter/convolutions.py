@@ -23,6 +23,7 @@ On a GPU all is left to cuDNN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,7 +188,8 @@ def _pointwise(x: Any, kernel: Any, strides: tuple, padding: str, training: bool
     """The convolution by a kernel of size 1, and its gradients as matrix products."""
     values = tensor(kernel)
     channels, filters = values.shape[2:]
-    small = 0 < _pixels(x, strides) <= _MULTIPLIED_PIXELS
+    size = _size(x, strides)
+    small = 0 < math.prod(size) <= _MULTIPLIED_PIXELS
     multiplied = training and small and x.dtype == tf.float32 and onednn.in_use()
     strided = max(strides) > 1
     # Of windows of one pixel: what the convolution sees, in a fifth of StridedSlice's time.
@@ -201,7 +203,6 @@ def _pointwise(x: Any, kernel: Any, strides: tuple, padding: str, training: bool
 
     if multiplied:
         rows, weights = seen(), matrix()
-        size = [-(-length // stride) for length, stride in zip(x.shape[1:3], strides, strict=True)]
         y = _reshaped(tf.raw_ops.MatMul(a=rows, b=weights), -1, *size, filters)
     else:
         rows = weights = None
@@ -240,16 +241,13 @@ def _turned_gradient(dy: Any, kernel: Any, padding: str) -> Any:
 
 def _patchable(x: Any, kernel: Any, padding: str) -> bool:
     odd = padding == "SAME" and all(size % 2 for size in kernel.shape[:2])  # the same both ways
-    few = 0 < _pixels(x, (1, 1)) <= _PATCHED_PIXELS
+    few = 0 < math.prod(_size(x, (1, 1))) <= _PATCHED_PIXELS
     return odd and few and min(kernel.shape[2:]) >= _PATCHED_CHANNELS
 
 
-def _pixels(x: Any, strides: Sequence[int]) -> int:
-    """How many pixels of an image a kernel of size 1 sees; 0 where that is not known."""
-    height, width = (
-        -(-(n or 0) // stride) for n, stride in zip(x.shape[1:3], strides, strict=True)
-    )
-    return height * width
+def _size(x: Any, strides: Sequence[int]) -> list[int]:
+    """Height and width of what a kernel of size 1 makes of an image; 0 where that is not known."""
+    return [-(-(n or 0) // stride) for n, stride in zip(x.shape[1:3], strides, strict=True)]
 
 
 def _patched_gradients(dy: Any, x: Any, kernel: Any) -> Any:
