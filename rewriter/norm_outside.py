@@ -24,9 +24,9 @@ def seen(x: Any, frozen: Any) -> Any:
     (ends,) = nodes.operator("Gather", given, [tf.int32], dict.fromkeys(types, tf.int32))
     begin, strides = nodes.integers(0, 0, 0), nodes.integers(1, 1, 1)
     inputs = {"input": x, "begin": begin, "end": ends, "strides": strides}
-    (seen,) = nodes.operator("StridedSlice", inputs, [x.dtype], {"T": x.dtype, "Index": tf.int32})
-    seen.set_shape([None, None, None, x.shape[-1]])
-    return seen
+    (part,) = nodes.operator("StridedSlice", inputs, [x.dtype], {"T": x.dtype, "Index": tf.int32})
+    part.set_shape([None, None, None, x.shape[-1]])
+    return part
 
 
 def corrected(dx: Any, dy: Any, gamma: Any, variance: Any, frozen: Any, epsilon: float) -> Any:
@@ -39,9 +39,9 @@ def corrected(dx: Any, dy: Any, gamma: Any, variance: Any, frozen: Any, epsilon:
     Args:
       dx: what the kernel found for x.
       dy: the upstream gradient.
-      variance: that :func:`_forward` keeps.
+      variance: the one that was used, as the forward pass has kept it.
       frozen: bool scalar.
-      gamma, epsilon: as in :func:`batch_norm`.
+      gamma, epsilon: as in :func:`rewriter.fused_norm.batch_norm`.
     """
     free, _ = nodes.parted(dx, frozen)
     _, upstream = nodes.parted(dy, frozen)
