@@ -204,3 +204,13 @@ def test_what_the_kernel_outside_sees():
         x = tf.random.normal(shape)
         np.testing.assert_array_equal(seen(x, tf.constant(0)), x)
         np.testing.assert_array_equal(seen(x, tf.constant(1)), x[:1, :1, :1])
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_gradient_of_a_bias_where_the_deviation_is_nothing(frozen):
+    """By the batch's statistics it is 0, also where what it would be is not finite."""
+    variance, dbeta = np.float32([0.0, 4.0]), np.float32([3.0, 5.0])
+    found = tf.function(norm_outside.bias_where_frozen)(
+        tf.constant([2.0, 2.0]), tf.constant(variance), tf.constant(dbeta), tf.constant(frozen), 0.0
+    )
+    np.testing.assert_allclose(found, [np.inf, 5.0] if frozen else [0.0, 0.0])
