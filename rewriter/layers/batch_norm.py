@@ -109,10 +109,10 @@ class FusedBatchNormalizationMixin(NormArguments):
         """
         return self._piped(self._read(), phase, training)
 
-    def _read(self, connected: bool = True) -> dict[str, Any]:
+    def _read(self, with_gradients: bool = True) -> dict[str, Any]:
         """The variables as tensors; ones for a gamma and zeros for a beta that is not there.
 
-        Moving statistics have gradients, for who asks a tape for them, where ``connected`` only.
+        Moving statistics have gradients, for who asks a tape for them, only ``with_gradients``.
         """
         result = {}
         for name in VARIABLES:
@@ -121,7 +121,7 @@ class FusedBatchNormalizationMixin(NormArguments):
                 like = tf.convert_to_tensor(self.moving_mean)
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
-            direct = name in VARIABLES[2:] and not connected
+            direct = name in VARIABLES[2:] and not with_gradients
             result[name] = nodes.value(variable) if direct else tf.convert_to_tensor(variable)
         return result
 
@@ -202,7 +202,7 @@ class FusedBatchNormalizationMixin(NormArguments):
     def _values(self, training: bool, fused: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
         """gamma, beta, mean and variance as the phase has them; the moving statistics."""
         phase = phases.read(self.phase) if self._pipes else None
-        variables = self._read(connected=not fused or self._pipes_statistics)
+        variables = self._read(with_gradients=not fused or self._pipes_statistics)
         averages = variables["moving_mean"], variables["moving_variance"]
         return tuple(self._piped(variables, phase, training).values()), averages
 
