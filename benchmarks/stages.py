@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import sys
@@ -85,9 +86,10 @@ def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
     )
     yield "calibrate", reading
     yield "per sample", per_sample(rewriter, keras, model, qat, data, rounds)
-    reading, converter = _exports(rewriter, qat, folder / "model.tflite", rounds)
+    reading, converter, stock = _exports(rewriter, qat, folder / "model.tflite", rounds)
     yield "export", reading
     yield "converter", converter
+    yield "stock converter", stock
     yield (
         "verify",
         meter.read(lambda: rewriter.verify(qat, folder / "model.tflite", data[:2], progress=False))[
@@ -122,18 +124,38 @@ def _tfmot(case: Case, model: Any) -> Any:
         return f"refused: {type(error).__name__}"
 
 
-def _exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> tuple[meter.Reading, float]:
-    """The export with the median share of the converter: its reading, and the converter's seconds.
+def _exports(
+    rewriter: Any, qat: Any, path: Path, rounds: int
+) -> tuple[meter.Reading, float, float]:
+    """The export with the median share of the converter, and what the converter takes.
 
     Where memory is new to the process, a single one can be off by a tenth either way.
+
+    Returns:
+      The reading of the export; seconds that it spends in the converter; seconds that
+      ``TFLiteConverter.from_concrete_functions``, the usual way, takes for the same operators: the
+      median, in turn with the exports.
     """
-    found = []
+    found, stock = [], []
     for _ in range(rounds):
         inside: list[float] = []
         with _timed_converter(inside):
             reading, _ = meter.read(lambda: rewriter.export_tflite(qat, path))
         found.append((reading, sum(inside)))
-    return sorted(found, key=lambda each: each[1] / each[0].wall)[rounds // 2]
+        stock.append(_stock_converter(qat).wall)
+    reading, converter = sorted(found, key=lambda each: each[1] / each[0].wall)[rounds // 2]
+    return reading, converter, float(np.median(stock))
+
+
+def _stock_converter(qat: Any) -> meter.Reading:
+    """``TFLiteConverter.from_concrete_functions`` alone, its function traced beforehand."""
+    from rewriter.litert import convert, emit_program, patching
+    from rewriter.lower import lower
+
+    program = lower(qat)
+    with convert.quiet():
+        usual = emit_program.function_converter(program, patching.barrier_slopes(program), {})
+        return meter.read(usual.convert)[0]
 
 
 def per_sample(
@@ -182,20 +204,25 @@ def per_sample(
     }
 
 
-def _timed_converter(seconds: list[float]) -> Any:
-    """While it is entered, what TFLiteConverter.convert takes is appended to ``seconds``."""
+@contextlib.contextmanager
+def _timed_converter(seconds: list[float]) -> Iterator[None]:
+    """While it is entered, what a ``convert`` of TensorFlow's takes is appended to ``seconds``."""
     import tensorflow as tf
 
-    original = tf.lite.TFLiteConverter.convert
+    def timed(original: Any) -> Any:
+        def convert(self: Any) -> bytes:
+            start = time.perf_counter()
+            try:
+                return original(self)
+            finally:
+                seconds.append(time.perf_counter() - start)
 
-    def convert(self: Any) -> bytes:
-        start = time.perf_counter()
-        try:
-            return original(self)
-        finally:
-            seconds.append(time.perf_counter() - start)
+        return convert
 
-    return mock.patch.object(tf.lite.TFLiteConverter, "convert", convert)
+    with contextlib.ExitStack() as stack:
+        for owner in (tf.lite.TFLiteConverter, tf.compat.v1.lite.TFLiteConverter):
+            stack.enter_context(mock.patch.object(owner, "convert", timed(owner.convert)))
+        yield
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

@@ -210,7 +210,8 @@ def _transposed1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
 
 def _dense(low: ProgramBuilder, call: Call, x: Value) -> Value:
     (grid,) = kernel_grids(call.layer, call.path)
-    return linear(low, call, x, "FULLY_CONNECTED", _shape(call), grid, _axes(call), True)
+    options = {"keep_num_dims": True} if len(x.shape) > 2 else {}
+    return linear(low, call, x, "FULLY_CONNECTED", _shape(call), grid, _axes(call), True, **options)
 
 
 _OPERATORS: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {

@@ -31,8 +31,10 @@ def _depthwise(shape, activation="none", **attributes):
 
 
 def _dense(shape, leading=(), activation="none", bias=True):
+    attributes = {"keep_num_dims": True} if leading else {}
     return lambda rng: Case(
-        linear("FULLY_CONNECTED", rng, shape, (1,), {}, activation, bias), [(*leading, shape[0])]
+        linear("FULLY_CONNECTED", rng, shape, (1,), attributes, activation, bias),
+        [(*leading, shape[0])],
     )
 
 

@@ -110,7 +110,8 @@ def all_kinds() -> Program:
     flat = b.step("flat", "RESHAPE", [y], (96,), kept, attributes={"shape": [96]})
     rows = b.step("rows", "RESHAPE", [y], (16, 6), kept, attributes={"shape": [16, 6]})
     one = b.linear("dense", "FULLY_CONNECTED", flat, (96, 7), (7,))
-    two = b.linear("dense_rows", "FULLY_CONNECTED", rows, (6, 7), (16, 7))
+    kept = {"keep_num_dims": True}
+    two = b.linear("dense_rows", "FULLY_CONNECTED", rows, (6, 7), (16, 7), kept)
     return b.program([one, two, up_output])
 
 

@@ -11,7 +11,8 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from rewriter.litert import emit, integer
+from rewriter.litert import emit, emit_nodes, integer
+from rewriter.litert.nodes import tensor_of
 from rewriter.litert.stand_ins import STAND_INS, restore
 from rewriter.program import Operator, Quantization
 
@@ -31,10 +32,10 @@ def convert(case: Case) -> bytes:
 
     def function(*x: tf.Tensor) -> tf.Tensor:
         quantized = [
-            tensor if grid is None else emit.fake_quant(tensor, grid)
+            tensor if grid is None else emit_nodes.fake_quant(tensor, grid)
             for tensor, grid in zip(x, operator.inputs, strict=True)
         ]
-        return emit.emit(operator, *quantized)
+        return tensor_of(emit.emit(operator, *quantized))
 
     signature = [tf.TensorSpec([case.batch, *shape], tf.float32) for shape in case.shapes]
     concrete = tf.function(function, input_signature=signature).get_concrete_function()

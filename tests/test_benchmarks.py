@@ -107,6 +107,7 @@ def _measured(blocks: int) -> dict[str, Any]:
         "TFMOT": "no Keras 3",
         "per sample": sample,
         "converter": 0.015 * blocks,
+        "stock converter": 0.025 * blocks,
     }
 
 
@@ -118,6 +119,7 @@ def test_ratios_and_growth_of_a_conversion() -> None:
     assert found["calibrate / predict"] == pytest.approx(1.5)
     assert found["calibrate / predict, CPU"] == pytest.approx(2.0)
     assert found["converter"] == pytest.approx(0.75)
+    assert found["export / stock"] == pytest.approx(0.8)
     grown = {line[0]: line[1:] for line in convert.growth(rows)}
     assert grown["export"] == ["10.00", "1.000", "1.00, 1.00"]
     assert "TFMOT" not in grown
@@ -171,3 +173,4 @@ def test_every_stage_of_a_conversion_is_measured(
     found = dict(stages.stages(stages.Case("keras", "chain", 3), 2, tmp_path))
     assert set(stages.STAGES) <= set(found)
     assert 0 < found["converter"] < found["export"].wall
+    assert found["stock converter"] > 0

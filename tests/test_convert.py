@@ -14,7 +14,15 @@ from litert_builder import CONV, Builder, grid
 from litert_random_programs import random_program
 from rewriter.compare import compare_program
 from rewriter.errors import ExportError
-from rewriter.litert import border, checks, convert, emit, flatbuffer, interpreter, matching
+from rewriter.litert import (
+    border,
+    checks,
+    emit,
+    emit_program,
+    flatbuffer,
+    interpreter,
+    matching,
+)
 from rewriter.litert.convert import convert_program
 
 
@@ -59,6 +67,25 @@ def test_file_computes_the_program(name, float_io):
     assert {t.dtype for t in border} == {"FLOAT32" if float_io else "INT8"} or passed_through
     by_names = matching.mapping_from_names(program, file)
     assert dict(by_names.indexes) == dict(mapping.indexes)
+
+
+def without_metadata(content):
+    """The file as data; that of the converter about itself left out."""
+    model = flatbuffer.unpack(content)
+    for entry in model.metadata:
+        if flatbuffer.text(entry.name) == "CONVERSION_METADATA":
+            model.buffers[entry.buffer].data = None
+    return flatbuffer.pack(model)
+
+
+@pytest.mark.parametrize("name", programs.INTEGER_PROGRAMS)
+def test_the_way_into_the_converter_makes_no_difference(name, monkeypatch):
+    program = programs.INTEGER_PROGRAMS[name]()
+    content, _ = convert_program(program)
+    monkeypatch.setattr(emit_program, "graph_converter", emit_program.function_converter)
+    usual, _ = convert_program(program)
+    assert content != usual
+    assert without_metadata(content) == without_metadata(usual)
 
 
 # Those in front once came out with float operators, or with operators moved or merged.
@@ -172,7 +199,7 @@ def faulty(change):
     }.values(),
 )
 def test_a_converter_that_changes_something_is_noticed(monkeypatch, change):
-    monkeypatch.setattr(convert, "emit", faulty(change))
+    monkeypatch.setattr(emit_program, "emit", faulty(change))
     with pytest.raises(ExportError, match="layer_conv"):
         convert_program(programs.single_conv())
 
@@ -185,7 +212,7 @@ def test_unmeant_float_names_the_layer(monkeypatch):
             else emit.emit(operator, *x)
         )
 
-    monkeypatch.setattr(convert, "emit", emit_faulty)
+    monkeypatch.setattr(emit_program, "emit", emit_faulty)
     with pytest.raises(ExportError, match=r"layer_(mean|dense)"):
         convert_program(programs.residual())
 
@@ -206,7 +233,7 @@ def test_converter_errors_are_chained_and_quiet(monkeypatch, capfd):
     def emit_faulty(operator, *x):
         return tf.sinh(emit.emit(operator, *x))  # no such operator in LiteRT
 
-    monkeypatch.setattr(convert, "emit", emit_faulty)
+    monkeypatch.setattr(emit_program, "emit", emit_faulty)
     with pytest.raises(ExportError, match=r"(?s)layer_conv.*Sinh") as caught:
         convert_program(programs.single_conv())
     assert caught.value.__cause__ is not None
@@ -216,16 +243,21 @@ def test_converter_errors_are_chained_and_quiet(monkeypatch, capfd):
     assert captured.out + captured.err == ""
 
 
-def test_a_node_that_does_not_fit_names_its_own_layer():
-    # It is found out layers later, where a tensor is needed.
-    program = programs.residual()
+@pytest.mark.parametrize("floats", [False, True])
+def test_a_node_that_does_not_fit_names_its_own_layer(floats):
+    # It is found out by the converter, or layers later, where a tensor is needed.
+    program = programs.with_float_layers(grid(0.02, 3)) if floats else programs.residual()
     position = next(i for i, step in enumerate(program.steps) if step.operator.kernel is not None)
     step = program.steps[position]
     kernel = np.concatenate([step.operator.kernel] * 3, axis=2)
     wrong = dataclasses.replace(step, operator=dataclasses.replace(step.operator, kernel=kernel))
     steps = (*program.steps[:position], wrong, *program.steps[position + 1 :])
-    with pytest.raises(ExportError, match=f"^Layer '{step.layer}'.*could not be emitted.*Depth"):
-        convert_program(dataclasses.replace(program, steps=steps))
+    what = "could not be emitted" if floats else "the TensorFlow Lite converter failed"
+    with pytest.raises(
+        ExportError, match=f"^Layer '{step.layer}'.*{what}: Depth of input"
+    ) as caught:
+        convert_program(dataclasses.replace(program, steps=steps), allow_float=floats)
+    assert "loc(" not in str(caught.value)
 
 
 def test_unknown_sizes_are_refused():

@@ -18,14 +18,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import tensorflow as tf
-
 from rewriter.errors import ExportError
-from rewriter.litert import border, checks, constants, flatbuffer, patching, stand_ins
-from rewriter.litert.emit import emit, fake_quant, leaky_relu
+from rewriter.litert import border, checks, constants, emit_program, flatbuffer, patching, stand_ins
 from rewriter.litert.matching import FileMapping, Matcher, file_mapping
-from rewriter.litert.nodes import Node, NodeError, tensor_of
-from rewriter.program import Program, Quantization, Step
+from rewriter.litert.nodes import NodeError
+from rewriter.program import Program
 
 
 def convert_program(
@@ -89,49 +86,15 @@ def convert_program(
     return _finish(model, program, indexes)
 
 
-def _signature(program: Program) -> list[tf.TensorSpec]:
-    specs = []
-    for i, name in enumerate(program.inputs):
-        shape = program.tensors[name].shape
-        if None in shape[1:]:
-            raise ExportError(
-                f"Input '{program.input_names[i]}' has no fixed size, which integer operators "
-                f"need. Received shape: {shape}. Rebuild the model with a fixed input shape."
-            )
-        specs.append(tf.TensorSpec((1, *shape[1:]), tf.float32, f"input_{i:04d}"))
-    return specs
-
-
 def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, dict[str, int]]:
     """Run the converter; returns its file (float border) and each scope's step."""
     scopes: dict[str, int] = {}
-
-    def compute(*arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        values: dict[str, Node | tf.Tensor] = {}
-        for name, argument in zip(program.inputs, arguments, strict=True):
-            quantization = program.tensors[name].quantization
-            values[name] = argument if quantization is None else fake_quant(argument, quantization)
-        for position, step in enumerate(program.steps):
-            inputs = [values[name] for name in step.inputs]
-            if position in barriers:
-                inputs[0] = _barrier(inputs[0], step.operator.inputs[0], barriers[position])
-            with tf.name_scope(step.name) as scope:
-                scopes[scope.rstrip("/")] = position
-                values[step.output] = _emit(step, inputs)
-        # A name of its own for every output: the converter merges equal ones otherwise.
-        return tuple(tf.identity(tensor_of(values[name])) for name in program.outputs)
-
-    signature = _signature(program)
-    with _quiet() as log:
+    with quiet() as log:
         try:
-            # Not tf.function, which would look at every node for an order of side effects.
-            function = tf.compat.v1.wrap_function(compute, signature)
+            converter = emit_program.converter(program, barriers, scopes)
         except NodeError as error:  # raised where the node was needed, maybe layers later
-            where = _where(str(error), "{{node ", scopes, program)
+            where = _where(str(error), scopes, program)
             raise ExportError(f"{where} could not be emitted: {error}") from error
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.experimental_lower_to_saved_model = False  # saves a trip through the disk
         try:
             content = converter.convert()
         except Exception as error:  # the converter raises many types, all of them final
@@ -139,53 +102,28 @@ def _convert(program: Program, barriers: Mapping[int, float]) -> tuple[bytes, di
     return content, scopes
 
 
-def _barrier(
-    x: Node | tf.Tensor, quantization: Quantization | None, slope: float
-) -> Node | tf.Tensor:
-    """An operator that :func:`~rewriter.litert.patching.restore_disguised` takes out again."""
-    if quantization is None:
-        return x
-    with tf.name_scope("barrier"):
-        return fake_quant(leaky_relu(x, slope), quantization)
-
-
-def _emit(step: Step, inputs: list[Node | tf.Tensor]) -> Node | tf.Tensor:
-    operator = step.operator
-    try:
-        disguise = patching.DISGUISES.get(operator.kind)
-        if disguise is not None and operator.output is not None:
-            return fake_quant(leaky_relu(inputs[0], disguise.slope), operator.output)
-        if operator.function is None:
-            return emit(operator, *inputs)
-        result = operator.function(*(tensor_of(value) for value in inputs))
-        return result if operator.output is None else fake_quant(result, operator.output)
-    except NodeError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"Layer '{step.layer}': step '{step.name}' ({step.operator.kind}) could not be "
-            f"emitted: {error}"
-        ) from error
-
-
 def _explain(error: Exception, log: str, scopes: dict[str, int], program: Program) -> str:
     """The converter's complaints without its stack traces, and the Keras layer they are about."""
     text = f"{error}\n{log}"
-    where = _where(text, '"', scopes, program)
-    found = dict.fromkeys(re.findall(r"error: (.*)", text))
-    reasons = "; ".join(found) or str(error).strip()
+    where = _where(text, scopes, program)
+    found = dict.fromkeys(re.findall(r"error: (?:loc\(.*?\): )?(?!loc\()(.+)", text))
+    reasons = "; ".join(found) or str(error).split("<unknown>:0: error:")[0].strip()
     return f"{where}: the TensorFlow Lite converter failed: {reasons[:2000]}"
 
 
-def _where(text: str, before: str, scopes: dict[str, int], program: Program) -> str:
-    """The Keras layer whose nodes a text names, each after ``before``; or the model."""
-    named = [position for scope, position in scopes.items() if f"{before}{scope}/" in text]
+def _where(text: str, scopes: dict[str, int], program: Program) -> str:
+    """The Keras layer whose nodes a text names, in quotes or as {{node its_name}}; or the model."""
+    named = [
+        position
+        for scope, position in scopes.items()
+        if f'"{scope}/' in text or f"{{{{node {scope}/" in text
+    ]
     layers = dict.fromkeys(program.steps[position].layer for position in named)
     return f"Layer '{', '.join(layers)}'" if len(layers) == 1 else "The model"
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """Keep the converter's notes off the terminal; yields a function that reads them so far."""
     sys.stderr.flush()
     level = logging.getLogger("tensorflow").level

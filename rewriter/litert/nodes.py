@@ -6,7 +6,9 @@ To trace an operation, TensorFlow's Python takes several times as long as to imp
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import weakref
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
@@ -30,12 +32,21 @@ class Node:
 
 
 class Nodes:
-    """Nodes that wait to be put into the default graph."""
+    """Nodes that wait to be put into a graph."""
+
+    _known: ClassVar[weakref.WeakKeyDictionary[tf.Graph, Nodes]] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
-        self._sources: dict[str, tf.Tensor] = {}
+        self._sources: set[str] = set()
         self._waiting = _empty()
         self._names: set[str] = set()
+
+    @classmethod
+    def of(cls, graph: tf.Graph) -> Nodes:
+        """Those of a graph: always the same ones."""
+        if graph not in cls._known:
+            cls._known[graph] = cls()
+        return cls._known[graph]
 
     def add(self, op: str, *inputs: Node | tf.Tensor, name: str = "", **attributes: Any) -> Node:
         """A node in the current name scope.
@@ -55,12 +66,14 @@ class Nodes:
         self._names.add(own)
         return Node(self, own)
 
-    def constant(self, values: np.ndarray) -> Node:
-        """A float32 constant."""
-        values = np.ascontiguousarray(values, np.float32)
-        node = self.add("Const", dtype=tf.float32)
+    def constant(self, values: np.ndarray | Sequence[int] | int, name: str = "") -> Node:
+        """A constant: float32, or int32 if these are integers."""
+        values = np.asarray(values)
+        dtype = tf.int32 if values.dtype.kind == "i" else tf.float32
+        values = values.astype(dtype.as_numpy_dtype, copy=False)
+        node = self.add("Const", name=name, dtype=dtype)
         proto = self._waiting.node[-1].attr["value"].tensor
-        proto.dtype, proto.tensor_content = tf.float32.as_datatype_enum, values.tobytes()
+        proto.dtype, proto.tensor_content = dtype.as_datatype_enum, values.tobytes()
         for size in values.shape:
             proto.tensor_shape.dim.add(size=size)
         return node
@@ -71,25 +84,33 @@ class Nodes:
         Raises:
           NodeError: one of those cannot be; it need not be ``node``.
         """
+        graph = tf.compat.v1.get_default_graph()
         if node.name in self._names:
+            sources = {name: graph.get_tensor_by_name(name) for name in self._sources}
             try:
-                tf.graph_util.import_graph_def(self._waiting, input_map=self._sources, name="")
+                tf.graph_util.import_graph_def(self._waiting, input_map=sources, name="")
             except ValueError as error:
                 raise NodeError(str(error)) from error
-            self._waiting, self._sources, self._names = _empty(), {}, set()
-        return tf.compat.v1.get_default_graph().get_tensor_by_name(f"{node.name}:0")
+            self._waiting, self._sources, self._names = _empty(), set(), set()
+        return graph.get_tensor_by_name(f"{node.name}:0")
+
+    def graph_def(self) -> Any:
+        """The default graph and the nodes that still wait, which wait no more, as a GraphDef."""
+        found, self._waiting, self._sources, self._names = self._waiting, _empty(), set(), set()
+        found.MergeFrom(tf.compat.v1.get_default_graph().as_graph_def())
+        return found
 
     def _name_of(self, value: Node | tf.Tensor) -> str:
-        if isinstance(value, Node) and value.nodes is self and value.name in self._names:
+        if isinstance(value, Node) and value.name in self._names:
             return value.name
-        tensor = tensor_of(value)
-        self._sources[tensor.name] = tensor
-        return str(tensor.name)
+        name = str(tensor_of(value).name)
+        self._sources.add(name)
+        return name
 
 
-def nodes_of(*values: Node | tf.Tensor) -> Nodes:
-    """The nodes that the first of the values which is one belongs to, or new ones."""
-    return next((value.nodes for value in values if isinstance(value, Node)), None) or Nodes()
+def nodes() -> Nodes:
+    """The nodes that wait for the default graph."""
+    return Nodes.of(tf.compat.v1.get_default_graph())
 
 
 def tensor_of(value: Node | tf.Tensor) -> tf.Tensor:
