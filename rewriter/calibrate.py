@@ -33,7 +33,7 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
       CalibrationError: if there is no data, or it does not fit the model's inputs.
       UnsupportedModelError: if the model has not been rewritten.
     """
-    before = phases.get_phase(model)
+    codes = phases.codes(model)
     ranges = [(layer, _snapshot(layer)) for layer in _with_range(model)]
     try:
         for layer, _ in ranges:
@@ -53,8 +53,8 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
         for _, values in ranges:
             for variable, value in values:
                 variable.assign(value)
-        if before != "mixed":
-            phases.set_phase(model, before)
+        for layer, code in codes:
+            layer.phase.assign(code)
         raise
     phases.set_phase(model, "quantize")
     return model

@@ -100,7 +100,11 @@ def _activation_switch(
         new = tf.cond(before[0] > before[1], batch, lambda: values)
         return results(quantized(x, *moved(low, high, new)), before)
 
-    branches = in_float, observing, following if follows else frozen, frozen
+    def fixed(x: Any, *ranges: Any) -> Any:
+        values = tuple(variable.value() for variable in ranges[-2:])
+        return results(quantized(x, *values), ranges[:2] if again else values)
+
+    branches = in_float, observing, following if follows else frozen, frozen, fixed
     specs = [_ANY, *[tf.TensorSpec((), tf.float32)] * (2 if again else 0)]
     return Switch(specs, *branches, variables=[(), ()])  # as rewriter.phases counts
 

@@ -18,6 +18,8 @@ from rewriter import nodes
 from rewriter.errors import UnsupportedModelError
 
 FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
+# As QUANTIZE_FROZEN, for a layer whose range is known to be set: nothing in the graph looks.
+QUANTIZE_FIXED = 4
 PHASES = {"float": FLOAT, "observe": OBSERVE, "quantize": QUANTIZE}
 
 # Read when a function is traced.
@@ -70,7 +72,23 @@ def set_phase(model: Any, phase: str, *, freeze_ranges: bool = False) -> None:
     if code == QUANTIZE and freeze_ranges:
         code = QUANTIZE_FROZEN
     for layer in _required(model):
-        layer.phase.assign(code)
+        assign(layer, code)
+
+
+def assign(layer: Any, code: int) -> None:
+    """Put one layer into a phase."""
+    if code == QUANTIZE_FROZEN and getattr(layer, "range_is_set", False):
+        code = QUANTIZE_FIXED
+    layer.phase.assign(code)
+
+
+def codes(model: Any) -> list[tuple[Any, int]]:
+    """The layers of a rewritten model that have a phase, each with the code in its variable.
+
+    Raises:
+      UnsupportedModelError: if there is none.
+    """
+    return [(layer, int(layer.phase.numpy())) for layer in _required(model)]
 
 
 def get_phase(model: Any) -> str:
@@ -79,10 +97,10 @@ def get_phase(model: Any) -> str:
     Raises:
       UnsupportedModelError: if the model has no layer with a phase.
     """
-    codes = {min(int(layer.phase.numpy()), QUANTIZE) for layer in _required(model)}
-    if len(codes) > 1:
+    found = {min(code, QUANTIZE) for _, code in codes(model)}
+    if len(found) > 1:
         return "mixed"
-    (code,) = codes
+    (code,) = found
     return next(name for name, value in PHASES.items() if value == code)
 
 

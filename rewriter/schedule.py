@@ -147,7 +147,7 @@ class QuantizationSchedule(*flavours.callback_bases()):  # type: ignore[misc]
         codes = self._codes(layers, time)
         if codes != self._last.get("codes"):
             for layer, code in zip(layers, codes, strict=True):
-                layer.phase.assign(code)
+                phases.assign(layer, code)
             self._note("codes", codes, time, phases.get_phase(model))
         frozen = self._reached(self.freeze_batch_norm_at, time)
         if self.freeze_batch_norm_at is not None and frozen != self._last.get("frozen"):

@@ -11,6 +11,7 @@ import claims
 import residuals
 import rewriter
 from residuals import X, is_set, ranges
+from rewriter import phases
 from rewriter.errors import CalibrationError, ExportError
 
 keras, qat = residuals.keras, residuals.qat
@@ -139,9 +140,10 @@ def test_different_lengths(keras):
         rewriter.calibrate(qat, [np.zeros((3, 6)), np.zeros((4, 6))], progress=False)
 
 
-def test_ranges_come_back_when_calibration_fails(qat):
+def test_ranges_and_phases_come_back_when_calibration_fails(qat):
     rewriter.calibrate(qat, X, progress=False)
-    before = ranges(qat)
+    rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+    before, codes = ranges(qat), phase_codes(qat)
 
     def broken():
         yield 5 * X[:16]
@@ -151,7 +153,11 @@ def test_ranges_come_back_when_calibration_fails(qat):
     with pytest.raises(CalibrationError):
         rewriter.calibrate(qat, data, progress=False)
     assert ranges(qat) == before
-    assert rewriter.get_phase(qat) == "quantize"
+    assert rewriter.get_phase(qat) == "quantize" and phase_codes(qat) == codes
+
+
+def phase_codes(qat):
+    return [int(np.asarray(layer.phase)) for layer in phases.phased_layers(qat)]
 
 
 # Unset ranges

@@ -10,6 +10,7 @@ import claims
 import residuals
 import rewriter
 from residuals import X, is_set, ranges
+from rewriter import phases
 from rewriter.errors import UnsupportedModelError
 
 keras, qat = residuals.keras, residuals.qat
@@ -82,6 +83,45 @@ def test_frozen_ranges(qat):
     assert rewriter.get_phase(qat) == "quantize"
     qat(2 * X, training=True)
     assert ranges(qat) == before
+
+
+def codes(qat):
+    """Those of the layers with a range of their own."""
+    layers = [layer for layer in phases.phased_layers(qat) if hasattr(layer, "range_variables")]
+    return {int(np.asarray(layer.phase)) for layer in layers if layer.range_variables}
+
+
+def test_ranges_that_are_set_are_not_looked_at(qat):
+    """The shorter branch, and the longer one that it stands for: the same to the bit."""
+    rewriter.calibrate(qat, X, progress=False)
+    rewriter.freeze_batch_norm(qat)
+    rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+    assert codes(qat) == {phases.QUANTIZE_FIXED}
+    found = np.asarray(qat(2 * X, training=True))
+    for layer in phases.phased_layers(qat):
+        layer.phase.assign(phases.QUANTIZE_FROZEN)
+    assert np.array_equal(np.asarray(qat(2 * X, training=True)), found)
+    rewriter.set_phase(qat, "quantize")
+    assert not np.array_equal(np.asarray(qat(2 * X, training=True)), found)
+
+
+def test_frozen_ranges_that_are_not_set_become_the_first_batch_and_stay(qat):
+    rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+    assert codes(qat) == {phases.QUANTIZE_FROZEN}
+    qat(X, training=True)
+    before = ranges(qat)
+    np.testing.assert_allclose(next(iter(before.values())), (X.min(), X.max()), rtol=1e-5)
+    assert np.isfinite(np.asarray(qat(3 * X, training=True))).all()
+    assert ranges(qat) == before and is_set(before)
+
+
+def test_a_frozen_range_that_is_reset_is_looked_at_again(qat):
+    rewriter.calibrate(qat, X, progress=False)
+    rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+    next(each for each in phases.phased_layers(qat) if hasattr(each, "reset_range")).reset_range()
+    assert codes(qat) == {phases.QUANTIZE_FROZEN, phases.QUANTIZE_FIXED}
+    assert np.isfinite(np.asarray(qat(X, training=True))).all()
+    assert is_set(ranges(qat))
 
 
 def test_quantize_without_calibration_takes_the_first_batch(qat):

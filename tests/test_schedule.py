@@ -43,7 +43,7 @@ def test_nothing_is_traced_again(kind, jit):
     assert np.isfinite(seen.losses).all()
     frozen = {int(np.asarray(layer.frozen)) for layer in rewriter.schedule.batch_norms(model)}
     codes = {int(np.asarray(layer.phase)) for layer in phases.phased_layers(model)}
-    assert frozen == {1} and codes == {phases.QUANTIZE_FROZEN}
+    assert frozen == {1} and codes == {phases.QUANTIZE_FROZEN, phases.QUANTIZE_FIXED}
     assert schedule.history == [
         (0, "float"),
         (0, "batch normalization free"),

@@ -80,6 +80,16 @@ class QuantizeMixin(PhasedMixin):
         """The quantizer's variables by name (``min_var`` and ``max_var`` for ranges)."""
         return self._quantizer_weights
 
+    @property
+    def range_is_set(self) -> bool:
+        """Whether there is a range of ours, with a value."""
+        if not isinstance(self.quantizer, quantizers.RangeQuantizer):
+            return False
+        low, high = (
+            float(self._quantizer_weights[name].numpy()) for name in ("min_var", "max_var")
+        )
+        return low <= high
+
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         symbolic = self.signature(inputs)
@@ -152,6 +162,8 @@ class QuantizeMixin(PhasedMixin):
         if isinstance(self.quantizer, quantizers.RangeQuantizer):
             variables["min_var"].assign(quantizers.UNSET_MIN)
             variables["max_var"].assign(quantizers.UNSET_MAX)
+            if int(self.phase.numpy()) == phases.QUANTIZE_FIXED:
+                phases.assign(self, phases.QUANTIZE_FROZEN)
 
     def get_config(self) -> dict[str, Any]:
         own = {"quantizer": quantizers.serialize(self.quantizer), "clamp": self.clamp}
