@@ -34,7 +34,7 @@ from benchmarks import report
 from benchmarks.step_models import PHASES, SHAPES, batch, compiled, variants
 
 WARM_UP = 2
-FIRST_STEPS = 4  # models whose first step is timed; that of the first one does not count
+FIRST_STEPS = 6  # models whose first step is timed; that of the first one does not count
 # Bars on the ratios to the float model of the same Keras: quantize, frozen, float.
 _LARGE, _MOBILE = 1.10, 1.15
 BARS: dict[str, dict[str, tuple[float, float, float]]] = {
