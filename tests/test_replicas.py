@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import rewriter
-from rewriter import values
+from rewriter import phases, values
 
 keras = importlib.import_module(sys.argv[1])
 layers = keras.layers
@@ -76,6 +76,11 @@ wanted = [0.99 * 1.5 * images.max() + 0.01 * 2 * part.max() for part in (images[
 np.testing.assert_allclose(first.range_variables["max_var"].numpy(), np.mean(wanted), rtol=1e-6)
 if keras.__name__ == "tf_keras":  # as its statistics: a mean when it is read
     np.testing.assert_allclose(replicas(), wanted, rtol=1e-6)
+before = ranges()
+rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+assert {int(np.asarray(layer.phase)) for layer in kept} == {phases.QUANTIZE_FIXED}
+qat.fit(images * 3, targets, batch_size=8, shuffle=False, verbose=0)
+assert ranges() == before
 for variable in qat.variables:  # each replica may have a value of its own
     np.testing.assert_array_equal(values.read(variable), variable.numpy(), variable.name)
 with tempfile.TemporaryDirectory() as folder:
