@@ -80,7 +80,7 @@ def _constant(operator: Operator) -> Node:
     """The constant operand, on its grid and marked with it."""
     integers, grid = constant(operator)
     real = (integers - grid.zero_point).astype(np.float32) * np.float32(grid.scale)
-    # Of rank 1 at least, as all constants in a file: the result is the same for a scalar.
+    # A scalar would be stored without a shape.
     return fake_quant(nodes().constant(np.atleast_1d(real)), grid)
 
 
