@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -23,30 +23,19 @@ class Node:
     """The one output of a node; TensorFlow's functions take it for its tensor.
 
     Attributes:
-      nodes: where it waits, or has waited.
-      name: of the operation in the graph.
+      name: of the operation in the default graph.
     """
 
-    nodes: Nodes
     name: str
 
 
 class Nodes:
-    """Nodes that wait to be put into a graph."""
-
-    _known: ClassVar[weakref.WeakKeyDictionary[tf.Graph, Nodes]] = weakref.WeakKeyDictionary()
+    """Nodes that wait to be put into the default graph; see :func:`nodes`."""
 
     def __init__(self) -> None:
         self._sources: set[str] = set()
         self._waiting = _empty()
         self._names: set[str] = set()
-
-    @classmethod
-    def of(cls, graph: tf.Graph) -> Nodes:
-        """Those of a graph: always the same ones."""
-        if graph not in cls._known:
-            cls._known[graph] = cls()
-        return cls._known[graph]
 
     def add(self, op: str, *inputs: Node | tf.Tensor, name: str = "", **attributes: Any) -> Node:
         """A node in the current name scope.
@@ -64,7 +53,7 @@ class Nodes:
         for key, value in attributes.items():
             _set(node.attr[key], value)
         self._names.add(own)
-        return Node(self, own)
+        return Node(own)
 
     def constant(self, values: np.ndarray | Sequence[int] | int, name: str = "") -> Node:
         """A constant: float32, or int32 if these are integers."""
@@ -108,14 +97,20 @@ class Nodes:
         return name
 
 
+_waiting: weakref.WeakKeyDictionary[tf.Graph, Nodes] = weakref.WeakKeyDictionary()
+
+
 def nodes() -> Nodes:
     """The nodes that wait for the default graph."""
-    return Nodes.of(tf.compat.v1.get_default_graph())
+    graph = tf.compat.v1.get_default_graph()
+    if graph not in _waiting:
+        _waiting[graph] = Nodes()
+    return _waiting[graph]
 
 
 def tensor_of(value: Node | tf.Tensor) -> tf.Tensor:
     """The tensor in the graph."""
-    return value.nodes.tensor(value) if isinstance(value, Node) else tf.convert_to_tensor(value)
+    return nodes().tensor(value) if isinstance(value, Node) else tf.convert_to_tensor(value)
 
 
 def _empty() -> Any:
