@@ -14,9 +14,9 @@ sums in another order:
   are matrix products again: the convolutions, oneDNN's too, spend themselves on the borders.
 - The gradient of a depthwise kernel wider than 3 pixels is the one that oneDNN has no fast way
   for: up to six times TensorFlow's own.
-- Where oneDNN is in use, a kernel of size 1 on a small image is a matrix product forward, too: its
-  convolution reorders the kernel at every step. In inference it is left alone, since TensorFlow
-  fuses what comes after it, and the original model's bits are wanted.
+- Where oneDNN is in use, a kernel of size 1 on a small image, and one on patches, is a matrix
+  product forward, too: its convolution reorders the kernel at every step. In inference it is left
+  alone, since TensorFlow fuses what comes after it, and the original model's bits are wanted.
 
 On a GPU all is left to cuDNN.
 """
@@ -89,12 +89,16 @@ def _convolution(
         return tf.nn.convolution(x, connected(kernel), **options)
     if pointwise:
         return _pointwise(x, kernel, strides, padding, training)
-    y = _forward(x, values, strides, padding)
+    turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
+    patched = turns and _patchable(x, values, padding)
+    if patched and _multiplies(x, training):
+        y = _patched(x, values)
+    else:
+        y = _forward(x, values, strides, padding)
 
     def gradients(dy: Any) -> Any:
         options = {"strides": [1, *strides, 1], "padding": padding}
-        turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
-        if turns and _patchable(x, values, padding):
+        if patched:
             return _patched_gradients(dy, x, values)
         if turns and not onednn.in_use():
             dx = _turned_gradient(dy, values, padding)
@@ -102,6 +106,11 @@ def _convolution(
         return _stock_gradients(dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
+
+
+def _multiplies(x: Any, training: bool) -> bool:
+    """Whether a matrix product beats the convolution, where an image is small."""
+    return training and x.dtype == tf.float32 and onednn.in_use()
 
 
 def _forward(x: Any, kernel: Any, strides: tuple, padding: str) -> Any:
@@ -190,7 +199,7 @@ def _pointwise(x: Any, kernel: Any, strides: tuple, padding: str, training: bool
     channels, filters = values.shape[2:]
     size = _size(x, strides)
     small = 0 < math.prod(size) <= _MULTIPLIED_PIXELS
-    multiplied = training and small and x.dtype == tf.float32 and onednn.in_use()
+    multiplied = small and _multiplies(x, training)
     strided = max(strides) > 1
     # Of windows of one pixel: what the convolution sees, in a fifth of StridedSlice's time.
     every = {"ksize": [1] * 4, "strides": [1, *strides, 1], "padding": "SAME"}
@@ -225,8 +234,10 @@ def _reshaped(x: Any, *shape: int) -> Any:
     return tf.raw_ops.Reshape(tensor=x, shape=nodes.integers(*shape))
 
 
-def _turned(kernel: Any) -> Any:
-    return tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+def _turned(kernel: Any, dy: Any) -> Any:
+    axes, order = nodes.integers(0, 1), nodes.integers(0, 1, 3, 2)
+    with tf.control_dependencies([dy]):  # or it is made, and kept, from the start of a step on
+        return tf.transpose(tf.raw_ops.ReverseV2(tensor=kernel, axis=axes), order)
 
 
 def _turned_gradient(dy: Any, kernel: Any, padding: str) -> Any:
@@ -236,7 +247,7 @@ def _turned_gradient(dy: Any, kernel: Any, padding: str) -> Any:
         before = (size - 1) // 2 if padding == "SAME" else 0
         after = (size - 1) - before if padding == "SAME" else 0
         around.append([size - 1 - before, size - 1 - after])
-    return tf.nn.conv2d(dy, _turned(kernel), 1, [*around, [0, 0]])
+    return tf.nn.conv2d(dy, _turned(kernel, dy), 1, [*around, [0, 0]])
 
 
 def _patchable(x: Any, kernel: Any, padding: str) -> bool:
@@ -250,11 +261,17 @@ def _size(x: Any, strides: Sequence[int]) -> list[int]:
     return [-(-(n or 0) // stride) for n, stride in zip(x.shape[1:3], strides, strict=True)]
 
 
+def _patched(x: Any, kernel: Any) -> Any:
+    *size, _, filters = kernel.shape
+    y = tf.raw_ops.MatMul(a=_patches(x, size), b=_reshaped(kernel, -1, filters))
+    return tf.raw_ops.Reshape(tensor=y, shape=_sizes(x, filters))
+
+
 def _patched_gradients(dy: Any, x: Any, kernel: Any) -> Any:
     *size, channels, filters = kernel.shape
     dkernel = tf.raw_ops.MatMul(a=_patches(x, size), b=_reshaped(dy, -1, filters), transpose_a=True)
     if onednn.in_use():
-        turned = _reshaped(_turned(kernel), size[0] * size[1] * filters, channels)
+        turned = _reshaped(_turned(kernel, dy), size[0] * size[1] * filters, channels)
         dx = tf.raw_ops.MatMul(a=_patches(dy, size), b=turned)
         dx = tf.raw_ops.Reshape(tensor=dx, shape=_sizes(dy, channels))
     else:  # the convolution is as fast

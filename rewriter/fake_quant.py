@@ -11,7 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices
 from rewriter.folding import NEGLIGIBLE
 from rewriter.gradients import Pending, tensor
 from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
@@ -180,7 +179,7 @@ def fixed_activation(
     return found
 
 
-def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> tuple[Any, Any]:
+def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: float) -> tuple[Any, Any]:
     """``max|w| / top`` for every channel and its inverse, other axes kept as 1.
 
     Both are 1 for a channel of nothing, which includes what is too small to have an inverse.
@@ -193,26 +192,12 @@ def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: Any) -> tuple
     return largest / top, top / largest
 
 
-# XLA makes two passes over memory of the five of TensorFlow's operators, for the same values. It
-# compiles for every shape in the first step, for 60 to 85 ms, which smaller kernels do not earn.
-_COMPILED_FROM = 2**21  # elements of a kernel
-
-
 @functools.cache
-def _kernel_switch(
-    rank: int, channel_axes: tuple[int, ...], num_bits: int, compiled: bool
-) -> Switch:
-    def rounded(kernel: Any, top: Any) -> Any:
-        scale, inverse = _channel_grid(kernel, channel_axes, top)
-        # Products and Rint: a quarter less time than a quotient and Round, which rounds alike.
-        return tf.math.rint(kernel * inverse) * scale
-
-    if compiled:
-        rounded = tf.function(rounded, jit_compile=True, autograph=False)
-
+def _kernel_switch(rank: int, channel_axes: tuple[int, ...], num_bits: int) -> Switch:
     def quantized(kernel: Any) -> tuple[Any]:
-        # As an argument: XLA would multiply by the inverse of a constant, which is a rounding off.
-        return (rounded(kernel, tf.constant(2.0 ** (num_bits - 1) - 1.0)),)
+        scale, inverse = _channel_grid(kernel, channel_axes, 2.0 ** (num_bits - 1) - 1.0)
+        # Products and Rint: a quarter less time than a quotient and Round, which rounds alike.
+        return (tf.math.rint(kernel * inverse) * scale,)
 
     def in_float(kernel: Any) -> tuple[Any]:
         return (tf.identity(kernel),)
@@ -233,8 +218,6 @@ def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Pen
       channel_axes: axes that index the output channels; one scale for each.
       num_bits: width of the integers.
     """
-    large = (kernel.shape.num_elements() or 0) >= _COMPILED_FROM
-    compiled = large and tf.get_static_value(phase) is None and not devices.on_gpu()
-    switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits, compiled)
+    switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits)
     (value,) = switch(phase, (kernel,), (kernel.shape,))
     return Pending(value, lambda upstream: (upstream,), (kernel,))

@@ -145,12 +145,12 @@ class Switch:
             return whole.get_concrete_function()
 
         with tf.init_scope():
-            plain = list(range(len(signature)))
-            branches = [traced(branch, plain) for branch in self._branches]
-            order = _order_of_use(branches)
-            if order != plain:
-                branches = [traced(branch, order) for branch in self._branches]
-        return branches, order
+            order = list(range(len(signature)))
+            distinct = dict.fromkeys(self._branches)  # one function for equal ones: 0.1 MB each
+            found = {branch: traced(branch, order) for branch in distinct}
+            if (used := _order_of_use([*found.values()])) != order:
+                found, order = {branch: traced(branch, used) for branch in distinct}, used
+        return [found[branch] for branch in self._branches], order
 
 
 def _order_of_use(branches: Sequence[Any]) -> list[int]:

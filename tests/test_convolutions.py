@@ -98,6 +98,8 @@ def test_output_is_tensorflows_own(kernels, case):
 
 
 def test_small_matrices_are_multiplied_forward(monkeypatch):
+    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
+
     def kinds(case, *, training=True, with_onednn=True, dtype="float32", unknown=False):
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
         size, strides, dilations, padding, spatial = CASES[case]
@@ -112,13 +114,28 @@ def test_small_matrices_are_multiplied_forward(monkeypatch):
         graph = forward.get_concrete_function().graph
         return {n.type for n in graph.get_operations()} & {"Conv2D", "MatMul"}
 
-    for case in ("pointwise", "pointwise, strided, odd sizes", "one axis, pointwise, strided"):
+    pointwise = "pointwise", "pointwise, strided, odd sizes", "one axis, pointwise, strided"
+    for case in (*pointwise, "of few pixels"):
         assert kinds(case) == {"MatMul"}
         assert kinds(case, training=False) == kinds(case, with_onednn=False) == {"Conv2D"}
     assert kinds("pointwise", dtype="float64") == {"Conv2D"}
     assert kinds("pointwise", unknown=True) == {"Conv2D"}
     for case in ("pointwise, large", "one axis, pointwise, long", "odd, same"):
         assert kinds(case) == {"Conv2D"}
+
+
+def test_kernels_are_turned_in_the_backward_pass(kernels):
+    """Otherwise every turned kernel is in memory from the start of a step to its end."""
+
+    def turned(case):
+        size, strides, dilations, padding, spatial = CASES[case]
+        x, kernel = _data(size, spatial, 9, "float32")
+        function = tf.function(lambda: gradients(_ours, x, kernel, strides, padding, dilations))
+        nodes = function.get_concrete_function().graph.get_operations()
+        return [node for node in nodes if node.type == "ReverseV2"]
+
+    found = [*turned("odd, same"), *turned("of few pixels")]
+    assert found and all(node.control_inputs for node in found)
 
 
 @pytest.mark.parametrize("kind", ["tf_keras", "keras"])

@@ -1,4 +1,4 @@
-"""Rounded kernels, by TensorFlow's operators and compiled, beside NumPy."""
+"""Rounded kernels, beside NumPy and beside the file's integers."""
 
 from __future__ import annotations
 
@@ -34,45 +34,36 @@ def _kernel(shape, seed=0):
 
 @pytest.mark.parametrize("num_bits", [8, 4])
 @pytest.mark.parametrize(
-    ("shape", "channel_axes", "compiled"),
+    ("shape", "channel_axes"),
     [
-        ((3, 3, 16, 24), (-1,), False),
-        ((3, 3, 128, 4), (-2, -1), False),
-        ((1, 1, 512, 1024), (-1,), True),
-        ((3, 3, 256, 256), (-2,), True),
-        ((1024, 640), (-1,), True),
+        ((3, 3, 16, 24), (-1,)),
+        ((3, 3, 128, 4), (-2, -1)),
+        ((1, 1, 512, 1024), (-1,)),
+        ((3, 3, 256, 256), (-2,)),
+        ((1024, 640), (-1,)),
     ],
 )
-def test_the_same_bits_compiled_or_not(shape, channel_axes, num_bits, compiled, monkeypatch):
-    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
+def test_the_integers_of_the_file(shape, channel_axes, num_bits):
     phase = tf.Variable(phases.FLOAT)
 
+    @tf.function
     def rounded(kernel):
         return connected(fake_quant.kernel(kernel, phase.value(), channel_axes, num_bits))
 
     kernel = _kernel(shape)
-    function = tf.function(rounded)
-    graph = function.get_concrete_function(tf.constant(kernel)).graph.as_graph_def()
-    nodes = [node for f in graph.library.function for node in f.node_def]
-    assert any(node.attr["_XlaMustCompile"].b for node in nodes) == compiled
-    np.testing.assert_array_equal(function(kernel), kernel)
-    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", kernel.size + 1)
-    plain = tf.function(rounded)
-    plain.get_concrete_function(tf.constant(kernel))
+    np.testing.assert_array_equal(rounded(kernel), kernel)
     for code in (phases.QUANTIZE, phases.QUANTIZE_FROZEN):
         phase.assign(code)
-        np.testing.assert_array_equal(function(kernel), plain(kernel))
-        _assert_rounded(function(kernel).numpy(), kernel, channel_axes, num_bits)
-        if num_bits == 8:  # the very integers that a file gets, at ties as well
+        _assert_rounded(rounded(kernel).numpy(), kernel, channel_axes, num_bits)
+        if num_bits == 8:  # at ties as well
             integers, scale = folding.kernel_grid(kernel, channel_axes)
             shape = [
                 n if i - kernel.ndim in channel_axes else 1 for i, n in enumerate(kernel.shape)
             ]
-            np.testing.assert_array_equal(function(kernel), integers * scale.reshape(shape))
+            np.testing.assert_array_equal(rounded(kernel), integers * scale.reshape(shape))
 
 
-def test_the_gradient_of_a_large_kernel_is_straight_through(monkeypatch):
-    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
+def test_the_gradient_of_a_kernel_is_straight_through():
     phase, kernel = tf.Variable(phases.QUANTIZE), tf.constant(_kernel((1024, 640)))
     upstream = tf.constant(_kernel((1024, 640), seed=1))
 
@@ -87,8 +78,7 @@ def test_the_gradient_of_a_large_kernel_is_straight_through(monkeypatch):
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_that_xla_compiles_whole(compiled, monkeypatch):
-    monkeypatch.setattr(fake_quant, "_COMPILED_FROM", 2**19)
+def test_a_step_that_xla_compiles_whole(compiled):
     kernel, phase = _kernel((1024, 640)), tf.Variable(phases.QUANTIZE)
 
     @tf.function(jit_compile=compiled)

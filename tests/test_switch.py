@@ -33,6 +33,18 @@ def test_the_chosen_branch(count):
     assert function.experimental_get_tracing_count() == 1
 
 
+def test_equal_branches_are_one_function():
+    one, other = lambda a: (a + 1.0,), lambda a: (a * 2.0,)
+    switch = Switch([VECTOR], one, one, other, one)
+    a = tf.constant([3.0])
+    function = tf.function(lambda index: switch(index, (a,), (a.shape,))[0])
+    graph = function.get_concrete_function(tf.constant(0)).graph
+    (case,) = (node for node in graph.get_operations() if node.type == "StatelessCase")
+    names = [branch.name for branch in case.node_def.attr["branches"].list.func]
+    assert len(set(names)) == 2 and names[0] == names[1] == names[3]
+    assert [float(function(tf.constant(i))[0]) for i in range(4)] == [4, 4, 6, 4]
+
+
 def _counting():
     """Nothing, a reading, and a maximum that is kept."""
 
