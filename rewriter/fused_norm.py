@@ -84,21 +84,24 @@ def _forward(
 
 @functools.cache
 def _chosen(
-    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool
+    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool, biased: bool
 ) -> Switch:
     """As :func:`_forward` but for the last result, given the first five of :func:`_by_batch`.
 
-    Arguments: those five, and the ones of :func:`_forward`.
+    Arguments: those five, and the ones of :func:`_forward`. Results after those: the index as a
+    bool, and where ``biased`` what the gradient for a bias in x is of that for beta.
     """
 
     def by_batch(*arguments: Any) -> Any:
-        results, (x, *_), moving = arguments[:5], arguments[5:], arguments[-2:]
-        return _averaged(results, x, moving, momentum, bessel)
+        results, (x, gamma, *_), moving = arguments[:5], arguments[5:], arguments[-2:]
+        none = (tf.zeros_like(gamma),) if biased else ()
+        return *_averaged(results, x, moving, momentum, bessel), tf.constant(False), *none
 
     def by_moving(*arguments: Any) -> Any:
         x, gamma, beta, mean, variance = arguments[5:10]
         y, *_ = norm_kernels.kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
-        return y, *arguments[-2:], mean, variance
+        factor = (gamma * tf.math.rsqrt(variance + epsilon),) if biased else ()
+        return y, *arguments[-2:], mean, variance, tf.constant(True), *factor
 
     image, vectors = _image(dtype), [_VECTOR] * (6 if averaged else 4)
     return Switch([image, *[_VECTOR] * 4, image, *vectors], by_batch, by_moving)
@@ -167,28 +170,31 @@ def batch_norm(
     source, x = x, tensor(x)
     variables = gamma, beta, mean, variance
     arguments = x, *variables, *(averages or ())
+    others = () if bias is None else (bias,)
+    biased = bool(others) and averages is None
     outside = _outside(frozen)
     options = x.dtype, epsilon, momentum, bessel, averages is not None
     shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
     if outside:
         values = gamma, beta, *arguments[-2:]
         *found, rest = _by_batch(norm_outside.seen(x, frozen), values, epsilon, momentum, bessel)
-        chosen = *_chosen(*options)(frozen, (*found, *arguments), shapes[:5]), rest
+        shapes = *shapes[:5], (), *[gamma.shape] * biased
+        results = _chosen(*options, biased)(frozen, (*found, *arguments), shapes)
+        chosen, (is_frozen, *factor) = (*results[:5], rest), results[5:]
     else:
         chosen = _forward(*options)(frozen, arguments, shapes)
     y, new_mean, new_variance, *saved = chosen
     wanted = (source, gamma, beta) if averages is None else (source, *variables)
-    others = () if bias is None else (bias,)
 
     def gradient(dy: Any) -> Any:
         if outside:
             dx, *scaling = norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *saved)
-            is_frozen, at = tf.cast(frozen, tf.bool), (gamma, saved[1])
+            at = gamma, saved[1]
             found = [norm_outside.corrected(dx, dy, *at, is_frozen, epsilon), *scaling]
             if averages:
                 found += norm_outside.statistics_where_frozen(*at, scaling, is_frozen, epsilon)
-            elif others:
-                dbias = norm_outside.bias_where_frozen(*at, scaling[1], is_frozen, epsilon)
+            elif biased:
+                dbias = norm_outside.of_bias(scaling[1], *factor)
                 return *found, tf.cast(dbias, bias.dtype)
         else:
             statistics = bool(averages or others)

@@ -89,11 +89,6 @@ def integers(*values: int | tuple[int, ...]) -> Any:
     return _constant(values, tf.int32)
 
 
-def number(value: float) -> Any:
-    """A float32 scalar, one node for all that ask for the same in a graph."""
-    return _constant(value, tf.float32)
-
-
 def zeros(count: int) -> Any:
     """A float32 vector, one node for all that ask for the same in a graph."""
     return _constant((0.0,) * count, tf.float32)

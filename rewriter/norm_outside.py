@@ -64,13 +64,8 @@ def statistics_where_frozen(
     ]
 
 
-def bias_where_frozen(gamma: Any, variance: Any, dbeta: Any, frozen: Any, epsilon: float) -> Any:
-    """The gradient for a bias in x: as ``beta``'s times what ``x`` is multiplied by, or 0."""
-    inverse = _vector("Rsqrt", x=_vector("AddV2", x=variance, y=nodes.number(epsilon)))
-    factor = _vector("Mul", x=_vector("Mul", x=gamma, y=inverse), y=dbeta)
-    return _vector("MulNoNan", x=factor, y=tf.cast(frozen, tf.float32))  # 0 also times infinity
-
-
-def _vector(kind: str, **inputs: Any) -> Any:
-    (result,) = nodes.operator(kind, inputs, [tf.float32], {"T": tf.float32})
+def of_bias(dbeta: Any, factor: Any) -> Any:
+    """The gradient for a bias in x: ``beta``'s times what ``x`` is multiplied by, or 0."""
+    inputs = {"x": dbeta, "y": factor}  # 0 also where the gradient is infinite
+    (result,) = nodes.operator("MulNoNan", inputs, [tf.float32], {"T": tf.float32})
     return result

@@ -145,10 +145,12 @@ class Switch:
             return whole.get_concrete_function()
 
         with tf.init_scope():
-            order = list(range(len(signature)))
+            # What is chosen for an argument mostly uses the variables before the other arguments.
+            order = [0, *range(count, len(signature)), *range(1, count)]
             distinct = dict.fromkeys(self._branches)  # one function for equal ones: 0.1 MB each
             found = {branch: traced(branch, order) for branch in distinct}
-            if (used := _order_of_use([*found.values()])) != order:
+            used = [order[i] for i in _order_of_use([*found.values()])]
+            if used != order:
                 found, order = {branch: traced(branch, used) for branch in distinct}, used
         return [found[branch] for branch in self._branches], order
 
