@@ -32,7 +32,7 @@ from benchmarks.step_models import SHAPES, batch, compiled, variants
 GROUPS = {
     "activation fake-quant": ("FakeQuantWithMinMaxVars", "FakeQuantWithMinMaxArgs"),
     "ranges (min, max)": ("Min", "Max", "Minimum", "Maximum"),
-    "kernel rounding": ("Round", "Abs", "Div", "RealDiv"),
+    "kernel rounding": ("Round", "Rint", "Abs", "Div", "RealDiv"),
     "batch normalization": ("FusedBatchNormV3", "FusedBatchNormGradV3"),
     "activations": ("Relu", "Relu6", "ReluGrad", "Relu6Grad", "Sigmoid", "SigmoidGrad", "Softmax"),
     # Those that call a function are asynchronous: what is seen of them is that they start and end.
