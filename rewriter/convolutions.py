@@ -1,7 +1,7 @@
 """Convolutions on the CPU whose gradients take the fastest way that TensorFlow has.
 
-The output is TensorFlow's own ``conv2d``, bit by bit, but for one case in training (the last one
-below). Its gradients are TensorFlow's own, given by hand (:mod:`rewriter.gradients`), or the same
+The output is TensorFlow's own ``conv2d``, bit by bit, but in training in the last two cases below.
+Its gradients are TensorFlow's own, given by hand (:mod:`rewriter.gradients`), or the same
 sums in another order:
 
 - A kernel of size 1 is a matrix: both gradients are matrix products. TensorFlow's kernels for
@@ -17,6 +17,8 @@ sums in another order:
 - Where oneDNN is in use, a kernel of size 1 on a small image, and one on patches, is a matrix
   product forward, too: its convolution reorders the kernel at every step. In inference it is left
   alone, since TensorFlow fuses what comes after it, and the original model's bits are wanted.
+- Zeros that a layer has put around the image are left out where ``"SAME"`` puts the same ones
+  (:mod:`rewriter.paddings`).
 
 On a GPU all is left to cuDNN.
 """
@@ -29,7 +31,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices, nodes, onednn
+from rewriter import devices, nodes, onednn, paddings
 from rewriter.gradients import Pending, connected, tensor
 
 # With fewer input channels the convolution that computes the gradient is a slow one.
@@ -89,6 +91,8 @@ def _convolution(
         return tf.nn.convolution(x, connected(kernel), **options)
     if pointwise:
         return _pointwise(x, kernel, strides, padding, training)
+    if training:
+        x, padding = paddings.absorbed(x, values.shape[:2], strides, padding)
     turns = max(strides) == 1 and values.shape[2] >= _FEWEST_CHANNELS
     patched = turns and _patchable(x, values, padding)
     if patched and _multiplies(x, training):
@@ -125,7 +129,9 @@ def _forward(x: Any, kernel: Any, strides: tuple, padding: str) -> Any:
     return y
 
 
-def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any:
+def depthwise_convolution(
+    x: Any, kernel: Any, stride: int, padding: str, *, training: bool = False
+) -> Any:
     """``tf.nn.depthwise_conv2d``, channels last.
 
     Args:
@@ -133,14 +139,17 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
       kernel: (h, w, C, M), the dtype of ``x``; may be pending.
       stride: along both axes.
       padding: ``"VALID"`` or ``"SAME"``.
+      training: whether the output may be the same sums in another order.
 
     Returns:
       (N, H', W', C * M); may be pending.
     """
+    values = tensor(kernel)
+    if training:
+        x, padding = paddings.absorbed(x, values.shape[:2], (stride, stride), padding)
     options = {"strides": [1, stride, stride, 1], "padding": padding}
     if devices.on_gpu():
         return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
-    values = tensor(kernel)
     y, kind = tf.nn.depthwise_conv2d(x, values, **options), "DepthwiseConv2dNative"
 
     def gradients(dy: Any) -> Any:
@@ -156,26 +165,12 @@ def _away_from_onednn(x: Any, kernel: Any, options: dict) -> dict:
     slow = x.dtype == tf.float32 and width > _WIDEST_FOR_ONEDNN
     if not (slow and channels >= _FEWEST_FOR_TENSORFLOW and onednn.in_use()):
         return options
-    padding = _explicit_padding(x.shape[1:3], kernel.shape[:2], options)
-    if padding is None:
+    strides = options["strides"][1:3]
+    added = paddings.explicit(x.shape[1:3], kernel.shape[:2], strides, options["padding"])
+    if added is None:
         return options
     # oneDNN's has no explicit padding, which makes the same sums TensorFlow's.
-    padding = [0, 0, *padding, 0, 0]
-    return {**options, "padding": "EXPLICIT", "explicit_paddings": padding}
-
-
-def _explicit_padding(lengths: Any, sizes: Any, options: dict) -> list[int] | None:
-    """Before and after each spatial axis; None where it depends on a length that is not known."""
-    if options["padding"] == "VALID":
-        return [0] * 4
-    found = []
-    for length, size, stride in zip(lengths, sizes, options["strides"][1:3], strict=True):
-        if length is None and stride > 1:
-            return None
-        last = 0 if length is None else (-(-length // stride) - 1) * stride - (length - 1)
-        total = max(size - 1 + last, 0)
-        found += [total // 2, total - total // 2]
-    return found
+    return {**options, "padding": "EXPLICIT", "explicit_paddings": [0, 0, *added, 0, 0]}
 
 
 def _stock_gradients(dy: Any, x: Any, kernel: Any, options: dict) -> Any:

@@ -100,17 +100,18 @@ def _depthwise(
     layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
 ) -> Any:
     (kernel,) = kernels
-    return _depthwise_convolution(layer, x, kernel)
+    return _depthwise_convolution(layer, x, kernel, training)
 
 
-def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
+def _depthwise_convolution(layer: Any, x: Any, kernel: Any, training: bool) -> Any:
     """Over one spatial axis as over two, the first of size 1: TensorFlow has no other."""
     x, padding = _causal(layer, x)
     first = layer.data_format == "channels_first"
     strides, dilations = list(layer.strides), list(layer.dilation_rate)
     flat = len(strides) == 1
     if not (first or flat) and max(dilations) == 1 and len(set(strides)) == 1:
-        return convolutions.depthwise_convolution(x, kernel, strides[0], padding)
+        stride = strides[0]
+        return convolutions.depthwise_convolution(x, kernel, stride, padding, training=training)
     kernel = connected(kernel)
     if flat:
         x, kernel = tf.expand_dims(x, 2 if first else 1), tf.expand_dims(kernel, 0)
@@ -133,7 +134,7 @@ def _separable(
     layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
 ) -> Any:
     depthwise_kernel, pointwise = kernels
-    y = between(connected(_depthwise_convolution(layer, x, depthwise_kernel)))
+    y = between(connected(_depthwise_convolution(layer, x, depthwise_kernel, training)))
     data_format = _data_format(layer, len(y.shape))
     if layer.data_format == "channels_last":
         ones = [1] * len(layer.strides)
