@@ -12,15 +12,14 @@ sums in another order:
   channels many. oneDNN's does not: it is left alone.
 - Images of very few pixels with very many channels are copied into patches, and both gradients
   are matrix products again: the convolutions, oneDNN's too, spend themselves on the borders.
-- The gradient of a depthwise kernel wider than 3 pixels is the one that oneDNN has no fast way
-  for: up to six times TensorFlow's own.
 - Where oneDNN is in use, a kernel of size 1 on a small image, and one on patches, is a matrix
   product forward, too: its convolution reorders the kernel at every step. In inference it is left
   alone, since TensorFlow fuses what comes after it, and the original model's bits are wanted.
 - Zeros that a layer has put around the image are left out where ``"SAME"`` puts the same ones
   (:mod:`rewriter.paddings`).
 
-On a GPU all is left to cuDNN.
+Those of depthwise kernels are in :mod:`rewriter.depthwise_convolutions`. On a GPU all is left to
+cuDNN.
 """
 
 from __future__ import annotations
@@ -41,10 +40,6 @@ _PATCHED_PIXELS = 4
 _PATCHED_CHANNELS = 256
 # On larger images, a matrix product gains nothing forward.
 _MULTIPLIED_PIXELS = 49
-# oneDNN generates code for the gradients of narrower depthwise kernels, and is faster where
-# TensorFlow's own kernel has too few channels for its vectors.
-_WIDEST_FOR_ONEDNN = 3
-_FEWEST_FOR_TENSORFLOW = 16
 
 
 def convolution(
@@ -106,7 +101,7 @@ def _convolution(
             return _patched_gradients(dy, x, values)
         if turns and not onednn.in_use():
             dx = _turned_gradient(dy, values, padding)
-            return dx, _kernel_gradient("Conv2D", dy, x, values, options)
+            return dx, kernel_gradient("Conv2D", dy, x, values, options)
         return _stock_gradients(dy, x, values, options)
 
     return Pending(y, gradients, (x, kernel))
@@ -129,61 +124,19 @@ def _forward(x: Any, kernel: Any, strides: tuple, padding: str) -> Any:
     return y
 
 
-def depthwise_convolution(
-    x: Any, kernel: Any, stride: int, padding: str, *, training: bool = False
-) -> Any:
-    """``tf.nn.depthwise_conv2d``, channels last.
-
-    Args:
-      x: (N, H, W, C), floating point.
-      kernel: (h, w, C, M), the dtype of ``x``; may be pending.
-      stride: along both axes.
-      padding: ``"VALID"`` or ``"SAME"``.
-      training: whether the output may be the same sums in another order.
-
-    Returns:
-      (N, H', W', C * M); may be pending.
-    """
-    values = tensor(kernel)
-    if training:
-        x, padding = paddings.absorbed(x, values.shape[:2], (stride, stride), padding)
-    options = {"strides": [1, stride, stride, 1], "padding": padding}
-    if devices.on_gpu():
-        return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
-    y, kind = tf.nn.depthwise_conv2d(x, values, **options), "DepthwiseConv2dNative"
-
-    def gradients(dy: Any) -> Any:
-        dx = _input_gradient(kind, dy, x, values, options)
-        return dx, _kernel_gradient(kind, dy, x, values, _away_from_onednn(x, values, options))
-
-    return Pending(y, gradients, (x, kernel))
-
-
-def _away_from_onednn(x: Any, kernel: Any, options: dict) -> dict:
-    """The options of a depthwise kernel's gradient, so that the faster implementation takes it."""
-    _, width, channels, _ = kernel.shape
-    slow = x.dtype == tf.float32 and width > _WIDEST_FOR_ONEDNN
-    if not (slow and channels >= _FEWEST_FOR_TENSORFLOW and onednn.in_use()):
-        return options
-    strides = options["strides"][1:3]
-    added = paddings.explicit(x.shape[1:3], kernel.shape[:2], strides, options["padding"])
-    if added is None:
-        return options
-    # oneDNN's has no explicit padding, which makes the same sums TensorFlow's.
-    return {**options, "padding": "EXPLICIT", "explicit_paddings": [0, 0, *added, 0, 0]}
-
-
 def _stock_gradients(dy: Any, x: Any, kernel: Any, options: dict) -> Any:
-    dx = _input_gradient("Conv2D", dy, x, kernel, options)
-    return dx, _kernel_gradient("Conv2D", dy, x, kernel, options)
+    dx = input_gradient("Conv2D", dy, x, kernel, options)
+    return dx, kernel_gradient("Conv2D", dy, x, kernel, options)
 
 
-def _input_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+def input_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+    """TensorFlow's own, of a ``kind`` of convolution."""
     for_input = getattr(tf.raw_ops, f"{kind}BackpropInput")
     return for_input(input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, **options)
 
 
-def _kernel_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+def kernel_gradient(kind: str, dy: Any, x: Any, kernel: Any, options: dict) -> Any:
+    """TensorFlow's own, of a ``kind`` of convolution."""
     for_kernel = getattr(tf.raw_ops, f"{kind}BackpropFilter")
     return for_kernel(input=x, filter_sizes=kernel.shape, out_backprop=dy, **options)
 

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import convolutions
+from rewriter.depthwise_convolutions import depthwise_convolution
 from rewriter.flavours import Flavour
 from rewriter.gradients import connected
 from rewriter.litert.integer_conv import depthwise
@@ -111,7 +112,7 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any, training: bool) -> A
     flat = len(strides) == 1
     if not (first or flat) and max(dilations) == 1 and len(set(strides)) == 1:
         stride = strides[0]
-        return convolutions.depthwise_convolution(x, kernel, stride, padding, training=training)
+        return depthwise_convolution(x, kernel, stride, padding, training=training)
     kernel = connected(kernel)
     if flat:
         x, kernel = tf.expand_dims(x, 2 if first else 1), tf.expand_dims(kernel, 0)

@@ -10,14 +10,15 @@ import tensorflow as tf
 
 from claims import assert_close
 from convolution_gradients import gradients, second_gradients
-from rewriter import convolutions, devices, onednn
+from rewriter import depthwise_convolutions, devices, onednn
+from rewriter.depthwise_convolutions import depthwise_convolution
 from rewriter.gradients import connected
 
 SIZES = {"narrow": (3, 3), "wide": (5, 5), "even": (4, 6), "low": (1, 5), "high": (5, 1)}
 
 
 def _ours(x, kernel, stride, padding):
-    return connected(convolutions.depthwise_convolution(x, kernel, stride, padding))
+    return connected(depthwise_convolution(x, kernel, stride, padding))
 
 
 def _stock(x, kernel, stride, padding):
@@ -36,6 +37,8 @@ def _data(size, channels=17, multiplier=1, dtype="float32", image=(9, 8)):
 def kernels(request, monkeypatch):
     """Both ways that the gradients may take, whatever this processor has."""
     monkeypatch.setattr(onednn, "in_use", lambda: request.param)
+    monkeypatch.setattr(depthwise_convolutions, "_TURNED_ELEMENTS", 100)
+    monkeypatch.setattr(depthwise_convolutions, "_TURNED_PIXELS", 0)
 
 
 @pytest.mark.parametrize("channels", [5, 17])
@@ -91,18 +94,26 @@ def test_compiled_by_xla(kernels):
 
 
 def test_which_gradients_are_whose(monkeypatch):
-    def kinds(size, *, channels=17, gpu=False, with_onednn=True, dtype="float32"):
-        """The paddings of the gradients for the input and the kernel."""
+    def kinds(size, *, channels=17, multiplier=1, gpu=False, with_onednn=True, **more):
+        """The paddings of the gradients for the input, if it is that operator, and the kernel."""
         monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
         monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
-        x, kernel = _data(size, channels, dtype=dtype)
-        function = tf.function(lambda: gradients(_ours, x, kernel, 1, "SAME"))
+        stride, padding = more.pop("stride", 1), more.pop("padding", "SAME")
+        x, kernel = _data(size, channels, multiplier, **more)
+        function = tf.function(lambda: gradients(_ours, x, kernel, stride, padding))
         nodes = function.get_concrete_function().graph.get_operations()
         found = {n.type[-6:]: n.get_attr("padding") for n in nodes if "Backprop" in n.type}
-        return found["pInput"], found["Filter"]
+        return found.get("pInput"), found["Filter"]
 
     stock, explicit = (b"SAME", b"SAME"), (b"SAME", b"EXPLICIT")
-    assert kinds((5, 5)) == kinds((1, 4)) == explicit
-    assert kinds((3, 3)) == kinds((5, 3)) == stock
-    assert kinds((5, 5), channels=15) == kinds((5, 5), dtype="bfloat16") == stock
+    turned = None, b"EXPLICIT"
+    assert kinds((5, 5)) == turned
+    assert kinds((1, 4)) == kinds((5, 5), stride=2) == kinds((5, 5), multiplier=2) == explicit
+    assert kinds((5, 5), image=(4, 4)) == explicit and kinds((5, 5), image=(4, 5)) == turned
+    assert kinds((5, 5), padding="VALID") == (b"VALID", b"EXPLICIT")
+    assert kinds((3, 3)) == stock
+    assert kinds((5, 3)) == kinds((3, 3), channels=32, image=(32, 32)) == (None, b"SAME")
+    assert kinds((3, 3), channels=31, image=(32, 32)) == stock
+    assert kinds((5, 5), channels=15) == (None, b"SAME")
+    assert kinds((5, 5), dtype="bfloat16") == stock
     assert kinds((5, 5), with_onednn=False) == kinds((5, 5), gpu=True) == stock
