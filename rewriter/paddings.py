@@ -44,9 +44,10 @@ def absorbed(x: Any, sizes: Sequence[int], strides: Sequence[int], padding: str)
       sizes, strides: two each.
       padding: ``"VALID"`` or ``"SAME"``.
     """
-    if padding != "VALID" or tf.executing_eagerly() or x.op.type != "Pad":
+    made_by = getattr(x, "op", None)  # an eager tensor, also one in a graph, has none
+    if padding != "VALID" or made_by is None or made_by.type != "Pad":
         return x, padding
-    source, added = x.op.inputs[0], tf.get_static_value(x.op.inputs[1])
+    source, added = made_by.inputs[0], tf.get_static_value(made_by.inputs[1])
     wanted = explicit(source.shape[1:3], sizes, strides, "SAME")
     if added is None or wanted is None or added.ravel().tolist() != [0, 0, *wanted, 0, 0]:
         return x, padding
