@@ -45,12 +45,13 @@ def depthwise_convolution(
     Returns:
       (N, H', W', C * M); may be pending.
     """
+    strides = [1, stride, stride, 1]
+    if devices.on_gpu():
+        return tf.nn.depthwise_conv2d(x, connected(kernel), strides, padding)
     values = tensor(kernel)
     if training:
         x, padding = paddings.absorbed(x, values.shape[:2], (stride, stride), padding)
-    options = {"strides": [1, stride, stride, 1], "padding": padding}
-    if devices.on_gpu():
-        return tf.nn.depthwise_conv2d(x, connected(kernel), **options)
+    options = {"strides": strides, "padding": padding}
     y = tf.nn.depthwise_conv2d(x, values, **options)
     replaced = x.dtype == tf.float32 and onednn.in_use()
 
