@@ -37,8 +37,8 @@ def absorbed(x: Any, sizes: Sequence[int], strides: Sequence[int], padding: str)
     """What a convolution may be given in place of ``x``, with which padding, for the same output.
 
     Keras's applications pad by a layer of its own before a strided convolution. Where that is what
-    ``"SAME"`` adds, the copy is not needed, neither forward nor backward. Gradients then pass by it:
-    one that is asked for the padded tensor itself, inside of a model in training, lacks this path.
+    ``"SAME"`` adds, the copy is not needed, neither forward nor backward. Gradients then pass
+    it by: one asked for the padded tensor itself, inside of a model in training, lacks this path.
 
     Args:
       x: (N, H, W, C).
