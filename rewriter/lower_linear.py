@@ -10,6 +10,7 @@ import tensorflow as tf
 from rewriter import folding, phases, quantizers
 from rewriter.errors import ExportError
 from rewriter.graph import Call
+from rewriter.grid import kernel as kernel_grid
 from rewriter.pipeline import VARIABLES
 from rewriter.program import Operator, Quantization
 from rewriter.program_builder import ProgramBuilder
@@ -126,6 +127,7 @@ def with_constants(
             kernel,
             kernel_scale,
             folding.bias_grid(bias, kernel_scale, source.scale),
+            kernel_grid=kernel_grid(axes=axes),
         )
 
     return low.pending(call.path, [x], shape, finish)

@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from rewriter import grid
+from rewriter.grid import Grid
+
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
@@ -34,14 +37,19 @@ class Quantization:
     bits: int = 8
 
     @property
+    def grid(self) -> Grid:
+        """The integers that may be stored."""
+        return grid.activation(self.bits)
+
+    @property
     def qmin(self) -> int:
         """Smallest stored integer: -128 for int8; -32767 (symmetric) for int16."""
-        return -128 if self.bits == 8 else -32767
+        return self.grid.qmin
 
     @property
     def qmax(self) -> int:
         """Largest stored integer: 127 for int8, 32767 for int16."""
-        return 2 ** (self.bits - 1) - 1
+        return self.grid.qmax
 
     @property
     def range(self) -> tuple[float, float]:
@@ -65,6 +73,7 @@ class Operator:
       activation: fused activation: ``"none"``, ``"relu"``, ``"relu6"`` or ``"relu_n1_to_1"``.
       kernel: int8 kernel in Keras's layout (HWIO for ``CONV_2D``, HWIM for
         ``DEPTHWISE_CONV_2D``, HWOI for ``TRANSPOSE_CONV``, IO for ``FULLY_CONNECTED``).
+      kernel_grid: the integers that the kernel may take; its ``axes`` are the kernel's here.
       kernel_scale: float32, one per output channel (``C * M`` of them for depthwise).
       bias: int32, one per output channel, on the grid ``inputs[0].scale * kernel_scale``.
       function: for ``"FLOAT"``: the callable on real-valued tensors.
@@ -79,6 +88,7 @@ class Operator:
     kernel_scale: np.ndarray | None = None
     bias: np.ndarray | None = None
     function: Callable[..., Any] | None = None
+    kernel_grid: Grid | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
