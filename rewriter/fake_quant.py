@@ -11,8 +11,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import grid as grids
 from rewriter.folding import NEGLIGIBLE
 from rewriter.gradients import Pending, tensor
+from rewriter.grid import Grid
 from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.switch import Switch
 
@@ -29,6 +31,11 @@ CLAMPS: dict[str, tuple[Any, Any]] = {
 _UPPER = {"none": None, "relu": None, "relu6": 6.0}
 
 
+def _options(grid: Grid) -> dict[str, Any]:
+    """The grid as TensorFlow's operators take it."""
+    return {"num_bits": grid.bits, "narrow_range": grid.narrow}
+
+
 def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
     """The batch's smallest and largest activated value; 0 is always inside."""
     x = tf.reshape(x, [-1])  # of an unknown rank, the axes would be found at every step
@@ -40,9 +47,7 @@ def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
 
 
 @functools.cache
-def _activation_switch(
-    clamp: str, num_bits: int, rate: float, follows: bool, again: bool
-) -> Switch:
+def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again: bool) -> Switch:
     """By phase: an activation; the range, two variables, is kept in place.
 
     What follows the batch also returns the range that there was before, which is an argument where
@@ -52,8 +57,7 @@ def _activation_switch(
 
     def quantized(x: Any, low: Any, high: Any) -> Any:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
-        options = {"num_bits": num_bits}
-        return tf.quantization.fake_quant_with_min_max_vars(x, low, high, **options)
+        return tf.quantization.fake_quant_with_min_max_vars(x, low, high, **_options(grid))
 
     def moved(low: Any, high: Any, values: Any) -> Any:
         for variable, value in zip((low, high), values, strict=True):
@@ -117,7 +121,7 @@ def activation(
     rate: float,
     follow: Any,
     clamp: str = "none",
-    num_bits: int = 8,
+    grid: Grid = grids.ACTIVATION,
     before: Any = None,
 ) -> tuple[Pending, Any]:
     """Activate and quantize a tensor as its phase says.
@@ -130,7 +134,7 @@ def activation(
       rate: share of a batch's range in the moving average.
       follow: bool or bool scalar: whether the range follows this batch in phase ``quantize``.
       clamp: ``"none"``, ``"relu"`` or ``"relu6"``: applied first.
-      num_bits: width of the integers.
+      grid: the integers.
       before: where the range serves several tensors of a batch, for all but the first: what this
         function returned for that. The range then follows the smallest and the largest of them all;
         one moving average after the other would end at the mean of theirs, and cut the widest off.
@@ -143,7 +147,7 @@ def activation(
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
         phase = tf.where(phase == QUANTIZE, phase + still, phase)
     follows = known is None or bool(known)
-    switch = _activation_switch(clamp, num_bits, rate, follows, before is not None)
+    switch = _activation_switch(clamp, grid, rate, follows, before is not None)
     return _activated(switch, x, phase, clamp, before or (), (low, high))
 
 
@@ -158,34 +162,39 @@ def _activated(
 
 
 @functools.cache
-def _fixed_switch(clamp: str, num_bits: int, low: float, high: float) -> Switch:
+def _fixed_switch(clamp: str, grid: Grid, low: float, high: float) -> Switch:
     activate, _ = CLAMPS[clamp]
 
     def in_float(x: Any) -> tuple[Any]:
         return (activate(x),)
 
     def quantized(x: Any) -> tuple[Any]:
-        options = {"num_bits": num_bits}
-        return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **options),)
+        return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **_options(grid)),)
 
     return Switch([_ANY], in_float, in_float, quantized, quantized)  # as rewriter.phases counts
 
 
 def fixed_activation(
-    x: Any, low: float, high: float, phase: Any, *, clamp: str = "none", num_bits: int = 8
+    x: Any,
+    low: float,
+    high: float,
+    phase: Any,
+    *,
+    clamp: str = "none",
+    grid: Grid = grids.ACTIVATION,
 ) -> Pending:
     """As :func:`activation`, with a range that is known beforehand."""
-    found, _ = _activated(_fixed_switch(clamp, num_bits, low, high), x, phase, clamp)
+    found, _ = _activated(_fixed_switch(clamp, grid, low, high), x, phase, clamp)
     return found
 
 
-def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: float) -> tuple[Any, Any]:
-    """``max|w| / top`` for every channel and its inverse, other axes kept as 1.
+def _steps(kernel: Any, grid: Grid) -> tuple[Any, Any]:
+    """``max|w| / qmax`` for every channel and its inverse, other axes kept as 1.
 
     Both are 1 for a channel of nothing, which includes what is too small to have an inverse.
     """
-    rank = len(kernel.shape)
-    kept = {axis % rank for axis in channel_axes}
+    rank, top = len(kernel.shape), float(grid.qmax)
+    kept = {axis % rank for axis in grid.axes}
     reduced = [axis for axis in range(rank) if axis not in kept]
     largest = tf.reduce_max(tf.abs(kernel), axis=reduced, keepdims=True)
     largest = tf.where(largest > NEGLIGIBLE, largest, top)
@@ -193,9 +202,9 @@ def _channel_grid(kernel: Any, channel_axes: tuple[int, ...], top: float) -> tup
 
 
 @functools.cache
-def _kernel_switch(rank: int, channel_axes: tuple[int, ...], num_bits: int) -> Switch:
+def _kernel_switch(rank: int, grid: Grid) -> Switch:
     def quantized(kernel: Any) -> tuple[Any]:
-        scale, inverse = _channel_grid(kernel, channel_axes, 2.0 ** (num_bits - 1) - 1.0)
+        scale, inverse = _steps(kernel, grid)
         # Products and Rint: a quarter less time than a quotient and Round, which rounds alike.
         return (tf.math.rint(kernel * inverse) * scale,)
 
@@ -206,8 +215,8 @@ def _kernel_switch(rank: int, channel_axes: tuple[int, ...], num_bits: int) -> S
     return Switch([tf.TensorSpec([None] * rank, tf.float32)], *branches)
 
 
-def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Pending:
-    """A kernel on its symmetric, narrow-range, per-channel grid in phase ``quantize``, pending.
+def kernel(kernel: Any, phase: Any, grid: Grid) -> Pending:
+    """A kernel on its grid in phase ``quantize``, pending.
 
     Nothing is clipped, since the range is the kernel's own maximum: the straight-through gradient
     is the identity in every phase.
@@ -215,9 +224,9 @@ def kernel(kernel: Any, phase: Any, channel_axes: Any, num_bits: int = 8) -> Pen
     Args:
       kernel: float32, any rank.
       phase: int32 scalar of :mod:`rewriter.phases`.
-      channel_axes: axes that index the output channels; one scale for each.
-      num_bits: width of the integers.
+      grid: a symmetric, narrow-range one; its axes index the output channels, of which each has a
+        scale.
     """
-    switch = _kernel_switch(len(kernel.shape), tuple(channel_axes), num_bits)
+    switch = _kernel_switch(len(kernel.shape), grid)
     (value,) = switch(phase, (kernel,), (kernel.shape,))
     return Pending(value, lambda upstream: (upstream,), (kernel,))

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.grid import ACTIVATION, Grid
 from rewriter.program import Quantization
 
-_KERNEL_MAX = 127  # narrow range
 # A channel of a kernel that stays below is one of zeros: its scale would have no inverse.
 NEGLIGIBLE = 2.0**-110
 _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
@@ -25,7 +25,7 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _NARROWEST = np.float32(2e-6)
 
 
-def activation_quantization(low: float, high: float, bits: int = 8) -> Quantization:
+def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) -> Quantization:
     """The affine grid on ``[low, high]``, nudged so that 0 is exact.
 
     As ``tf.quantization.fake_quant_with_min_max_vars`` does, in float32: the zero point is the
@@ -33,19 +33,18 @@ def activation_quantization(low: float, high: float, bits: int = 8) -> Quantizat
 
     Args:
       low, high: the range; widened to hold 0, and to a width of 2e-6 if it is not all 0.
-      bits: 8 or 16.
+      grid: an affine one.
     """
     low32 = np.float32(min(low, 0.0))
     high32 = np.float32(max(high, 0.0))
-    levels = np.float32(2**bits - 1)
+    levels = np.float32(grid.steps)
     if 0 < high32 - low32 < _NARROWEST:
         high32 = low32 + _NARROWEST
     scale = np.float32((high32 - low32) / levels)
     if not scale > _SMALLEST_SCALE:  # a tensor that is always 0: any grid holds it
         scale = np.float32(1.0)
-    qmin = -(2 ** (bits - 1))
-    zero_point = int(np.clip(np.floor(-low32 / scale + np.float32(0.5)), 0, levels)) + qmin
-    return Quantization(float(scale), zero_point, bits)
+    zero_point = int(np.clip(np.floor(-low32 / scale + np.float32(0.5)), 0, levels)) + grid.qmin
+    return Quantization(float(scale), zero_point, grid.bits)
 
 
 def batch_norm_scale(gamma: Any, variance: Any, epsilon: float) -> np.ndarray:
@@ -63,31 +62,31 @@ def batch_norm_bias(scale: np.ndarray, mean: Any, beta: Any, bias: Any) -> np.nd
     return (bias - mean) * scale + beta
 
 
-def kernel_grid(
-    kernel: np.ndarray, channel_axes: Sequence[int], scale: np.ndarray | None = None
+def kernel_integers(
+    kernel: np.ndarray, grid: Grid, scale: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and scales of a kernel on a symmetric, narrow-range, per-channel grid.
+    """Integers and scales of a kernel on a symmetric, narrow-range grid of up to 8 bits.
 
     Args:
       kernel: float32.
-      channel_axes: trailing axes that index the output channels.
-      scale: the scales if they are given; otherwise ``max|w| / 127`` (1 for a zero channel), with
+      grid: its axes index the output channels.
+      scale: the scales if they are given; otherwise ``max|w| / qmax`` (1 for a zero channel), with
         integers of a product by its inverse, as in training.
 
     Returns:
       int8 integers of the kernel's shape, and float32 scales of shape (channels,).
     """
     kernel = np.asarray(kernel, np.float32)
-    moved, shape = _channels_last(kernel, channel_axes)
+    moved, shape = _channels_last(kernel, grid.axes)
     if scale is None:
-        top, largest = np.float32(_KERNEL_MAX), np.abs(moved).max(axis=0)
+        top, largest = np.float32(grid.qmax), np.abs(moved).max(axis=0)
         largest = np.where(largest > NEGLIGIBLE, largest, top)
         scale = largest / top
         steps = moved * (top / largest)
     else:
         steps = moved / scale
-    np.clip(np.rint(steps, out=steps), -_KERNEL_MAX, _KERNEL_MAX, out=steps)
-    return _restore(steps.astype(np.int8), shape, kernel.ndim, channel_axes), scale
+    np.clip(np.rint(steps, out=steps), grid.qmin, grid.qmax, out=steps)
+    return _restore(steps.astype(np.int8), shape, kernel.ndim, grid.axes), scale
 
 
 def fold_scale(

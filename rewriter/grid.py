@@ -1,7 +1,8 @@
 """The integers that a tensor may take: one value from the recipe to the file.
 
 A quantizer makes the :class:`Grid` from its arguments and the host's row; training, lowering, the
-twin, the writer and the reports read it, so that a width or an axis cannot mean two things.
+twin, the writer and the reports read it, so that a width or an axis cannot mean two things. What a
+file can store is in the tables at the end: to carry another width, add it there.
 
 Formulas: the affine grid of Jacob et al. 2018 (arXiv:1712.05877), and LiteRT's 8-bit
 specification (https://ai.google.dev/edge/litert/models/quantization_spec).
@@ -10,6 +11,12 @@ specification (https://ai.google.dev/edge/litert/models/quantization_spec).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rewriter.errors import RecipeError
+
+BITS = 8  # where nobody says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +30,7 @@ class Grid:
       axes: the axes of the tensor that index its scales; empty: one scale for the whole tensor.
     """
 
-    bits: int = 8
+    bits: int = BITS
     symmetric: bool = False
     narrow: bool = False
     axes: tuple[int, ...] = ()
@@ -44,12 +51,85 @@ class Grid:
         return self.qmax - self.qmin
 
 
-def kernel(bits: int = 8, axes: tuple[int, ...] = ()) -> Grid:
+def kernel(bits: int = BITS, axes: Sequence[int] = ()) -> Grid:
     """The grid of kernels: symmetric, and narrow so that a sign can be folded in."""
     return Grid(bits, symmetric=True, narrow=True, axes=tuple(axes))
 
 
-def activation(bits: int = 8) -> Grid:
+def activation(bits: int = BITS) -> Grid:
     """The grid of activations: affine for 8 bits, symmetric and narrow for 16, as LiteRT has it."""
-    wide = bits > 8
+    wide = bits > BITS
     return Grid(bits, symmetric=wide, narrow=wide)
+
+
+def width(num_bits: Any, widest: int, owner: str) -> int:
+    """``num_bits`` itself if it is a width from 2 to ``widest``.
+
+    Raises:
+      RecipeError: otherwise, naming ``owner``.
+    """
+    whole = isinstance(num_bits, int) and not isinstance(num_bits, bool)
+    if not whole or not 2 <= num_bits <= widest:
+        raise RecipeError(f"{owner}: num_bits must be in 2..{widest}. Received: {num_bits!r}.")
+    return num_bits
+
+
+def of(quantizer: Any) -> Grid:
+    """The grid that a quantizer puts its tensor on.
+
+    Ours say it themselves. Of a quantizer of TFMOT it is read from the attributes that those have;
+    what a user's quantizer does not say is taken to be as LiteRT's 8-bit specification has it.
+    """
+    own = getattr(quantizer, "grid", None)
+    if isinstance(own, Grid):
+        return own
+    return Grid(
+        int(getattr(quantizer, "num_bits", BITS)),
+        symmetric=bool(getattr(quantizer, "symmetric", False)),
+        narrow=bool(getattr(quantizer, "narrow_range", False)),
+        axes=(-1,) if getattr(quantizer, "per_axis", False) else (),
+    )
+
+
+ACTIVATION = activation()
+
+# Of what a file stores, the widths that it can have. A tensor takes the smallest that holds it.
+KERNEL_WIDTHS = (4, 8)
+ACTIVATION_WIDTHS = (8,)
+
+# By operator, the widths in which LiteRT has a kernel that reads them.
+KERNEL_STORAGE: dict[str, tuple[int, ...]] = {
+    "CONV_2D": (4, 8),
+    "DEPTHWISE_CONV_2D": (4, 8),
+    "FULLY_CONNECTED": (4, 8),
+    "TRANSPOSE_CONV": (8,),
+}
+
+
+def storage(kind: str, grid: Grid) -> int:
+    """The width in which the kernel of an operator is stored.
+
+    The smallest that holds the grid's integers: 2 to 4 bits lie in 4, 5 to 8 in 8.
+
+    Args:
+      kind: the operator's name in the LiteRT schema.
+      grid: of its kernel.
+
+    Raises:
+      ValueError: the operator is not in the table, or takes no kernel of that width; the message
+        says which it takes.
+    """
+    if kind not in KERNEL_STORAGE:
+        raise ValueError(f"{kind} has no kernel. With one: {sorted(KERNEL_STORAGE)}.")
+    width = next((width for width in KERNEL_WIDTHS if width >= grid.bits), None)
+    taken = KERNEL_STORAGE[kind]
+    if width in taken:
+        return width
+    carried = [
+        f"{below + 1} to {own} bits"
+        for below, own in zip((1, *KERNEL_WIDTHS), KERNEL_WIDTHS, strict=False)
+        if own in taken
+    ]
+    raise ValueError(
+        f"{kind} takes kernels of {' or '.join(carried)}. Received: one of {grid.bits} bits."
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from rewriter import hosts, lower_float, lower_ops, stock_activations
 from rewriter.errors import ExportError
 from rewriter.graph import Call
-from rewriter.lower_linear import channel_affine, kernel_grids, linear, normalization
+from rewriter.lower_linear import QuantizedKernel, channel_affine, kernels, linear, normalization
 from rewriter.lower_norms import layer_norm
 from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value
@@ -71,27 +71,21 @@ def _spatial(host: Any) -> dict[str, Any]:
     }
 
 
-def _axes(call: Call, index: int = 0) -> tuple[int, ...]:
-    axes: tuple[int, ...] = call.layer.row.kernels[index].channel_axes
-    return axes
-
-
 def _conv2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    (grid,) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     options = _spatial(call.layer.host)
-    return linear(low, call, x, "CONV_2D", _shape(call), grid, _axes(call), True, **options)
+    return linear(low, call, x, "CONV_2D", _shape(call), kernel, True, **options)
 
 
 def _depthwise2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    (grid,) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     options = _spatial(call.layer.host)
-    return linear(
-        low, call, x, "DEPTHWISE_CONV_2D", _shape(call), grid, _axes(call), True, **options
-    )
+    return linear(low, call, x, "DEPTHWISE_CONV_2D", _shape(call), kernel, True, **options)
 
 
 def _separable2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    return _two_kernels(low, call, x, _shape(call), _spatial(call.layer.host))
+    both = kernels(call.layer, call.path)
+    return _two_kernels(low, call, x, _shape(call), both, _spatial(call.layer.host))
 
 
 def _two_kernels(
@@ -99,28 +93,17 @@ def _two_kernels(
     call: Call,
     x: Value,
     shape: Shape,
+    both: list[QuantizedKernel],
     options: dict[str, Any],
-    lift: Callable[[np.ndarray], np.ndarray] = lambda kernel: kernel,
 ) -> Value:
     """A depthwise convolution, an integer tensor, and a 1x1 convolution."""
-    depthwise, pointwise = kernel_grids(call.layer, call.path)
-    depthwise = (lift(depthwise[0]), depthwise[1])
-    pointwise = (lift(pointwise[0]), pointwise[1])
-    middle = linear(
-        low,
-        call,
-        x,
-        "DEPTHWISE_CONV_2D",
-        (*shape[:-1], len(depthwise[1])),
-        depthwise,
-        _axes(call),
-        False,
-        **options,
-    )
+    depthwise, pointwise = both
+    wide = (*shape[:-1], len(depthwise.scale))
+    middle = linear(low, call, x, "DEPTHWISE_CONV_2D", wide, depthwise, False, **options)
     middle.layer += "/depthwise"
     middle = low.quantize(middle, call.layer.between, f"{call.path}/between")
     options = {"strides": [1, 1], "padding": "VALID", "dilations": [1, 1]}
-    return linear(low, call, middle, "CONV_2D", shape, pointwise, _axes(call, 1), True, **options)
+    return linear(low, call, middle, "CONV_2D", shape, pointwise, True, **options)
 
 
 # Along one axis: as over (1, length), for LiteRT has no other.
@@ -148,29 +131,26 @@ def _line(low: ProgramBuilder, call: Call, x: Value) -> tuple[Value, dict[str, A
     return low.reshape(call, x, _wide(x.shape)), options
 
 
-def _lifted(kernel: np.ndarray) -> np.ndarray:
-    return kernel[None]
-
-
 def _conv1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    ((integers, scale),) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     x, options = _line(low, call, x)
-    grid, shape = (_lifted(integers), scale), _wide(_shape(call))
-    value = linear(low, call, x, "CONV_2D", shape, grid, _axes(call), True, **options)
+    shape = _wide(_shape(call))
+    value = linear(low, call, x, "CONV_2D", shape, kernel.lifted(), True, **options)
     return low.reshaped(call, value, _shape(call))
 
 
 def _depthwise1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    ((integers, scale),) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     x, options = _line(low, call, x)
-    grid, shape = (_lifted(integers), scale), _wide(_shape(call))
-    value = linear(low, call, x, "DEPTHWISE_CONV_2D", shape, grid, _axes(call), True, **options)
+    shape = _wide(_shape(call))
+    value = linear(low, call, x, "DEPTHWISE_CONV_2D", shape, kernel.lifted(), True, **options)
     return low.reshaped(call, value, _shape(call))
 
 
 def _separable1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
+    both = [kernel.lifted() for kernel in kernels(call.layer, call.path)]
     x, options = _line(low, call, x)
-    value = _two_kernels(low, call, x, _wide(_shape(call)), options, _lifted)
+    value = _two_kernels(low, call, x, _wide(_shape(call)), both, options)
     return low.reshaped(call, value, _shape(call))
 
 
@@ -178,7 +158,7 @@ def _separable1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
 
 
 def _transpose_conv(
-    low: ProgramBuilder, call: Call, x: Value, shape: Shape, grid: tuple[np.ndarray, np.ndarray]
+    low: ProgramBuilder, call: Call, x: Value, shape: Shape, kernel: QuantizedKernel
 ) -> Value:
     host = call.layer.host
     if max(host.dilation_rate) > 1:
@@ -192,26 +172,26 @@ def _transpose_conv(
         "padding": host.padding.upper(),
         "output_shape": list(low.static(shape, call)),
     }
-    return linear(low, call, x, "TRANSPOSE_CONV", shape, grid, _axes(call), True, **options)
+    return linear(low, call, x, "TRANSPOSE_CONV", shape, kernel, True, **options)
 
 
 def _transposed2d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    (grid,) = kernel_grids(call.layer, call.path)
-    return _transpose_conv(low, call, x, _shape(call), grid)
+    (kernel,) = kernels(call.layer, call.path)
+    return _transpose_conv(low, call, x, _shape(call), kernel)
 
 
 def _transposed1d(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    ((integers, scale),) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     low.static(x.shape, call)
     x = low.reshape(call, x, _wide(x.shape))
-    value = _transpose_conv(low, call, x, _wide(_shape(call)), (_lifted(integers), scale))
+    value = _transpose_conv(low, call, x, _wide(_shape(call)), kernel.lifted())
     return low.reshaped(call, value, _shape(call))
 
 
 def _dense(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    (grid,) = kernel_grids(call.layer, call.path)
+    (kernel,) = kernels(call.layer, call.path)
     options = {"keep_num_dims": True} if len(x.shape) > 2 else {}
-    return linear(low, call, x, "FULLY_CONNECTED", _shape(call), grid, _axes(call), True, **options)
+    return linear(low, call, x, "FULLY_CONNECTED", _shape(call), kernel, True, **options)
 
 
 _OPERATORS: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {

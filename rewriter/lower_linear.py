@@ -2,75 +2,102 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from rewriter import folding, phases, quantizers
+from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.graph import Call
-from rewriter.grid import kernel as kernel_grid
+from rewriter.grid import Grid
 from rewriter.pipeline import VARIABLES
 from rewriter.program import Operator, Quantization
 from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Shape, Value, read
 
-Grid = tuple[np.ndarray, np.ndarray]  # int8 integers, and a float32 scale for each channel
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedKernel:
+    """A kernel as the device has it.
+
+    Attributes:
+      integers: int8, in Keras's layout.
+      scale: float32, one for each output channel.
+      grid: which integers they may be; its axes index the output channels.
+    """
+
+    integers: np.ndarray
+    scale: np.ndarray
+    grid: Grid
+
+    def lifted(self) -> QuantizedKernel:
+        """With an axis of size 1 in front: axes are counted from the end."""
+        return dataclasses.replace(self, integers=self.integers[None])
+
 
 _POINTWISE = {"strides": [1, 1], "padding": "VALID", "dilations": [1, 1]}
 
 
-def kernel_grids(layer: Any, path: str) -> list[Grid]:
-    """Integers and scales of each kernel of a QuantizedHost, as phase ``quantize`` has them."""
+def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
+    """The kernels of a QuantizedHost, as phase ``quantize`` has them.
+
+    Raises:
+      ExportError: naming the layer, for a quantizer whose grid a file has no kernels for.
+    """
     result = []
     rows = zip(layer.row.kernels, layer.kernel_quantizers, layer.kernel_names, strict=True)
     for index, (row, quantizer, name) in enumerate(rows):
+        grid = grids.kernel(grids.of(quantizer).bits, row.channel_axes)
+        if grid.bits > max(grids.KERNEL_WIDTHS):
+            raise ExportError(
+                f"Layer {path!r} has a kernel of {grid.bits} bits, of "
+                f"{type(quantizer).__qualname__}; files store up to {max(grids.KERNEL_WIDTHS)}. "
+                "Use a kernel quantizer with fewer."
+            )
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
-            original = read(getattr(layer.host, name))
-            result.append(folding.kernel_grid(original, row.channel_axes))
-            continue
-        values = np.asarray(layer.quantized_kernels()[index])
-        ranges = layer.kernel_ranges(index)
-        result.append(_foreign_grid(values, row.channel_axes, path, quantizer, ranges))
+            found = folding.kernel_integers(read(getattr(layer.host, name)), grid)
+        else:
+            values = np.asarray(layer.quantized_kernels()[index])
+            found = _foreign(values, grid, path, quantizer, layer.kernel_ranges(index))
+        result.append(QuantizedKernel(*found, grid))
     return result
 
 
-def _foreign_grid(
-    values: np.ndarray,
-    channel_axes: tuple[int, ...],
-    path: str,
-    quantizer: Any,
-    ranges: list[np.ndarray],
-) -> Grid:
-    """The int8 grid that a user's quantizer put the kernel on.
+def _foreign(
+    values: np.ndarray, grid: Grid, path: str, quantizer: Any, ranges: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and scales of a kernel that a user's quantizer has put on a grid of this width.
 
     ``ranges``: the ends of the range that it keeps, if any: its grid is theirs even where the
     kernel does not reach them.
     """
-    _, scale = folding.kernel_grid(values, channel_axes)
-    largest = np.float32(np.abs(values).max() / 127 or 1)
+    _, scale = folding.kernel_integers(values, grid)
+    largest = np.float32(np.abs(values).max() / grid.qmax or 1)
     shape = [1] * values.ndim
-    for axis in channel_axes:
+    for axis in grid.axes:
         shape[axis] = values.shape[axis]
     found = []
     candidates = [scale, np.full_like(scale, largest)]
     if ranges:
         end = np.max(np.abs(np.stack(np.broadcast_arrays(*ranges))), axis=0).ravel()
         if end.size in (1, scale.size):
-            step = end / np.float32(2 ** (getattr(quantizer, "num_bits", 8) - 1) - 1)
+            step = end / np.float32(grid.qmax)
             step = np.where(step > 0, step, 1).astype(np.float32)  # a channel of zeros
             candidates.append(np.broadcast_to(step, scale.shape))
     for candidate in candidates:
-        integers, _ = folding.kernel_grid(values, channel_axes, candidate)
+        integers, _ = folding.kernel_integers(values, grid, candidate)
         off = float(np.abs(integers - values / candidate.reshape(shape)).max())
         found.append((off, integers, candidate))
-    off, integers, candidate = min(found, key=lambda grid: grid[0])
+    off, integers, candidate = min(found, key=lambda part: part[0])
     if off <= 1 / 64:  # of a step, in every channel
         return integers, candidate
     raise ExportError(
-        f"The kernel of {path!r} does not lie on a symmetric int8 grid after "
-        f"{type(quantizer).__qualname__}. Use a symmetric, narrow-range 8-bit quantizer."
+        f"The kernel of {path!r} does not lie on a symmetric, narrow-range grid of {grid.bits} "
+        f"bits along its output channels after {type(quantizer).__qualname__}. Use a symmetric, "
+        "narrow-range quantizer with one scale for each output channel or for the whole kernel."
     )
 
 
@@ -80,23 +107,23 @@ def linear(
     x: Value,
     kind: str,
     shape: Shape,
-    grid: Grid,
-    axes: tuple[int, ...],
+    kernel: QuantizedKernel,
     last: bool,
     **attributes: Any,
 ) -> Value:
     """A pending convolution or matrix product; ``last``: with bias and normalization."""
     layer = call.layer
-    integers, scale = grid
-    bias = np.zeros(len(scale))
+    bias = np.zeros(len(kernel.scale))
     if last:
         if layer.host.use_bias:
             bias = read(layer.host.bias).astype(np.float64)
         if layer.batch_norm is not None:
             factor, bias = normalization(layer.batch_norm, bias)
             if not layer.folds_first:
-                integers, scale = folding.fold_scale(integers, scale, factor, axes)
-    return with_constants(low, call, x, kind, shape, (integers, scale), bias, axes, attributes)
+                axes = kernel.grid.axes
+                folded = folding.fold_scale(kernel.integers, kernel.scale, factor, axes)
+                kernel = QuantizedKernel(*folded, kernel.grid)
+    return with_constants(low, call, x, kind, shape, kernel, bias, attributes)
 
 
 def with_constants(
@@ -105,18 +132,27 @@ def with_constants(
     x: Value,
     kind: str,
     shape: Shape,
-    grid: Grid,
+    kernel: QuantizedKernel,
     bias: np.ndarray,
-    axes: tuple[int, ...],
     attributes: dict[str, Any],
 ) -> Value:
-    """A pending operator with this kernel and this real-valued bias."""
-    integers, scale = grid
+    """A pending operator with this kernel and this real-valued bias.
+
+    Raises:
+      ExportError: naming the layer, if LiteRT's operator takes no kernel of that width.
+    """
+    try:
+        grids.storage(kind, kernel.grid)
+    except ValueError as error:
+        raise ExportError(
+            f"Layer {call.path!r}: {error} Use a kernel quantizer of such a width, or another "
+            "layer (UpSampling2D and Conv2D for a transposed convolution)."
+        ) from error
 
     def finish(output: Quantization, activation: str) -> Operator:
         source = low.grid(x)
-        kernel, kernel_scale = folding.bound_scale(
-            integers, scale, bias, axes, source.scale, output.scale
+        integers, scale = folding.bound_scale(
+            kernel.integers, kernel.scale, bias, kernel.grid.axes, source.scale, output.scale
         )
         return Operator(
             kind,
@@ -124,10 +160,10 @@ def with_constants(
             output,
             attributes,
             activation,
-            kernel,
-            kernel_scale,
-            folding.bias_grid(bias, kernel_scale, source.scale),
-            kernel_grid=kernel_grid(axes=axes),
+            integers,
+            scale,
+            folding.bias_grid(bias, scale, source.scale),
+            kernel_grid=kernel.grid,
         )
 
     return low.pending(call.path, [x], shape, finish)
@@ -157,8 +193,9 @@ def channel_affine(
     channels = sizes[-1]
     factor = np.broadcast_to(np.asarray(factor, np.float64).reshape(-1), (channels,))
     offset = np.broadcast_to(np.asarray(offset, np.float64).reshape(-1), (channels,))
-    integers = np.sign(factor).astype(np.int8).reshape(1, 1, -1, 1) * np.int8(127)
-    scale = (np.abs(factor) / 127).astype(np.float32)
+    grid = grids.kernel(axes=(-2, -1))
+    integers = np.sign(factor).astype(np.int8).reshape(1, 1, -1, 1) * np.int8(grid.qmax)
+    kernel = QuantizedKernel(integers, (np.abs(factor) / grid.qmax).astype(np.float32), grid)
     image: Shape = x.shape
     if len(sizes) < 3:
         image = (None, *((1,) * (3 - len(sizes))), *sizes)
@@ -170,9 +207,8 @@ def channel_affine(
         low.reshape(call, x, image),
         "DEPTHWISE_CONV_2D",
         image,
-        (integers, scale),
+        kernel,
         offset,
-        (-2, -1),
         dict(_POINTWISE),
     )
     return low.reshaped(call, value, x.shape)

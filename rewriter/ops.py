@@ -16,6 +16,7 @@ from typing import Any
 from rewriter import hosts, layer_norms, stock_activations, stock_layers
 from rewriter.flavours import Flavour
 from rewriter.graph import Call
+from rewriter.grid import ACTIVATION
 from rewriter.operations import Operation
 
 INPUT = "input"  # a model input
@@ -45,8 +46,8 @@ class Behaviour:
 
 
 # LOGISTIC and SOFTMAX: scale 1/256, zero point -128; TANH: scale 1/128, zero point 0.
-UNIT_RANGE = (0.0, 255.0 / 256.0)
-TANH_RANGE = (-1.0, 127.0 / 128.0)
+UNIT_RANGE = (0.0, ACTIVATION.steps / (ACTIVATION.steps + 1))
+TANH_RANGE = (-1.0, ACTIVATION.qmax / (ACTIVATION.qmax + 1))
 # Saturation at both ends of this range is the clipping of a hard sigmoid.
 HARD_RANGE = (0.0, 1.0)
 

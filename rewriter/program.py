@@ -34,7 +34,7 @@ class Quantization:
 
     scale: float
     zero_point: int
-    bits: int = 8
+    bits: int = grid.BITS
 
     @property
     def grid(self) -> Grid:
@@ -73,7 +73,8 @@ class Operator:
       activation: fused activation: ``"none"``, ``"relu"``, ``"relu6"`` or ``"relu_n1_to_1"``.
       kernel: int8 kernel in Keras's layout (HWIO for ``CONV_2D``, HWIM for
         ``DEPTHWISE_CONV_2D``, HWOI for ``TRANSPOSE_CONV``, IO for ``FULLY_CONNECTED``).
-      kernel_grid: the integers that the kernel may take; its ``axes`` are the kernel's here.
+      kernel_grid: the integers that the kernel may take; its ``axes`` are the kernel's here. None
+        for a kernel of any int8 values.
       kernel_scale: float32, one per output channel (``C * M`` of them for depthwise).
       bias: int32, one per output channel, on the grid ``inputs[0].scale * kernel_scale``.
       function: for ``"FLOAT"``: the callable on real-valued tensors.
@@ -89,6 +90,17 @@ class Operator:
     bias: np.ndarray | None = None
     function: Callable[..., Any] | None = None
     kernel_grid: Grid | None = None
+
+    @property
+    def kernel_storage_bits(self) -> int | None:
+        """The width in which the kernel is stored; None without a kernel.
+
+        Raises:
+          ValueError: see :func:`rewriter.grid.storage`.
+        """
+        if self.kernel is None:
+            return None
+        return grid.storage(self.kind, self.kernel_grid or grid.kernel())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from rewriter import folding, quantizers
+from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.flavours import Flavour
 from rewriter.graph import Call
+from rewriter.grid import Grid
 from rewriter.program import Operator, Quantization, Step, Tensor
 from rewriter.values import BOUNDS, Shape, Value, batched, read
 
@@ -81,8 +83,8 @@ class ProgramBuilder:
     ) -> Value:
         """An operator whose output has the quantization of its first input, or the one given."""
         names = [self.quantized(v, call.path) for v in inputs]
-        grids = tuple(self.tensors[n].quantization for n in names)
-        operator = Operator(kind, grids, quantization or grids[0], attributes)
+        sources = tuple(self.tensors[n].quantization for n in names)
+        operator = Operator(kind, sources, quantization or sources[0], attributes)
         return self.add(call.path, operator, names, result or batched(call.shapes[0]))
 
     def free(
@@ -97,11 +99,11 @@ class ProgramBuilder:
         """A pending operator without a kernel; ``fusable``: LiteRT fuses activations into it."""
 
         def finish(output: Quantization, activation: str) -> Operator:
-            return Operator(kind, grids, output, attributes, activation)
+            return Operator(kind, sources, output, attributes, activation)
 
         shape = result or batched(call.shapes[0])
         value = self.pending(call.path, inputs, shape, finish, fusable)
-        grids = tuple(self.tensors[n].quantization for n in value.inputs)
+        sources = tuple(self.tensors[n].quantization for n in value.inputs)
         return value
 
     def reshape(self, call: Call, x: Value, shape: Shape) -> Value:
@@ -258,8 +260,9 @@ class ProgramBuilder:
 
     def _range(self, layer: Any, path: str) -> Quantization:
         quantizer = layer.quantizer
+        grid = self._carried(grids.of(quantizer), quantizer, path)
         if isinstance(quantizer, quantizers.FixedQuantizer):
-            return folding.activation_quantization(quantizer.minimum, quantizer.maximum)
+            return folding.activation_quantization(quantizer.minimum, quantizer.maximum, grid)
         variables = layer.range_variables
         if "min_var" not in variables or "max_var" not in variables:
             raise ExportError(
@@ -270,4 +273,22 @@ class ProgramBuilder:
         if not low <= high or not np.isfinite([low, high]).all():
             self.unset.append(path)
             low = high = 0.0
-        return folding.activation_quantization(low, high)
+        return folding.activation_quantization(low, high, grid)
+
+    @staticmethod
+    def _carried(grid: Grid, quantizer: Any, path: str) -> Grid:
+        """The grid of an activation, if the program has operators on it."""
+        wanted = {
+            f"num_bits={grid.bits}": grid.bits in grids.ACTIVATION_WIDTHS,
+            "narrow_range=True": not grid.narrow,
+            "per_axis=True": not grid.axes,
+        }
+        for option, carried in wanted.items():
+            if not carried:
+                widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
+                raise ExportError(
+                    f"The quantizer {type(quantizer).__qualname__} of {path!r} has {option}; "
+                    f"the activations of a file have {widths} bits, their whole range, and one "
+                    "scale for each tensor. Other quantizers can be trained with, not exported."
+                )
+        return grid

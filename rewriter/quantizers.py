@@ -14,6 +14,7 @@ arXiv:1308.3432).
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -21,8 +22,10 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from rewriter import fake_quant, phases
+from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.gradients import Pending, connected
+from rewriter.grid import Grid
 from rewriter.scalars import initializer
 
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
@@ -41,59 +44,94 @@ class Quantizer(Protocol):
     def get_config(self) -> dict[str, Any]: ...
 
 
-class PerChannelQuantizer:
+class _Sized:
+    """A quantizer of ours: of a width, and without variables."""
+
+    _widest = grids.BITS
+
+    def __init__(self, num_bits: int = grids.BITS):
+        self.num_bits = grids.width(num_bits, self._widest, type(self).__name__)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+
+class _KernelQuantizer(_Sized):
+    """A quantizer of kernels: its grid is symmetric and narrow."""
+
+    channel_axes: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that kernels are put on."""
+        return grids.kernel(self.num_bits, self.channel_axes)
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        return connected(fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), self.grid))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits}
+
+
+class PerChannelQuantizer(_KernelQuantizer):
     """Symmetric, narrow-range, per-channel quantizer of kernels.
 
     Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)`` for every output
     channel. Gradient: identity. Has no variables.
 
     Args:
-      num_bits: width of the integers, 2 to 8.
-      channel_axes: kernel axes that index the output channels. Set by the host layer.
+      num_bits: width of the integers, 2 to 8; a ``RecipeError`` for any other.
+      channel_axes: kernel axes that index the output channels. In a rewritten model they are the
+        host's, whatever is given here.
     """
 
-    def __init__(self, num_bits: int = 8, channel_axes: Sequence[int] = (-1,)):
-        self.num_bits = num_bits
+    def __init__(self, num_bits: int = grids.BITS, channel_axes: Sequence[int] = (-1,)):
+        super().__init__(num_bits)
         self.channel_axes = tuple(channel_axes)
 
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return connected(self.switch(inputs, tf.constant(phases.QUANTIZE)))
+    def along(self, channel_axes: Sequence[int]) -> PerChannelQuantizer:
+        """The same quantizer for kernels with these channel axes."""
+        placed = copy.copy(self)
+        placed.channel_axes = tuple(channel_axes)
+        return placed
 
     def switch(self, kernel: Any, phase: Any) -> Any:
         """The kernel as it is, or quantized in phase ``quantize``; pending, straight through."""
-        return fake_quant.kernel(kernel, phase, self.channel_axes, self.num_bits)
+        return fake_quant.kernel(kernel, phase, self.grid)
 
     def get_config(self) -> dict[str, Any]:
-        return {"num_bits": self.num_bits, "channel_axes": list(self.channel_axes)}
+        return {**super().get_config(), "channel_axes": list(self.channel_axes)}
 
 
-class PerTensorQuantizer:
-    """Symmetric, narrow-range quantizer of kernels with one scale for the whole kernel.
+class PerTensorQuantizer(_KernelQuantizer):
+    """As :class:`PerChannelQuantizer`, with one scale for the whole kernel.
 
-    Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)``. Gradient: identity.
-    Has no variables. A normalization after the kernel is folded in first.
+    A normalization after the kernel is folded in first.
 
     Args:
-      num_bits: width of the integers, 2 to 8.
+      num_bits: width of the integers, 2 to 8; a ``RecipeError`` for any other.
     """
 
-    def __init__(self, num_bits: int = 8):
-        self.num_bits = num_bits
 
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        return {}
+class _ActivationQuantizer(_Sized):
+    """A quantizer of activations: its grid is affine, one for the whole tensor."""
+
+    _widest = 16  # of TensorFlow's emulated grids
+    switch: Any
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that activations are put on."""
+        return Grid(self.num_bits)
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return connected(fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), (), self.num_bits))
+        """Quantize; in training a range that is observed follows the batch first."""
+        follow = False if training is None else training
+        outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, follow)
+        return connected(outputs)
 
-    def get_config(self) -> dict[str, Any]:
-        return {"num_bits": self.num_bits}
 
-
-class RangeQuantizer:
+class RangeQuantizer(_ActivationQuantizer):
     """Asymmetric per-tensor quantizer of activations with an observed range.
 
     Forward: TensorFlow's ``fake_quant_with_min_max_vars`` on ``[min_var, max_var]``, nudged so
@@ -103,12 +141,12 @@ class RangeQuantizer:
     contains 0.
 
     Args:
-      num_bits: width of the integers.
+      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
       momentum: weight of the old range in the moving average.
     """
 
-    def __init__(self, num_bits: int = 8, momentum: float = 0.99):
-        self.num_bits = num_bits
+    def __init__(self, num_bits: int = grids.BITS, momentum: float = 0.99):
+        super().__init__(num_bits)
         self.momentum = momentum
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
@@ -124,12 +162,6 @@ class RangeQuantizer:
             )
 
         return {"min_var": add("_min", UNSET_MIN), "max_var": add("_max", UNSET_MAX)}
-
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        """Quantize; in training the range follows the batch first."""
-        phase = tf.constant(phases.QUANTIZE)
-        outputs, _ = self.switch(inputs, phase, weights, bool(training))
-        return connected(outputs)
 
     def switch(
         self,
@@ -162,7 +194,7 @@ class RangeQuantizer:
             rate=1.0 - self.momentum,
             follow=follow,
             clamp=clamp,
-            num_bits=self.num_bits,
+            grid=self.grid,
             before=before,
         )
 
@@ -170,25 +202,18 @@ class RangeQuantizer:
         return {"num_bits": self.num_bits, "momentum": self.momentum}
 
 
-class FixedQuantizer:
+class FixedQuantizer(_ActivationQuantizer):
     """Affine quantizer on a range that LiteRT prescribes (softmax, sigmoid, tanh).
 
     Args:
       minimum, maximum: the smallest and largest representable value.
-      num_bits: width of the integers.
+      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
     """
 
-    def __init__(self, minimum: float, maximum: float, num_bits: int = 8):
+    def __init__(self, minimum: float, maximum: float, num_bits: int = grids.BITS):
+        super().__init__(num_bits)
         self.minimum = minimum
         self.maximum = maximum
-        self.num_bits = num_bits
-
-    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
-        return {}
-
-    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, False)
-        return connected(outputs)
 
     def switch(
         self,
@@ -201,7 +226,7 @@ class FixedQuantizer:
     ) -> tuple[Pending, Any]:
         """As :meth:`RangeQuantizer.switch`, on the fixed range."""
         found = fake_quant.fixed_activation(
-            inputs, self.minimum, self.maximum, phase, clamp=clamp, num_bits=self.num_bits
+            inputs, self.minimum, self.maximum, phase, clamp=clamp, grid=self.grid
         )
         return found, None
 

@@ -17,6 +17,7 @@ import rewriter
 from builders import HOST_CASES, KERASES, NormOptions, keras_of, kill_channels, prepared
 from rewriter import folding, hosts, placement
 from rewriter.flavours import flavour_of
+from rewriter.grid import kernel as kernel_grid
 from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
 from rewriter.litert import integer_conv
 from rewriter.quantizers import PerChannelQuantizer
@@ -77,12 +78,7 @@ def test_wrong_channel_axis(keras, case, axes, monkeypatch):
 
 def test_one_scale_for_the_whole_kernel(keras, monkeypatch):
     model, x = prepared(keras, CONV, NormOptions(), seed=3)
-    monkeypatch.setattr(
-        PerChannelQuantizer, "__init__",
-        lambda self, num_bits=8, channel_axes=(): self.__dict__.update(
-            num_bits=num_bits, channel_axes=()
-        ),
-    )  # fmt: skip
+    monkeypatch.setattr(PerChannelQuantizer, "grid", property(lambda self: kernel_grid(8)))
     with pytest.raises(AssertionError, match="off by"):
         claims.check_host_quantized(model, rewriter.rewrite(model), x)
 
@@ -195,8 +191,8 @@ def test_zero_point_off_by_one(keras, off, monkeypatch):
     model, x = _small_epsilon(keras)
     whole = folding.activation_quantization
 
-    def wrong(low, high, bits=8):
-        grid = whole(low, high, bits)
+    def wrong(low, high, *grid):
+        grid = whole(low, high, *grid)
         return dataclasses.replace(grid, zero_point=max(-128, min(127, grid.zero_point + off)))
 
     monkeypatch.setattr(folding, "activation_quantization", wrong)

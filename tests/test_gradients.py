@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from claims import assert_close
-from rewriter import convolutions, fake_quant, fused_norm, phases
+from rewriter import convolutions, fake_quant, fused_norm, grid, phases
 from rewriter.gradients import Pending, connect, connected, tensor
 
 
@@ -144,7 +144,7 @@ def test_convolution_normalization_and_activation_share_one(size, code, frozen):
 
     def ours(link):
         phase, options = tf.constant(code), {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
-        q = link(fake_quant.kernel(kernel, phase, (-1,)))
+        q = link(fake_quant.kernel(kernel, phase, grid.kernel(axes=(-1,))))
         y = link(convolutions.convolution(x, q, (1, 1), "SAME", (1, 1)))
         y, _, _ = fused_norm.batch_norm(
             link(y), gamma, beta, mean, variance, tf.constant(frozen), **options

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rewriter import fake_quant, folding, phases
+from rewriter import fake_quant, folding, grid, phases
 from rewriter.gradients import connected
 
 
@@ -23,6 +23,9 @@ def _assert_rounded(found, kernel, channel_axes, num_bits, rtol=0.0):
     np.testing.assert_allclose(found, integers * scale, rtol=rtol, atol=0)
 
 
+LAST = grid.kernel(axes=(-1,))
+
+
 def _kernel(shape, seed=0):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=shape) * np.exp(rng.normal(size=shape[-1]))
@@ -32,7 +35,7 @@ def _kernel(shape, seed=0):
     return values
 
 
-@pytest.mark.parametrize("num_bits", [8, 4])
+@pytest.mark.parametrize("num_bits", [8, 5, 4, 2])
 @pytest.mark.parametrize(
     ("shape", "channel_axes"),
     [
@@ -44,23 +47,21 @@ def _kernel(shape, seed=0):
     ],
 )
 def test_the_integers_of_the_file(shape, channel_axes, num_bits):
-    phase = tf.Variable(phases.FLOAT)
+    phase, given = tf.Variable(phases.FLOAT), grid.kernel(num_bits, channel_axes)
 
     @tf.function
     def rounded(kernel):
-        return connected(fake_quant.kernel(kernel, phase.value(), channel_axes, num_bits))
+        return connected(fake_quant.kernel(kernel, phase.value(), given))
 
     kernel = _kernel(shape)
     np.testing.assert_array_equal(rounded(kernel), kernel)
     for code in (phases.QUANTIZE, phases.QUANTIZE_FROZEN):
         phase.assign(code)
         _assert_rounded(rounded(kernel).numpy(), kernel, channel_axes, num_bits)
-        if num_bits == 8:  # at ties as well
-            integers, scale = folding.kernel_grid(kernel, channel_axes)
-            shape = [
-                n if i - kernel.ndim in channel_axes else 1 for i, n in enumerate(kernel.shape)
-            ]
-            np.testing.assert_array_equal(rounded(kernel), integers * scale.reshape(shape))
+        # At ties as well.
+        integers, scale = folding.kernel_integers(kernel, given)
+        shape = [n if i - kernel.ndim in channel_axes else 1 for i, n in enumerate(kernel.shape)]
+        np.testing.assert_array_equal(rounded(kernel), integers * scale.reshape(shape))
 
 
 def test_the_gradient_of_a_kernel_is_straight_through():
@@ -71,7 +72,7 @@ def test_the_gradient_of_a_kernel_is_straight_through():
     def gradient():
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            rounded = connected(fake_quant.kernel(kernel, phase.value(), (-1,)))
+            rounded = connected(fake_quant.kernel(kernel, phase.value(), LAST))
         return tape.gradient(rounded, kernel, output_gradients=upstream)
 
     np.testing.assert_array_equal(gradient(), upstream)
@@ -83,7 +84,7 @@ def test_a_step_that_xla_compiles_whole(compiled):
 
     @tf.function(jit_compile=compiled)
     def function():
-        return connected(fake_quant.kernel(tf.constant(kernel), phase.value(), (-1,)))
+        return connected(fake_quant.kernel(tf.constant(kernel), phase.value(), LAST))
 
     # Where XLA sees all, it multiplies by 1 / 127: the scale is a rounding off.
     _assert_rounded(function().numpy(), kernel, (-1,), 8, rtol=3e-7 if compiled else 0.0)
@@ -94,7 +95,7 @@ def test_a_channel_without_an_inverse_is_one_of_zeros(magnitude):
     kernel = _kernel((3, 3, 8, 4))
     kernel[..., 0] = magnitude
     phase = tf.Variable(phases.QUANTIZE)
-    found = connected(fake_quant.kernel(tf.constant(kernel), phase.value(), (-1,))).numpy()
+    found = connected(fake_quant.kernel(tf.constant(kernel), phase.value(), LAST)).numpy()
     assert np.isfinite(found).all() and not found[..., 0].any() and found[..., 3].any()
-    integers, scale = folding.kernel_grid(kernel, (-1,))
+    integers, scale = folding.kernel_integers(kernel, LAST)
     assert not integers[..., 0].any() and scale[0] == 1

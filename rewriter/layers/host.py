@@ -54,11 +54,18 @@ class QuantizedHostMixin(PhasedMixin):
         self.output_quantizer = load(output_quantizer)
         parts = {"host": self.host, "batch_norm": self.batch_norm}
         self._frozen = tuple(name for name, p in parts.items() if p is not None and not p.trainable)
-        self.kernel_quantizers = tuple(
-            quantizers.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
-        )
         self.distributed = bool(distributed)
         self.row = HOSTS[type(self.host).__name__]
+        # The axes are the row's, also where a quantizer made elsewhere says otherwise.
+        loaded = [
+            quantizers.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
+        ]
+        self.kernel_quantizers = tuple(
+            quantizer.along(kernel.channel_axes)
+            if isinstance(quantizer, quantizers.PerChannelQuantizer)
+            else quantizer
+            for quantizer, kernel in zip(loaded, self.row.kernels, strict=True)
+        )
         self.supports_masking = True
 
     def _load(self, value: Any) -> Any:

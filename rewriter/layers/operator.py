@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rewriter import grid as grids
 from rewriter.flavours import Flavour
+from rewriter.grid import Grid
 from rewriter.litert import integer
 from rewriter.program import Operator, Quantization
 
@@ -24,7 +26,7 @@ class IntegerOperatorMixin:
     Args:
       operator: the operator, or the configuration that :meth:`get_config` made of one.
 
-    Weights (none of them trainable): ``kernel`` (float32, on the int8 grid of its channel),
+    Weights (none of them trainable): ``kernel`` (float32, on the grid of its channel),
     ``kernel_scale`` (float32), ``bias_integers`` (int32).
     """
 
@@ -92,6 +94,7 @@ class IntegerOperatorMixin:
             kernel,
             scale,
             bias,
+            kernel_grid=_kernel_grid(config.get("kernel_grid")),
         )
 
     def call(self, inputs: Any) -> Any:
@@ -117,7 +120,7 @@ class IntegerOperatorMixin:
 
 
 class QuantizeInputMixin:
-    """Puts a model input on its int8 grid: ``clip(round(x / scale) + zero_point)``.
+    """Puts a model input on its integer grid: ``clip(round(x / scale) + zero_point)``.
 
     Input and output: float32 of any shape; the output is ``scale * (q - zero_point)``.
 
@@ -127,7 +130,7 @@ class QuantizeInputMixin:
 
     flavour: Flavour
 
-    def __init__(self, scale: float, zero_point: int, bits: int = 8, **kwargs: Any):
+    def __init__(self, scale: float, zero_point: int, bits: int = grids.BITS, **kwargs: Any):
         super().__init__(**kwargs)
         self.quantization = Quantization(scale, zero_point, bits)
 
@@ -176,11 +179,18 @@ def _describe(operator: Operator) -> dict[str, Any]:
         "kernel_shape": None if kernel is None else list(kernel.shape),
         "bias_shape": None if bias is None else list(bias.shape),
         "channels": None if operator.kernel_scale is None else len(operator.kernel_scale),
+        "kernel_grid": None
+        if operator.kernel_grid is None
+        else [operator.kernel_grid.bits, list(operator.kernel_grid.axes)],
     }
 
 
 def _plain(grid: Quantization | None) -> list[Any] | None:
     return None if grid is None else [grid.scale, grid.zero_point, grid.bits]
+
+
+def _kernel_grid(values: Any) -> Grid | None:
+    return None if values is None else grids.kernel(int(values[0]), values[1])
 
 
 def _quantization(values: Any) -> Quantization | None:

@@ -6,6 +6,9 @@ float32 scale per output channel, clamps, rounds half to even and adds the zero 
 but the sum is one float32 operation, so it is mirrored as such. The sum runs through TensorFlow's
 floating-point convolutions, which are exact as long as no partial sum can leave the mantissa:
 2**24 for float32. (Reduced-precision matrix units, such as TF32 on a GPU, must stay off.)
+
+What XNNPACK's delegate does not take, LiteRT's builtin kernels compute: the same sums, requantized
+in fixed point with two roundings.
 """
 
 from __future__ import annotations
@@ -21,6 +24,14 @@ from rewriter.litert.integer_fixed_point import activation_limits, multiply_tens
 from rewriter.program import Operator, Quantization
 
 _FLOAT32_EXACT = 2**24
+
+# The operators that XNNPACK's delegate takes, by the width of the stored kernel.
+_XNNPACK: dict[str, tuple[int, ...]] = {
+    "CONV_2D": (8,),
+    "DEPTHWISE_CONV_2D": (8,),
+    "FULLY_CONNECTED": (4, 8),
+    "TRANSPOSE_CONV": (8,),
+}
 
 Convolution = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -73,17 +84,8 @@ def fully_connected(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 
 def transpose_conv(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """``TRANSPOSE_CONV``: kernel HWOI; ``output_shape`` ends in ``[height, width, channels]``.
-
-    The XNNPACK delegate refuses a kernel smaller than the stride with SAME padding; LiteRT's
-    builtin kernel then requantizes in fixed point, with two roundings.
-    """
+    """``TRANSPOSE_CONV``: kernel HWOI; ``output_shape`` ends in ``[height, width, channels]``."""
     attributes = operator.attributes
-    smaller = any(
-        size < stride
-        for size, stride in zip(_kernel(operator).shape[:2], attributes["strides"], strict=True)
-    )
-    builtin = attributes["padding"] == "SAME" and smaller
 
     def convolve(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         shape = tf.concat([tf.shape(x)[:1], list(attributes["output_shape"])[-3:]], axis=0)
@@ -95,7 +97,7 @@ def transpose_conv(operator: Operator, q: tf.Tensor) -> tf.Tensor:
             padding=attributes["padding"],
         )
 
-    result = _requantized(operator, q, convolve, (0, 1, 3), 3, builtin)
+    result = _requantized(operator, q, convolve, (0, 1, 3), 3)
     return tf.ensure_shape(result, [None, *list(attributes["output_shape"])[-3:]])
 
 
@@ -144,7 +146,6 @@ def _requantized(
     convolve: Convolution,
     summed_axes: tuple[int, ...],
     split_axis: int | None,
-    builtin: bool = False,
 ) -> tf.Tensor:
     """Convolves, adds the bias and requantizes; see the module's docstring.
 
@@ -153,7 +154,6 @@ def _requantized(
       summed_axes: the kernel's axes that are summed over.
       split_axis: the kernel's axis that runs along the input's channels, if the operation may be
         split there; ``None`` if not.
-      builtin: requantize as LiteRT's builtin kernels do.
     """
     source, output = operator.inputs[0], operator.output
     if source is None or output is None:
@@ -167,13 +167,27 @@ def _requantized(
     if operator.bias is not None:
         sums += tf.constant(operator.bias, tf.int32)
     kernel_scale = np.asarray(operator.kernel_scale, np.float32)
-    if builtin:
+    if not delegated(operator):
         factor = float(np.float32(source.scale)) / float(np.float32(output.scale))
         result = multiply_tensor(sums, factor * kernel_scale.astype(np.float64))
         low, high = activation_limits(operator.activation, output)
         return tf.clip_by_value(result + output.zero_point, low, high)
     scale = np.float32(source.scale) * kernel_scale / np.float32(output.scale)
     return requantize(sums, scale, output, operator.activation)
+
+
+def delegated(operator: Operator) -> bool:
+    """Whether XNNPACK computes a convolution or a product on LiteRT's default path."""
+    kernel, attributes = _kernel(operator), operator.attributes
+    width = operator.kernel_storage_bits
+    if width not in _XNNPACK[operator.kind]:
+        return False
+    if operator.kind == "FULLY_CONNECTED" and width < 8:
+        return kernel.shape[0] % 2 == 0
+    if operator.kind == "TRANSPOSE_CONV" and attributes["padding"] == "SAME":
+        sizes = zip(kernel.shape[:2], attributes["strides"], strict=True)
+        return all(size >= stride for size, stride in sizes)
+    return True
 
 
 def requantize(

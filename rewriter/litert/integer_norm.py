@@ -9,9 +9,10 @@ from __future__ import annotations
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
+from rewriter.grid import ACTIVATION
 from rewriter.program import Operator, Quantization
 
-OUTPUT = Quantization(1 / 128, 0)
+OUTPUT = Quantization(1 / (ACTIVATION.qmax + 1), 0)
 
 _HALF_SQRT_2 = 1518500250  # sqrt(1/2) in Q0.31
 _ONE, _THREE_HALVES = 2**28, 2**28 + 2**27  # in Q3.28

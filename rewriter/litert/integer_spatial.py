@@ -92,7 +92,7 @@ def softmax(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     source, output = operator.inputs[0], _output(operator)
     if source is None:
         raise RewriterError("SOFTMAX is computed on int8 tensors only. Received: a float tensor.")
-    steps = np.arange(256, dtype=np.float32) * -np.float32(source.scale)
+    steps = np.arange(source.grid.steps + 1, dtype=np.float32) * -np.float32(source.scale)
     table = tf.constant(np.exp(steps.astype(np.float64)), tf.float32)
     exponentials = tf.gather(table, tf.reduce_max(q, axis=-1, keepdims=True) - q)
     total = tf.cumsum(exponentials, axis=-1)[..., -1:]

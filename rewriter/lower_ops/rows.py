@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.graph import Call
+from rewriter.grid import ACTIVATION
 from rewriter.operations import Operation
 from rewriter.program import Quantization
 from rewriter.program_builder import ProgramBuilder
@@ -15,17 +16,15 @@ from rewriter.values import Value
 
 Row = Callable[[ProgramBuilder, Call, Operation, Sequence[Value]], Any]
 
-_LARGEST = 127
-
 
 def constant(values: Any) -> dict[str, Any]:
-    """The attributes of a constant operand, on a symmetric int8 grid of its own.
+    """The attributes of a constant operand, on a symmetric grid of its own.
 
     A single number is the largest on its grid, and so exact but for the scale's float32.
     """
     values = np.asarray(values, np.float64)
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    scale = float(np.float32(largest / _LARGEST))
+    scale = float(np.float32(largest / ACTIVATION.qmax))
     return {
         "constant": values.tolist(),
         "constant_quantization": {"scale": scale, "zero_point": 0},
