@@ -18,7 +18,7 @@ import tensorflow as tf
 from rewriter.comparison import Comparison, TensorAgreement
 from rewriter.errors import RewriterError, VerificationError
 from rewriter.litert import constants, flatbuffer, integer, interpreter
-from rewriter.litert.matching import FileMapping, mapping_from_names
+from rewriter.litert.mapping import FileMapping, mapping_from_names
 from rewriter.program import Program, Quantization, Step
 
 # Shares of the largest magnitude that stand for "identical" and "one step" of a float tensor.
@@ -170,7 +170,7 @@ def _evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
         value if q is None else _dequantized(value, q)
         for value, q in zip(values, operator.inputs, strict=True)
     ]
-    result = operator.function(*reals)
+    result = operator.real(*reals)
     return result if operator.output is None else _quantized(result, operator.output)
 
 

@@ -6,9 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rewriter.files import write_bytes
-from rewriter.litert import flatbuffer
-from rewriter.litert.convert import convert_program
+from rewriter.files import replacing
+from rewriter.litert import file_model, flatbuffer, trial, writer
 from rewriter.lower import lower
 
 
@@ -43,28 +42,41 @@ class ExportReport:
 
 
 def export_tflite(
-    model: Any, path: str | Path, *, float_io: bool = False, allow_float: bool = False
+    model: Any,
+    path: str | Path,
+    *,
+    float_io: bool = False,
+    allow_float: bool = False,
+    batch_size: int | None = 1,
 ) -> ExportReport:
     """Write a calibrated quantization-aware model as an integer-only LiteRT file.
 
-    int8 activations and per-channel int8 kernels, int32 biases; batch size 1. The file computes
-    what :func:`rewriter.fold` of the same model computes.
+    int8 activations, int8 or int4 kernels, int32 biases. The file computes what
+    :func:`rewriter.fold` of the same model computes. Before it appears in its place, it has been
+    loaded once by LiteRT's interpreter.
 
     Args:
       model: what :func:`rewriter.rewrite` returned, calibrated or trained.
       path: where to write; an existing file is replaced only when the new one is complete.
       float_io: float inputs and outputs, converted inside the file.
       allow_float: let layers without an integer form be computed in float.
+      batch_size: samples that the file takes at a time; None: any number, 1 until the application
+        calls ``resize_tensor_input``.
 
     Raises:
-      ExportError: if ranges are not set, or something would be computed in float; the message
-        names the Keras layer.
+      ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
+        take an operator; the message names the Keras layer.
       OSError: if the file cannot be written.
+      ValueError: for a batch size that is not positive.
     """
     program = lower(model)
-    content, mapping = convert_program(program, float_io=float_io, allow_float=allow_float)
-    write_bytes(path, content)
-    census = flatbuffer.census(mapping.file)
+    content = writer.write(
+        program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
+    )
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+        trial.load(temporary, program)
+    census = flatbuffer.census(file_model.from_bytes(content))
     return ExportReport(
         path=str(path),
         bytes=len(content),

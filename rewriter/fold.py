@@ -57,7 +57,7 @@ def build_twin(model: Any, program: Program) -> Any:
         if step.operator.function is not None:
             name = _free(last.get(step.output, step.name), taken, step.output in last)
             layer = flavour.keras.layers.Lambda(
-                lambda x, f=step.operator.function: f(*x) if isinstance(x, list) else f(x),
+                lambda x, f=step.operator.real: f(*x) if isinstance(x, list) else f(x),
                 name=name,
             )
         else:

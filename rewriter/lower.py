@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewriter import graph, lower_float, lower_hosts, lower_ops, peephole, stock_layers
+from rewriter import fusions, graph, lower_float, lower_hosts, lower_ops, peephole, stock_layers
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.program import Program, Tensor
@@ -45,6 +45,7 @@ class _Lowerer(ProgramBuilder):
         outputs = [self._output(env[ref]) for ref in self.graph.output_refs()]
         self._drop_unused(outputs)
         self.steps, self.tensors = peephole.simplify(self.steps, self.tensors, outputs)
+        self.steps, self.tensors, outputs = fusions.fuse(self.steps, self.tensors, outputs)
         inputs = [env[ref].name or "" for ref in self.graph.input_refs()]
         outputs = self._name_outputs(outputs)
         return Program(

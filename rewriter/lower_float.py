@@ -35,11 +35,8 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
         args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
         return [tf.cast(t, tf.float32) for t in tf.nest.flatten(call.layer(*args, **kwargs))]
 
-    def part(index: int) -> Callable[..., Any]:
-        return lambda *x: compute(*x)[index]
-
     return [
-        _step(low, call, names, (None, *shape[1:]), part(index))
+        _step(low, call, names, (None, *shape[1:]), compute, part=index)
         for index, shape in enumerate(call.shapes)
     ]
 
@@ -50,9 +47,10 @@ def _step(
     names: Sequence[str],
     shape: Shape,
     function: Callable[..., Any],
+    **attributes: int,
 ) -> Value:
     grids = tuple(low.tensors[name].quantization for name in names)
-    operator = Operator("FLOAT", grids, None, function=function)
+    operator = Operator("FLOAT", grids, None, attributes, function=function)
     return low.add(call.path, operator, names, shape)
 
 

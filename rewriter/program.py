@@ -77,7 +77,8 @@ class Operator:
         for a kernel of any int8 values.
       kernel_scale: float32, one per output channel (``C * M`` of them for depthwise).
       bias: int32, one per output channel, on the grid ``inputs[0].scale * kernel_scale``.
-      function: for ``"FLOAT"``: the callable on real-valued tensors.
+      function: for ``"FLOAT"``: the callable on real-valued tensors; it returns a list of which the
+        output is number ``attributes["part"]``, or the output itself.
     """
 
     kind: str
@@ -90,6 +91,16 @@ class Operator:
     bias: np.ndarray | None = None
     function: Callable[..., Any] | None = None
     kernel_grid: Grid | None = None
+
+    def real(self, *values: Any) -> Any:
+        """The output of a ``"FLOAT"`` operator, from real-valued inputs."""
+        if self.function is None:
+            raise ValueError(f"{self.kind} has no function on real values.")
+        return self.part(self.function(*values))
+
+    def part(self, result: Any) -> Any:
+        """What the operator's output is of the result of its function."""
+        return result[self.attributes["part"]] if "part" in self.attributes else result
 
     @property
     def kernel_storage_bits(self) -> int | None:

@@ -71,7 +71,10 @@ def depthwise_conv_2d(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 
 def fully_connected(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """``FULLY_CONNECTED`` over the last axis; any rank from 2 up (``keep_num_dims``)."""
+    """``FULLY_CONNECTED``: over the last axis with ``keep_num_dims``, else over ``[-1, depth]``."""
+    depth, units = _kernel(operator).shape
+    if not operator.attributes.get("keep_num_dims", False):
+        q = tf.reshape(q, [-1, depth])
 
     def multiply(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         if x.shape.rank == 2:
@@ -80,7 +83,7 @@ def fully_connected(operator: Operator, q: tf.Tensor) -> tf.Tensor:
         return tf.reshape(rows, tf.concat([tf.shape(x)[:-1], [kernel.shape[-1]]], axis=0))
 
     result = _requantized(operator, q, multiply, (0,), 0)
-    return tf.ensure_shape(result, q.shape[:-1].concatenate(_kernel(operator).shape[-1]))
+    return tf.ensure_shape(result, q.shape[:-1].concatenate(units))
 
 
 def transpose_conv(operator: Operator, q: tf.Tensor) -> tf.Tensor:

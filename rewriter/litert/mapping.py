@@ -1,0 +1,89 @@
+"""Which tensor of a file is which tensor of the program, by the names that the writer gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from rewriter.errors import ExportError
+from rewriter.litert.file_model import FileModel
+from rewriter.program import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class FileMapping:
+    """Where the program's tensors are in a file.
+
+    Attributes:
+      indexes: the tensor's index in the file, by the name of the program's tensor.
+      names: its name in the file.
+      missing: program tensors that the file does not hold.
+      file: what the file consists of.
+    """
+
+    indexes: Mapping[str, int]
+    names: Mapping[str, str]
+    missing: tuple[str, ...]
+    file: FileModel
+
+
+def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
+    """The mapping of a file written by :func:`rewriter.litert.writer.write`.
+
+    Such a file carries the program's tensor names; its inputs and outputs go by their order.
+    A border tensor with a float conversion is represented by its integer side.
+
+    Raises:
+      ExportError: the file has another number of inputs or outputs.
+    """
+    for what, ours, theirs in (
+        ("inputs", program.inputs, file.inputs),
+        ("outputs", program.outputs, file.outputs),
+    ):
+        if len(ours) != len(theirs):
+            raise ExportError(
+                f"The file is not of this model: the model has {len(ours)} {what}, "
+                f"the file has {len(theirs)}."
+            )
+    by_name = {tensor.name: tensor.index for tensor in file.tensors}
+    indexes = {
+        name: by_name[name]
+        for name, tensor in program.tensors.items()
+        if name in by_name
+        and (tensor.quantization is None or file.tensors[by_name[name]].quantized)
+    }
+    indexes.update(zip(program.outputs, _outputs(program, file), strict=True))
+    indexes.update(_inputs(program, file))
+    return FileMapping(
+        indexes=indexes,
+        names={name: file.tensors[i].name for name, i in indexes.items()},
+        missing=tuple(name for name in program.tensors if name not in indexes),
+        file=file,
+    )
+
+
+def _inputs(program: Program, file: FileModel) -> dict[str, int]:
+    """The file's tensor of each program input: behind its QUANTIZE, if it has one.
+
+    A float input that nobody reads stands for no quantized tensor and is left out.
+    """
+    consumers, found = file.consumers(), {}
+    for name, index in zip(program.inputs, file.inputs, strict=True):
+        if program.tensors[name].quantization and file.tensors[index].floating:
+            readers = [op for op in consumers.get(index, []) if op.kind == "QUANTIZE"]
+            if not readers:
+                continue
+            index = readers[0].outputs[0]
+        found[name] = index
+    return found
+
+
+def _outputs(program: Program, file: FileModel) -> list[int]:
+    """The file's tensor of each program output: before its DEQUANTIZE, if it has one."""
+    producers, found = file.producers(), []
+    for name, index in zip(program.outputs, file.outputs, strict=True):
+        maker = producers.get(index)
+        if program.tensors[name].quantization and maker and maker.kind == "DEQUANTIZE":
+            index = maker.inputs[0]
+        found.append(index)
+    return found
