@@ -8,7 +8,8 @@ floating-point convolutions, which are exact as long as no partial sum can leave
 2**24 for float32. (Reduced-precision matrix units, such as TF32 on a GPU, must stay off.)
 
 What XNNPACK's delegate does not take, LiteRT's builtin kernels compute: the same sums, requantized
-in fixed point with two roundings.
+in fixed point with two roundings. The second takes halves up where the kernel is vectorized (all
+channels of a matrix product, eight at a time elsewhere), and away from zero where it is not.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from rewriter.program import Operator, Quantization
 _FLOAT32_EXACT = 2**24
 
 # The operators that XNNPACK's delegate takes, by the width of the stored kernel.
-_XNNPACK: dict[str, tuple[int, ...]] = {
+_DELEGATED: dict[str, tuple[int, ...]] = {
     "CONV_2D": (8,),
     "DEPTHWISE_CONV_2D": (8,),
     "FULLY_CONNECTED": (4, 8),
     "TRANSPOSE_CONV": (8,),
 }
+
+_VECTOR = 8  # channels
 
 Convolution = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -169,7 +172,8 @@ def _requantized(
     kernel_scale = np.asarray(operator.kernel_scale, np.float32)
     if not delegated(operator):
         factor = float(np.float32(source.scale)) / float(np.float32(output.scale))
-        result = multiply_tensor(sums, factor * kernel_scale.astype(np.float64))
+        real = factor * kernel_scale.astype(np.float64)
+        result = multiply_tensor(sums, real, _vectorized(operator, q.shape[-1]))
         low, high = activation_limits(operator.activation, output)
         return tf.clip_by_value(result + output.zero_point, low, high)
     scale = np.float32(source.scale) * kernel_scale / np.float32(output.scale)
@@ -180,7 +184,7 @@ def delegated(operator: Operator) -> bool:
     """Whether XNNPACK computes a convolution or a product on LiteRT's default path."""
     kernel, attributes = _kernel(operator), operator.attributes
     width = operator.kernel_storage_bits
-    if width not in _XNNPACK[operator.kind]:
+    if width not in _DELEGATED[operator.kind]:
         return False
     if operator.kind == "FULLY_CONNECTED" and width < 8:
         return kernel.shape[0] % 2 == 0
@@ -188,6 +192,15 @@ def delegated(operator: Operator) -> bool:
         sizes = zip(kernel.shape[:2], attributes["strides"], strict=True)
         return all(size >= stride for size, stride in sizes)
     return True
+
+
+def _vectorized(operator: Operator, channels: int) -> np.ndarray:
+    """Which output channels a builtin kernel requantizes in vectors; ``channels``: the input's."""
+    count = np.asarray(operator.kernel_scale).size
+    if operator.kind in ("DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"):
+        return np.arange(count) < count // _VECTOR * _VECTOR
+    grouped = operator.kind == "CONV_2D" and _kernel(operator).shape[2] != channels
+    return np.full(count, not grouped)  # grouped: the reference kernel
 
 
 def requantize(
