@@ -1,4 +1,4 @@
-"""Cheaper steps with the same integers, found after lowering.
+"""Cheaper steps with the same integers.
 
 - A reduction and a RESHAPE that only puts its axes back (squeeze-and-excitation) are one
   reduction with ``keepdims``.
@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from rewriter.litert.integer_conv import delegated
 from rewriter.litert.integer_elementwise import constant
+from rewriter.litert.integer_kernels import delegated
 from rewriter.program import Operator, Quantization, Step, Tensor
 
 _REDUCTIONS = ("MEAN", "REDUCE_MAX")
@@ -40,10 +40,6 @@ def simplify(
             found.keep_dimensions(step.name)
         elif step.operator.kind == "MUL":
             found.absorb(step.name)
-    for name, step in found.steps.items():
-        found.steps[name] = dataclasses.replace(
-            step, operator=_product(step.operator, found.tensors[step.inputs[0]])
-        )
     return list(found.steps.values()), found.tensors
 
 
@@ -105,19 +101,26 @@ class _Peephole:
                 yield from self._reached(self.steps[reader].output)
 
 
-def _product(operator: Operator, source: Tensor) -> Operator:
-    """The operator itself, or the FULLY_CONNECTED that it is and that runs where it would not."""
+def product(operator: Operator, channels: int | None) -> Operator:
+    """The operator itself, or the FULLY_CONNECTED that it is and that runs where it would not.
+
+    While lowering, before there is a bias: how that is rounded depends on what runs.
+
+    Args:
+      operator: with a kernel.
+      channels: of its input.
+    """
     kernel = operator.kernel
     if operator.kind != "CONV_2D" or kernel is None or delegated(operator):
         return operator
-    pointwise = kernel.shape[:2] == (1, 1) and kernel.shape[2] == source.shape[-1]
+    pointwise = kernel.shape[:2] == (1, 1) and kernel.shape[2] == channels
     if not pointwise or list(operator.attributes["strides"]) != [1, 1]:
         return operator
     attributes = {"keep_num_dims": True}
-    product = dataclasses.replace(
+    made = dataclasses.replace(
         operator, kind="FULLY_CONNECTED", attributes=attributes, kernel=kernel[0, 0]
     )
-    return product if delegated(product) else operator
+    return made if delegated(made) else operator
 
 
 def _keeps_integers(operator: Operator) -> bool:
