@@ -96,21 +96,18 @@ def _foreign(
     shape = [1] * values.ndim
     for axis in grid.axes:
         shape[axis] = values.shape[axis]
-    found = []
-    candidates = [scale, np.full_like(scale, largest)]
+    candidates = [np.full_like(scale, largest), scale]
     if ranges:
         end = np.max(np.abs(np.stack(np.broadcast_arrays(*ranges))), axis=0).ravel()
         if end.size in (1, scale.size):
             step = end / np.float32(grid.qmax)
             step = np.where(step > 0, step, 1).astype(np.float32)  # a channel of zeros
-            candidates.append(np.broadcast_to(step, scale.shape))
+            candidates.insert(0, np.broadcast_to(step, scale.shape))
     for candidate in candidates:
         integers, _ = folding.kernel_integers(values, grid, candidate)
         off = float(np.abs(integers - values / candidate.reshape(shape)).max())
-        found.append((off, integers, candidate))
-    off, integers, candidate = min(found, key=lambda part: part[0])
-    if off <= 1 / 64:  # of a step, in every channel
-        return integers, candidate
+        if off <= 1 / 64:  # of a step, in every channel
+            return integers, candidate
     raise ExportError(
         f"The kernel of {path!r} does not lie on a symmetric, narrow-range grid of {grid.bits} "
         f"bits along its output channels after {type(quantizer).__qualname__}. Use a symmetric, "
