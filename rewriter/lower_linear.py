@@ -13,6 +13,8 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.graph import Call
 from rewriter.grid import Grid
+from rewriter.litert.integer_kernels import rounding_offset
+from rewriter.peephole import product
 from rewriter.pipeline import VARIABLES
 from rewriter.program import Operator, Quantization
 from rewriter.program_builder import ProgramBuilder
@@ -32,6 +34,21 @@ class QuantizedKernel:
     integers: np.ndarray
     scale: np.ndarray
     grid: Grid
+
+    def stored(self, kind: str) -> QuantizedKernel:
+        """The same kernel on the grid of its operator's storage.
+
+        Its integers are a multiple of what they were where there is room for it: the bias is
+        rounded to steps of the kernel's scale, and they are as much finer.
+
+        Raises:
+          ValueError: see :func:`rewriter.grid.storage`.
+        """
+        grid = grids.kernel(grids.storage(kind, self.grid), self.grid.axes)
+        factor = grid.qmax // self.grid.qmax
+        return QuantizedKernel(
+            self.integers * np.int8(factor), self.scale / np.float32(factor), grid
+        )
 
     def lifted(self) -> QuantizedKernel:
         """With an axis of size 1 in front: axes are counted from the end."""
@@ -79,21 +96,18 @@ def _foreign(
     shape = [1] * values.ndim
     for axis in grid.axes:
         shape[axis] = values.shape[axis]
-    found = []
-    candidates = [scale, np.full_like(scale, largest)]
+    candidates = [np.full_like(scale, largest), scale]
     if ranges:
         end = np.max(np.abs(np.stack(np.broadcast_arrays(*ranges))), axis=0).ravel()
         if end.size in (1, scale.size):
             step = end / np.float32(grid.qmax)
             step = np.where(step > 0, step, 1).astype(np.float32)  # a channel of zeros
-            candidates.append(np.broadcast_to(step, scale.shape))
+            candidates.insert(0, np.broadcast_to(step, scale.shape))
     for candidate in candidates:
         integers, _ = folding.kernel_integers(values, grid, candidate)
         off = float(np.abs(integers - values / candidate.reshape(shape)).max())
-        found.append((off, integers, candidate))
-    off, integers, candidate = min(found, key=lambda part: part[0])
-    if off <= 1 / 64:  # of a step, in every channel
-        return integers, candidate
+        if off <= 1 / 64:  # of a step, in every channel
+            return integers, candidate
     raise ExportError(
         f"The kernel of {path!r} does not lie on a symmetric, narrow-range grid of {grid.bits} "
         f"bits along its output channels after {type(quantizer).__qualname__}. Use a symmetric, "
@@ -142,7 +156,7 @@ def with_constants(
       ExportError: naming the layer, if LiteRT's operator takes no kernel of that width.
     """
     try:
-        grids.storage(kind, kernel.grid)
+        kernel = kernel.stored(kind)
     except ValueError as error:
         raise ExportError(
             f"Layer {call.path!r}: {error} Use a kernel quantizer of such a width, or another "
@@ -154,7 +168,7 @@ def with_constants(
         integers, scale = folding.bound_scale(
             kernel.integers, kernel.scale, bias, kernel.grid.axes, source.scale, output.scale
         )
-        return Operator(
+        made = Operator(
             kind,
             (source,),
             output,
@@ -162,9 +176,12 @@ def with_constants(
             activation,
             integers,
             scale,
-            folding.bias_grid(bias, scale, source.scale),
             kernel_grid=kernel.grid,
         )
+        made = product(made, x.shape[-1])
+        added = rounding_offset(made, x.shape[-1]) * output.scale
+        integer_bias = folding.bias_grid(bias - added, scale, source.scale)
+        return dataclasses.replace(made, bias=integer_bias)
 
     return low.pending(call.path, [x], shape, finish)
 

@@ -8,7 +8,7 @@ floating-point convolutions, which are exact as long as no partial sum can leave
 2**24 for float32. (Reduced-precision matrix units, such as TF32 on a GPU, must stay off.)
 
 What XNNPACK's delegate does not take, LiteRT's builtin kernels compute: the same sums, requantized
-in fixed point with two roundings.
+in fixed point (:mod:`rewriter.litert.integer_kernels`).
 """
 
 from __future__ import annotations
@@ -21,17 +21,10 @@ import tensorflow as tf
 
 from rewriter.errors import RewriterError
 from rewriter.litert.integer_fixed_point import activation_limits, multiply_tensor
+from rewriter.litert.integer_kernels import delegated, kernel_of, vectorized
 from rewriter.program import Operator, Quantization
 
 _FLOAT32_EXACT = 2**24
-
-# The operators that XNNPACK's delegate takes, by the width of the stored kernel.
-_XNNPACK: dict[str, tuple[int, ...]] = {
-    "CONV_2D": (8,),
-    "DEPTHWISE_CONV_2D": (8,),
-    "FULLY_CONNECTED": (4, 8),
-    "TRANSPOSE_CONV": (8,),
-}
 
 Convolution = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -49,7 +42,7 @@ def conv_2d(operator: Operator, q: tf.Tensor) -> tf.Tensor:
             dilations=list(attributes.get("dilations", (1, 1))),
         )
 
-    kernel = _kernel(operator)
+    kernel = kernel_of(operator)
     grouped = q.shape[-1] != kernel.shape[2]
     return _requantized(operator, q, convolve, (0, 1, 2), None if grouped else 2)
 
@@ -72,7 +65,7 @@ def depthwise_conv_2d(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 def fully_connected(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``FULLY_CONNECTED``: over the last axis with ``keep_num_dims``, else over ``[-1, depth]``."""
-    depth, units = _kernel(operator).shape
+    depth, units = kernel_of(operator).shape
     if not operator.attributes.get("keep_num_dims", False):
         q = tf.reshape(q, [-1, depth])
 
@@ -165,32 +158,24 @@ def _requantized(
             f"{operator.inputs}, output {output}. Quantize both."
         )
     sums = _exact_sums(
-        q - source.zero_point, convolve, _kernel(operator), _reach(source), summed_axes, split_axis
+        q - source.zero_point,
+        convolve,
+        kernel_of(operator),
+        _reach(source),
+        summed_axes,
+        split_axis,
     )
     if operator.bias is not None:
         sums += tf.constant(operator.bias, tf.int32)
     kernel_scale = np.asarray(operator.kernel_scale, np.float32)
     if not delegated(operator):
         factor = float(np.float32(source.scale)) / float(np.float32(output.scale))
-        result = multiply_tensor(sums, factor * kernel_scale.astype(np.float64))
+        real = factor * kernel_scale.astype(np.float64)
+        result = multiply_tensor(sums, real, vectorized(operator, q.shape[-1]))
         low, high = activation_limits(operator.activation, output)
         return tf.clip_by_value(result + output.zero_point, low, high)
     scale = np.float32(source.scale) * kernel_scale / np.float32(output.scale)
     return requantize(sums, scale, output, operator.activation)
-
-
-def delegated(operator: Operator) -> bool:
-    """Whether XNNPACK computes a convolution or a product on LiteRT's default path."""
-    kernel, attributes = _kernel(operator), operator.attributes
-    width = operator.kernel_storage_bits
-    if width not in _XNNPACK[operator.kind]:
-        return False
-    if operator.kind == "FULLY_CONNECTED" and width < 8:
-        return kernel.shape[0] % 2 == 0
-    if operator.kind == "TRANSPOSE_CONV" and attributes["padding"] == "SAME":
-        sizes = zip(kernel.shape[:2], attributes["strides"], strict=True)
-        return all(size >= stride for size, stride in sizes)
-    return True
 
 
 def requantize(
@@ -253,12 +238,6 @@ def _as_float(
     x: tf.Tensor, convolve: Convolution, kernel: np.ndarray, dtype: tf.DType
 ) -> tf.Tensor:
     return tf.cast(convolve(tf.cast(x, dtype), tf.constant(kernel, dtype)), tf.int32)
-
-
-def _kernel(operator: Operator) -> np.ndarray:
-    if operator.kernel is None or operator.kernel_scale is None:
-        raise RewriterError(f"{operator.kind} needs a kernel and its scale. Received: none.")
-    return operator.kernel
 
 
 def _reach(quantization: Quantization) -> int:

@@ -82,17 +82,28 @@ def _round_half_away(value: float) -> int:
     return math.floor(abs(value) + 0.5) * (1 if value >= 0 else -1)
 
 
-def multiply_tensor(x: tf.Tensor, real: float | np.ndarray) -> tf.Tensor:
+def multiply_tensor(
+    x: tf.Tensor, real: float | np.ndarray, upward: bool | np.ndarray = False
+) -> tf.Tensor:
     """An int32 tensor times :func:`quantize_multiplier` of ``real``, as :func:`multiply` does.
 
-    ``real`` may hold one factor for each element of the last axis.
+    Args:
+      real: may hold one factor for each element of the last axis.
+      upward: whether the second rounding takes halves up, as LiteRT's vectorized kernels do, and
+        not away from zero; one answer, or one for each factor.
     """
     pairs = np.array([quantize_multiplier(float(value)) for value in np.ravel(real)], np.int64)
     multiplier, shift = pairs.T.reshape(2, *np.shape(real))
     divisor = tf.constant(1 << np.maximum(-shift, 0), tf.int64)
     product = tf.cast(x, tf.int64) * tf.constant(multiplier << np.maximum(shift, 0), tf.int64)
     high = _half_away(product, tf.constant(2**31, tf.int64))
-    return tf.cast(_half_away(high, divisor), tf.int32)
+    rounded = tf.where(upward, _half_up(high, divisor), _half_away(high, divisor))
+    return tf.cast(rounded, tf.int32)
+
+
+def _half_up(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
+    """``x / divisor`` in int64, halves upwards."""
+    return tf.math.floordiv(x + divisor // 2, divisor)
 
 
 def _half_away(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
