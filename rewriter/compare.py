@@ -9,7 +9,7 @@ only the first of the two is a test of correctness there.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ import tensorflow as tf
 
 from rewriter.comparison import Comparison, TensorAgreement
 from rewriter.errors import RewriterError, VerificationError
-from rewriter.litert import constants, flatbuffer, integer, interpreter
+from rewriter.evaluation import evaluate
+from rewriter.litert import constants, crash, flatbuffer, interpreter
 from rewriter.litert.matching import FileMapping, mapping_from_names
-from rewriter.program import Program, Quantization, Step
+from rewriter.program import Program
+from rewriter.values import Shape
 
 # Shares of the largest magnitude that stand for "identical" and "one step" of a float tensor.
 _FLOAT_IDENTICAL, _FLOAT_STEP = 1e-6, 1e-3
@@ -50,30 +52,40 @@ def compare_program(
       progress: called with (samples done, samples in all).
 
     Raises:
-      VerificationError: the inputs do not fit the file, there are none, or the file is not one
-        of this program.
+      VerificationError: the inputs do not fit the file, there are none, the file is not one of
+        this program, or LiteRT crashes on it.
     """
-    runner = interpreter.Runner(content, kernels=kernels, all_tensors=True, num_threads=num_threads)
-    mapping = mapping or mapping_from_names(program, runner.file)
     total = len(inputs[0]) if inputs else 0
     if total == 0:
         raise VerificationError("There is nothing to compare. Received: no samples.")
-    twin = _Twin(program, mapping)
-    by_operator, end_to_end = _Counter(), _Counter()
-    top1 = np.zeros((len(twin.classified), 2))
-    indexes = list(mapping.indexes.values())
-    for start in range(0, total, batch):
-        chunk = [array[start : start + batch] for array in inputs]
-        found = runner.run(
-            chunk, tensors=indexes, progress=progress and _shifted(progress, start, total)
-        ).tensors
-        step_counts, whole_counts, votes = twin(
-            {name: found[index] for name, index in mapping.indexes.items()}
-        )
-        by_operator.add(step_counts)
-        end_to_end.add(whole_counts)
-        top1 += votes
     layers = {step.output: step.layer for step in program.steps}
+    runner: interpreter.Runner | None = None
+    try:
+        runner = interpreter.Runner(
+            content, kernels=kernels, all_tensors=True, num_threads=num_threads, isolated=True
+        )
+        mapping = mapping or mapping_from_names(program, runner.file)
+        shapes = _other_shapes(program, mapping)
+        indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
+        twin = _Twin(program, indexes)
+        by_operator, end_to_end = _Counter(), _Counter()
+        top1 = np.zeros((len(twin.classified), 2))
+        for start in range(0, total, batch):
+            chunk = [array[start : start + batch] for array in inputs]
+            found = runner.run(
+                chunk,
+                tensors=list(indexes.values()),
+                progress=progress and _shifted(progress, start, total),
+            ).tensors
+            step_counts, whole_counts, votes = twin({n: found[i] for n, i in indexes.items()})
+            by_operator.add(step_counts)
+            end_to_end.add(whole_counts)
+            top1 += votes
+    except crash.InterpreterCrash as error:
+        raise _naming_layer(error, program, mapping) from error
+    finally:
+        if runner is not None:
+            runner.close()
     return Comparison(
         samples=total,
         kernels=kernels,
@@ -83,10 +95,46 @@ def compare_program(
             program.output_names[i]: float(hits / count)
             for i, (hits, count) in zip(twin.classified, top1, strict=True)
         },
-        differences=tuple(_differences(program, content, mapping)),
+        differences=(*shapes.values(), *_differences(program, content, mapping)),
         skipped=twin.skipped,
         missing=tuple(name for name in program.tensors if name not in mapping.indexes),
     )
+
+
+def _naming_layer(
+    error: crash.InterpreterCrash, program: Program, mapping: FileMapping | None
+) -> crash.InterpreterCrash:
+    """The error with the Keras layer that the operator comes from, if it is known."""
+    names = {} if mapping is None else {file: ours for ours, file in mapping.names.items()}
+    ours = names.get(error.tensor or "", error.tensor)
+    layer = next((step.layer for step in program.steps if step.output == ours), None)
+    if layer is None:
+        return error
+    return crash.InterpreterCrash(f"{error} It is of layer '{layer}'.", error.kind, error.tensor)
+
+
+def _other_shapes(program: Program, mapping: FileMapping) -> dict[str, str]:
+    """The program's tensors that have another shape in the file, each with what to say of it."""
+    shapes = {
+        name: (program.tensors[name].shape, mapping.file.tensors[index].shape)
+        for name, index in mapping.indexes.items()
+    }
+    return {
+        name: f"tensor '{name}': shape {there} in the file, {ours} expected"
+        for name, (ours, there) in shapes.items()
+        if not _same_elements(ours, there)
+    }
+
+
+def _same_elements(ours: Shape, there: Sequence[int]) -> bool:
+    """Whether a tensor of the file holds the elements of the program's in the same order.
+
+    The first axis of both is the samples' and may hold several rows of each; axes of size 1 come
+    and go. Sizes of other axes must be the same, one by one: that their product is says nothing
+    of a tensor whose axes are in another order.
+    """
+    rows = list(ours[1:]) == list(there[1:])
+    return rows or [n for n in ours[1:] if n != 1] == [n for n in there if n != 1]
 
 
 def _shifted(
@@ -102,16 +150,18 @@ class _Twin:
     Eagerly: tracing a hundred steps costs more than running them on hundreds of samples.
     """
 
-    def __init__(self, program: Program, mapping: FileMapping):
+    def __init__(self, program: Program, held: Collection[str]):
         self._program = program
-        self._held = [name for name in program.tensors if name in mapping.indexes]
+        self._held = [name for name in program.tensors if name in held]
         held = set(self._held)
         self.skipped: dict[str, str] = {}
         self.compared = [s.output for s in program.steps if s.output in held]
         self.classified = [
             i
             for i, name in enumerate(program.outputs)
-            if len(program.tensors[name].shape) > 1 and (program.tensors[name].shape[-1] or 1) > 1
+            if name in held
+            and len(program.tensors[name].shape) > 1
+            and (program.tensors[name].shape[-1] or 1) > 1
         ]
 
     def __call__(
@@ -131,7 +181,7 @@ class _Twin:
             name, real = step.output, found.get(step.output)
             try:
                 # Both comparisons in one evaluation, one after the other along the batch.
-                both = _evaluate(
+                both = evaluate(
                     step, [tf.concat([single[i], whole[i]], axis=0) for i in step.inputs]
                 )
                 one, whole[name] = tf.split(both, 2)
@@ -159,31 +209,6 @@ class _Twin:
         tensor = self._program.tensors[name]
         dtype = tf.float32 if tensor.quantization is None else tf.int32
         return tf.cast(value.reshape((-1, *tensor.shape[1:])), dtype)
-
-
-def _evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
-    """One step on raw values: int32 where quantized, float32 where not."""
-    operator = step.operator
-    if operator.function is None:
-        return integer.compute(operator, *values)
-    reals = [
-        value if q is None else _dequantized(value, q)
-        for value, q in zip(values, operator.inputs, strict=True)
-    ]
-    result = operator.function(*reals)
-    return result if operator.output is None else _quantized(result, operator.output)
-
-
-def _dequantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    steps = tf.cast(value - quantization.zero_point, tf.float32)
-    return steps * np.float32(quantization.scale)
-
-
-def _quantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    steps = tf.round(value * (np.float32(1.0) / np.float32(quantization.scale)))
-    low = quantization.qmin - quantization.zero_point
-    high = quantization.qmax - quantization.zero_point
-    return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
 
 
 def _compare(value: np.ndarray, expected: np.ndarray) -> list[float]:
