@@ -40,7 +40,8 @@ _EXAMPLES = {
     "verify": """
         rewriter verify qat.keras model.tflite --data data.npz
         rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
-        rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --min-identical 0.999""",
+        rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999
+        rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --json""",
     "demo": """
         rewriter demo
         rewriter demo --epochs 2 --output demo_files""",
