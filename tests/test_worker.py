@@ -222,7 +222,7 @@ def test_messages_of_any_size():
     array = np.arange(200_000, dtype=np.int8).reshape(4, -1)
     read, write = os.pipe()
     with os.fdopen(read, "rb") as source, os.fdopen(write, "wb") as sink:
-            thread = threading.Thread(target=worker.send, args=(sink, ("run", [(3, array)], {})))
+        thread = threading.Thread(target=worker.send, args=(sink, ("run", [(3, array)], {})))
         thread.start()
         kind, ((index, found),), _ = worker.receive(source)
         thread.join()
