@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rewriter.comparison import Comparison, TensorAgreement
 from rewriter.errors import RewriterError, VerificationError
-from rewriter.evaluation import evaluate
+from rewriter.evaluation import evaluate, same_order
 from rewriter.litert import constants, crash, flatbuffer, interpreter
 from rewriter.litert.matching import FileMapping, mapping_from_names
 from rewriter.program import Program
@@ -129,12 +129,9 @@ def _other_shapes(program: Program, mapping: FileMapping) -> dict[str, str]:
 def _same_elements(ours: Shape, there: Sequence[int]) -> bool:
     """Whether a tensor of the file holds the elements of the program's in the same order.
 
-    The first axis of both is the samples' and may hold several rows of each; axes of size 1 come
-    and go. Sizes of other axes must be the same, one by one: that their product is says nothing
-    of a tensor whose axes are in another order.
+    The first axis of both is the samples', and may hold several rows of each.
     """
-    rows = list(ours[1:]) == list(there[1:])
-    return rows or [n for n in ours[1:] if n != 1] == [n for n in there if n != 1]
+    return list(ours[1:]) == list(there[1:]) or same_order(ours[1:], there)
 
 
 def _shifted(

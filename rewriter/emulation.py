@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rewriter import graph, phases
 from rewriter.errors import RewriterError
-from rewriter.evaluation import evaluate, quantized
+from rewriter.evaluation import evaluate, quantized, same_order
 from rewriter.graph import Ref
 from rewriter.layers.quantize import observed
 from rewriter.lower import Lowered
@@ -199,9 +199,10 @@ class _Twin:
         if model is None:
             return
         tensor = self._program.tensors[name]
-        if model.shape != whole.shape:
+        if not same_order(model.shape, whole.shape):
             self.skipped[name] = f"shape {model.shape} in the model, {whole.shape} in the twin"
             return
+        model = tf.reshape(model, whole.shape)
         if name not in self.counters:
             self.counters[name] = Counter(tensor), Counter(tensor)
         for counter, value in zip(self.counters[name], (whole, single), strict=True):

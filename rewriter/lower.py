@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rewriter import graph, lower_float, lower_hosts, lower_ops, peephole, stock_layers
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
@@ -62,7 +64,8 @@ class _Lowerer(ProgramBuilder):
 
     def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:
         done = super().quantize(value, layer, path, least)
-        if done.name is not None:
+        # A grid that was made coarser is not the model's.
+        if done.name is not None and (not least or self.grid(done).scale > np.float32(least)):
             self._quantized.setdefault(done.name, Source(self._index, layer))
         return done
 
