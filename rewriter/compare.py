@@ -66,6 +66,8 @@ def compare_program(
         )
         mapping = mapping or mapping_from_names(program, runner.file)
         shapes = _other_shapes(program, mapping)
+        if wrong := [shapes[name] for name in program.inputs if name in shapes]:
+            raise VerificationError(f"The file is not of this model: {wrong[0]}.")
         indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
         twin = _Twin(program, indexes)
         by_operator, end_to_end = _Counter(), _Counter()

@@ -205,8 +205,10 @@ class _Twin:
         model = tf.reshape(model, whole.shape)
         if name not in self.counters:
             self.counters[name] = Counter(tensor), Counter(tensor)
-        for counter, value in zip(self.counters[name], (whole, single), strict=True):
-            counter.add(np.asarray(model), np.asarray(value))
+        end, one = self.counters[name]
+        steps = end.steps(np.asarray(model))
+        end.add(steps, np.asarray(whole))
+        one.add(steps, np.asarray(single))
         self._single[name] = _stored(model, tensor)
 
     def _go_on_from(self, name: str) -> None:

@@ -28,20 +28,26 @@ class Counter:
         self.elements = self.other = 0
         self._signal = self._noise = self._largest = self._magnitude = 0.0
 
+    def steps(self, real: np.ndarray) -> np.ndarray:
+        """Real values in steps, float32; as they are where the tensor is not quantized.
+
+        Not clipped: values that the grid cannot hold are a difference.
+        """
+        real = np.asarray(real, np.float32)
+        return real if self._grid is None else np.rint(real / np.float32(self._grid.scale))
+
     def add(self, model: np.ndarray, twin: np.ndarray) -> None:
-        """Add real values of the model, and the twin's: integers where the tensor is quantized."""
-        signal, ours = model.astype(np.float64), twin.astype(np.float64)
-        if self._grid is not None:
-            # Not clipped: values that the grid cannot hold are a difference.
-            signal = np.rint(signal / self._grid.scale)
-            ours = ours - self._grid.zero_point
-        noise = signal - ours
-        self.elements += noise.size
-        self.other += int(np.count_nonzero(noise))
-        self._signal += float(np.sum(np.square(signal)))
+        """Add the model's values, in steps, and the twin's, integers where it is quantized."""
+        ours = twin if self._grid is None else twin - np.int32(self._grid.zero_point)
+        noise = model - ours.astype(np.float32)
+        noise = noise[noise != 0].astype(np.float64)  # few
+        self.elements += model.size
+        self.other += noise.size
+        self._signal += float(np.sum(np.square(model), dtype=np.float64))
         self._noise += float(np.sum(np.square(noise)))
         self._largest = max(self._largest, float(np.abs(noise).max(initial=0.0)))
-        self._magnitude = max(self._magnitude, float(np.abs(signal).max(initial=0.0)))
+        if self._grid is None:
+            self._magnitude = max(self._magnitude, float(np.abs(model).max(initial=0.0)))
 
     @property
     def largest(self) -> float:

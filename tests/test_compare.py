@@ -165,6 +165,15 @@ def test_a_tensor_in_another_order_is_not_compared(residual):
     assert report.worst.identical >= 0.999
 
 
+def test_an_input_of_another_shape_is_another_models(residual):
+    program, content, _ = residual
+    name = program.inputs[0]
+    tensor = dataclasses.replace(program.tensors[name], shape=(None, 3))
+    wrong = dataclasses.replace(program, tensors={**program.tensors, name: tensor})
+    with pytest.raises(VerificationError, match="not of this model"):
+        compare_program(wrong, content, None, programs.samples(program, 2))
+
+
 @pytest.mark.parametrize(
     ("ours", "there", "same"),
     [

@@ -177,15 +177,15 @@ def test_a_softmax_is_judged_by_its_logits():
 def test_the_figures():
     counter = Counter(Tensor("t", (None, 3), Quantization(0.5, 10)))
     for row, integers in (([1.0, -1.0, 2.0], [12, 8, 15]), ([70.0, 0.0, 0.001], [127, 10, 10])):
-        counter.add(np.array([row], np.float32), np.array([integers]))
+        counter.add(counter.steps(np.array([row])), np.array([integers]))
     # In steps: 2, -2, 4, 140 (beyond the grid), 0, 0 against 2, -2, 5, 117, 0, 0.
     assert (counter.elements, counter.other, counter.largest) == (6, 2, 23)
     expected = 10 * math.log10((4 + 4 + 16 + 140**2) / (1 + 23**2))
     assert counter.snr_db == pytest.approx(expected)
     equal = Counter(Tensor("t", (None, 1), None))
-    equal.add(np.array([[2.0]]), np.array([[2.0]]))
+    equal.add(np.array([[2.0]], np.float32), np.array([[2.0]], np.float32))
     assert equal.snr_db == math.inf and equal.largest == 0
-    equal.add(np.array([[2.0]]), np.array([[1.0]]))
+    equal.add(np.array([[2.0]], np.float32), np.array([[1.0]], np.float32))
     assert equal.largest == 0.5
 
 
