@@ -40,7 +40,8 @@ _EXAMPLES = {
     "verify": """
         rewriter verify qat.keras model.tflite --data data.npz
         rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
-        rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999""",
+        rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999
+        rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --json""",
     "demo": """
         rewriter demo
         rewriter demo --epochs 2 --output demo_files""",
@@ -148,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     _loading(export)
     _json(export)
 
-    verify = _command(commands, "verify", "compare a .tflite file with its model")
+    verify = _command(commands, "verify", "compare a .tflite file with the trained model")
     verify.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)
     verify.add_argument("file", type=Path, metavar="FILE", help="what `rewriter export` wrote")
     verify.add_argument("--data", type=Path, required=True, metavar="DATA", help=_DATA_HELP)
@@ -164,6 +165,11 @@ def parser() -> argparse.ArgumentParser:
         "--min-identical", type=_share, metavar="SHARE",
         help="fail if, operator by operator, a smaller share (0 to 1) of any tensor's elements "
         "is identical",
+    )  # fmt: skip
+    verify.add_argument(
+        "--min-snr", type=_number, metavar="DB",
+        help="fail if the outputs of model and file are less than so many dB apart in signal to "
+        "noise, or the file computes something else than the trained model",
     )  # fmt: skip
     _data(verify, "x, x_test, x_train")
     _loading(verify)

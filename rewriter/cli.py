@@ -21,6 +21,7 @@ from rewriter.export import export_tflite
 from rewriter.files import replacing
 from rewriter.load import load_model
 from rewriter.recipe import Recipe
+from rewriter.training_agreement import TrainingComparison
 from rewriter.verify import verify
 from rewriter_command import main
 
@@ -74,8 +75,26 @@ def _verify(args: Namespace) -> None:
             for name, share in values["accuracy"].items()
         )
     _show(args, text, values)
+    if args.min_snr is not None:
+        _require_snr(result.training, args.min_snr)
     if args.min_identical is not None:
         _require_identical(result.comparison, args.min_identical)
+
+
+def _require_snr(training: TrainingComparison, bound: float) -> None:
+    fault, weakest = training.fault, training.weakest
+    if fault is None and training.skipped:
+        name, reason = next(iter(training.skipped.items()))
+        fault = f"not computed: {name}: {reason}"
+    if fault is None and weakest is None:
+        fault = "no output of the trained model could be compared"
+    if fault is None and weakest is not None and weakest.snr_db < bound:
+        fault = (
+            f"the tensor {weakest.name!r} of layer {weakest.layer!r} is at "
+            f"{weakest.snr_db:.1f} dB of the trained model's"
+        )
+    if fault is not None:
+        raise VerificationError(f"--min-snr {bound:g} is not met: {fault}.")
 
 
 def _require_identical(comparison: Comparison, share: float) -> None:
@@ -162,7 +181,7 @@ def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str
             f"Received: {len(model.inputs)} and {len(model.outputs)}."
         )
     inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
-    (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels)
+    (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
     found = {"file": scores, "model": model.predict(inputs, verbose=0)}
     return {
         name: float(np.mean(np.argmax(value.reshape(len(inputs), -1), -1) == read.labels))

@@ -9,7 +9,7 @@ only the first of the two is a test of correctness there.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ import tensorflow as tf
 
 from rewriter.comparison import Comparison, TensorAgreement
 from rewriter.errors import RewriterError, VerificationError
-from rewriter.litert import constants, flatbuffer, integer, interpreter
+from rewriter.evaluation import evaluate, same_order
+from rewriter.litert import crash, interpreter
+from rewriter.litert.differences import differences
 from rewriter.litert.mapping import FileMapping, mapping_from_names
-from rewriter.program import Program, Quantization, Step
+from rewriter.program import Program
+from rewriter.values import Shape
 
 # Shares of the largest magnitude that stand for "identical" and "one step" of a float tensor.
 _FLOAT_IDENTICAL, _FLOAT_STEP = 1e-6, 1e-3
@@ -50,30 +53,42 @@ def compare_program(
       progress: called with (samples done, samples in all).
 
     Raises:
-      VerificationError: the inputs do not fit the file, there are none, or the file is not one
-        of this program.
+      VerificationError: the inputs do not fit the file, there are none, the file is not one of
+        this program, or LiteRT crashes on it.
     """
-    runner = interpreter.Runner(content, kernels=kernels, all_tensors=True, num_threads=num_threads)
-    mapping = mapping or mapping_from_names(program, runner.file)
     total = len(inputs[0]) if inputs else 0
     if total == 0:
         raise VerificationError("There is nothing to compare. Received: no samples.")
-    twin = _Twin(program, mapping)
-    by_operator, end_to_end = _Counter(), _Counter()
-    top1 = np.zeros((len(twin.classified), 2))
-    indexes = list(mapping.indexes.values())
-    for start in range(0, total, batch):
-        chunk = [array[start : start + batch] for array in inputs]
-        found = runner.run(
-            chunk, tensors=indexes, progress=progress and _shifted(progress, start, total)
-        ).tensors
-        step_counts, whole_counts, votes = twin(
-            {name: found[index] for name, index in mapping.indexes.items()}
-        )
-        by_operator.add(step_counts)
-        end_to_end.add(whole_counts)
-        top1 += votes
     layers = {step.output: step.layer for step in program.steps}
+    runner: interpreter.Runner | None = None
+    try:
+        runner = interpreter.Runner(
+            content, kernels=kernels, all_tensors=True, num_threads=num_threads, isolated=True
+        )
+        mapping = mapping or mapping_from_names(program, runner.file)
+        shapes = _other_shapes(program, mapping)
+        if wrong := [shapes[name] for name in program.inputs if name in shapes]:
+            raise VerificationError(f"The file is not of this model: {wrong[0]}.")
+        indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
+        twin = _Twin(program, indexes)
+        by_operator, end_to_end = _Counter(), _Counter()
+        top1 = np.zeros((len(twin.classified), 2))
+        for start in range(0, total, batch):
+            chunk = [array[start : start + batch] for array in inputs]
+            found = runner.run(
+                chunk,
+                tensors=list(indexes.values()),
+                progress=progress and _shifted(progress, start, total),
+            ).tensors
+            step_counts, whole_counts, votes = twin({n: found[i] for n, i in indexes.items()})
+            by_operator.add(step_counts)
+            end_to_end.add(whole_counts)
+            top1 += votes
+    except crash.InterpreterCrash as error:
+        raise _naming_layer(error, program, mapping) from error
+    finally:
+        if runner is not None:
+            runner.close()
     return Comparison(
         samples=total,
         kernels=kernels,
@@ -83,10 +98,43 @@ def compare_program(
             program.output_names[i]: float(hits / count)
             for i, (hits, count) in zip(twin.classified, top1, strict=True)
         },
-        differences=tuple(_differences(program, content, mapping)),
+        differences=(*shapes.values(), *differences(program, content, mapping)),
         skipped=twin.skipped,
         missing=tuple(name for name in program.tensors if name not in mapping.indexes),
     )
+
+
+def _naming_layer(
+    error: crash.InterpreterCrash, program: Program, mapping: FileMapping | None
+) -> crash.InterpreterCrash:
+    """The error with the Keras layer that the operator comes from, if it is known."""
+    names = {} if mapping is None else {file: ours for ours, file in mapping.names.items()}
+    ours = names.get(error.tensor or "", error.tensor)
+    layer = next((step.layer for step in program.steps if step.output == ours), None)
+    if layer is None:
+        return error
+    return crash.InterpreterCrash(f"{error} It is of layer '{layer}'.", error.kind, error.tensor)
+
+
+def _other_shapes(program: Program, mapping: FileMapping) -> dict[str, str]:
+    """The program's tensors that have another shape in the file, each with what to say of it."""
+    shapes = {
+        name: (program.tensors[name].shape, mapping.file.tensors[index].shape)
+        for name, index in mapping.indexes.items()
+    }
+    return {
+        name: f"tensor '{name}': shape {there} in the file, {ours} expected"
+        for name, (ours, there) in shapes.items()
+        if not _same_elements(ours, there)
+    }
+
+
+def _same_elements(ours: Shape, there: Sequence[int]) -> bool:
+    """Whether a tensor of the file holds the elements of the program's in the same order.
+
+    The first axis of both is the samples', and may hold several rows of each.
+    """
+    return list(ours[1:]) == list(there[1:]) or same_order(ours[1:], there)
 
 
 def _shifted(
@@ -102,16 +150,18 @@ class _Twin:
     Eagerly: tracing a hundred steps costs more than running them on hundreds of samples.
     """
 
-    def __init__(self, program: Program, mapping: FileMapping):
+    def __init__(self, program: Program, held: Collection[str]):
         self._program = program
-        self._held = [name for name in program.tensors if name in mapping.indexes]
+        self._held = [name for name in program.tensors if name in held]
         held = set(self._held)
         self.skipped: dict[str, str] = {}
         self.compared = [s.output for s in program.steps if s.output in held]
         self.classified = [
             i
             for i, name in enumerate(program.outputs)
-            if len(program.tensors[name].shape) > 1 and (program.tensors[name].shape[-1] or 1) > 1
+            if name in held
+            and len(program.tensors[name].shape) > 1
+            and (program.tensors[name].shape[-1] or 1) > 1
         ]
 
     def __call__(
@@ -131,7 +181,7 @@ class _Twin:
             name, real = step.output, found.get(step.output)
             try:
                 # Both comparisons in one evaluation, one after the other along the batch.
-                both = _evaluate(
+                both = evaluate(
                     step, [tf.concat([single[i], whole[i]], axis=0) for i in step.inputs]
                 )
                 one, whole[name] = tf.split(both, 2)
@@ -159,31 +209,6 @@ class _Twin:
         tensor = self._program.tensors[name]
         dtype = tf.float32 if tensor.quantization is None else tf.int32
         return tf.cast(value.reshape((-1, *tensor.shape[1:])), dtype)
-
-
-def _evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
-    """One step on raw values: int32 where quantized, float32 where not."""
-    operator = step.operator
-    if operator.function is None:
-        return integer.compute(operator, *values)
-    reals = [
-        value if q is None else _dequantized(value, q)
-        for value, q in zip(values, operator.inputs, strict=True)
-    ]
-    result = operator.real(*reals)
-    return result if operator.output is None else _quantized(result, operator.output)
-
-
-def _dequantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    steps = tf.cast(value - quantization.zero_point, tf.float32)
-    return steps * np.float32(quantization.scale)
-
-
-def _quantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    steps = tf.round(value * (np.float32(1.0) / np.float32(quantization.scale)))
-    low = quantization.qmin - quantization.zero_point
-    high = quantization.qmax - quantization.zero_point
-    return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
 
 
 def _compare(value: np.ndarray, expected: np.ndarray) -> list[float]:
@@ -237,31 +262,3 @@ class _Counter:
             )
             for name, (elements, identical, near, top) in zip(names, rows, strict=True)
         )
-
-
-def _differences(program: Program, content: bytes, mapping: FileMapping) -> list[str]:
-    """Constants, scales and zero points that are not the program's, to the bit."""
-    model = flatbuffer.unpack(content)
-    file = flatbuffer.view(model)
-    producers, found = file.producers(), []
-    for name, index in mapping.indexes.items():
-        wanted, tensor = program.tensors[name].quantization, file.tensors[index]
-        if wanted is None:
-            continue
-        scale, zero_point = np.float32(wanted.scale), wanted.zero_point
-        if tensor.scale.tolist() != [scale] or tensor.zero_point.tolist() != [zero_point]:
-            found.append(
-                f"tensor '{name}': scale {tensor.scale.tolist()} and zero point "
-                f"{tensor.zero_point.tolist()} in the file, {scale} and {zero_point} expected"
-            )
-    for step in program.steps:
-        op = producers.get(mapping.indexes.get(step.output, -1))
-        if step.operator.kernel is not None and op is not None:
-            reason = constants.constant_difference(model, op, step.operator)
-            if reason is not None:
-                found.append(f"layer '{step.layer}', step '{step.name}': {reason}")
-        if "constant" in step.operator.attributes and op is not None:
-            reason = constants.operand_disagreement(model, op, step.operator, exact=True)
-            if reason is not None:
-                found.append(f"layer '{step.layer}', step '{step.name}': {reason}")
-    return found

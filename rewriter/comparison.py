@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
+
+from rewriter.training_agreement import TrainingAgreement, TrainingComparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,30 +67,70 @@ class Comparison:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self)
 
 
-def _table(comparison: Comparison) -> str:
-    width = max([6, *(len(a.name) for a in comparison.operator_by_operator)])
+def table(comparison: Comparison, training: TrainingComparison | None = None) -> str:
+    """All figures, a line for each tensor, and what there is to say beside them."""
+    trained = {tensor.name: tensor for tensor in training.tensors} if training else {}
+    by_operator = {a.name: a for a in comparison.operator_by_operator}
+    end_to_end = {a.name: a for a in comparison.end_to_end}
+    # The model's inputs come first; the file's are not computed.
+    names = list(dict.fromkeys([*(n for n in trained if n not in by_operator), *by_operator]))
+    width = max([6, *(len(name) for name in names)])
+    heads = [f"{'file, operator by operator':>25}", f"{'file, end to end':>25}"]
+    columns = [f"{'identical':>9} {'+-1':>7} {'max':>7}"] * 2
+    if trained:
+        heads.append(f"{'trained model':>17}")
+        columns.append(f"{'SNR':>9} {'max':>7}")
     lines = [
         f"{comparison.samples} samples, {comparison.kernels} kernels; shares in %, "
-        "differences in steps of the tensor's scale",
-        f"{'':{width}}  {'operator by operator':>25}  {'end to end':>25}",
-        f"{'tensor':{width}}  {'identical':>9} {'+-1':>7} {'max':>7}"
-        f"  {'identical':>9} {'+-1':>7} {'max':>7}",
+        "differences in steps of the tensor's scale" + (", SNR in dB" if trained else ""),
+        f"{'':{width}}  " + "  ".join(heads),
+        f"{'tensor':{width}}  " + "  ".join(columns),
     ]
-    pairs = zip(comparison.operator_by_operator, comparison.end_to_end, strict=True)
-    for one, whole in pairs:
-        cells = [
-            f"{100 * a.identical:9.3f} {100 * a.within_one:7.2f} {a.maximum:7.3g}"
-            for a in (one, whole)
-        ]
-        note = " (float: relative)" if one.unit == "relative" else ""
-        note += " (not computed)" if one.name in comparison.skipped else ""
-        lines.append(f"{one.name:{width}}  {cells[0]}  {cells[1]}{note}")
+    for name in names:
+        cells = [_shares(by_operator.get(name)), _shares(end_to_end.get(name))]
+        notes = []
+        if trained:
+            cells.append(_decibels(trained.get(name)))
+            notes += ["parts from the trained model"] * (name in trained and trained[name].parts)
+        one = by_operator.get(name)
+        notes += ["float: relative"] * (one is not None and one.unit == "relative")
+        notes += ["not computed"] * (name in comparison.skipped)
+        note = f" ({'; '.join(notes)})" if notes else ""
+        lines.append(f"{name:{width}}  {'  '.join(cells)}{note}".rstrip())
     lines += [f"top-1 agreement of {n}: {100 * s:.2f} %" for n, s in comparison.top1.items()]
     lines += [f"different in the file: {text}" for text in comparison.differences]
     lines += [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
     if comparison.missing:
         lines.append(f"not in the file: {', '.join(comparison.missing)}")
-    return "\n".join(lines)
+    return "\n".join(lines + (_in_words(training) if training else []))
+
+
+def _shares(agreement: TensorAgreement | None) -> str:
+    if agreement is None:
+        return " " * 25
+    a = agreement
+    return f"{100 * a.identical:9.3f} {100 * a.within_one:7.2f} {a.maximum:7.3g}"
+
+
+def _decibels(agreement: TrainingAgreement | None) -> str:
+    if agreement is None:
+        return " " * 17
+    return f"{_ratio(agreement.snr_db):>9} {agreement.max_steps:7.3g}"
+
+
+def _ratio(decibels: float) -> str:
+    return f"{decibels:.1f}" if math.isfinite(decibels) else "equal"
+
+
+def _in_words(training: TrainingComparison) -> list[str]:
+    weakest = training.weakest
+    found = [] if weakest is None else [
+        f"trained model against the twin: {_ratio(weakest.snr_db)}"
+        f"{' dB' if math.isfinite(weakest.snr_db) else ''} at {weakest.name}"
+    ]  # fmt: skip
+    found += [f"WARNING: {text}" for text in (training.fault, training.weakness) if text]
+    skipped = training.skipped.items()
+    return found + [f"not compared with the trained model: {n}: {why}" for n, why in skipped]

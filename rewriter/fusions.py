@@ -132,9 +132,7 @@ def _same_zeros(operator: Operator, sizes: Sequence[int | None]) -> list[list[in
     attributes, found = operator.attributes, []
     dilations = attributes.get("dilations", (1, 1))
     window = np.shape(operator.kernel)[:2]
-    for n, k, stride, dilation in zip(
-        sizes, window, attributes["strides"], dilations, strict=True
-    ):
+    for n, k, stride, dilation in zip(sizes, window, attributes["strides"], dilations, strict=True):
         if n is None:
             return []
         total = max((-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n, 0)

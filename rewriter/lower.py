@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from rewriter import fusions, graph, lower_float, lower_hosts, lower_ops, peephole, stock_layers
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
@@ -19,14 +21,55 @@ from rewriter.program_builder import ProgramBuilder
 from rewriter.values import Value, batched
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the quantization-aware model has a tensor of the program.
+
+    Attributes:
+      call: the index of the call in the graph.
+      layer: the Quantize layer, part of the called one or itself, whose output it is; ``None``: it
+        is an output of the call.
+      index: which output of the call.
+    """
+
+    call: int
+    layer: Any = None
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program with what it came from.
+
+    Attributes:
+      program: the program.
+      graph: the calls of the quantization-aware model.
+      sources: for each tensor of the program that the model has too, where.
+    """
+
+    program: Program
+    graph: graph.Graph
+    sources: Mapping[str, Source]
+
+
 class _Lowerer(ProgramBuilder):
     """Adds a model's calls, one after the other, and finishes the program."""
 
     def __init__(self, model: Any):
         self.graph = graph.read(model)
         super().__init__(self.graph.flavour)
+        self._index = 0  # of the call that is lowered
+        self._quantized: dict[str, Source] = {}
+        self._returned: dict[str, Source] = {}
 
-    def run(self) -> Program:
+    def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:
+        done = super().quantize(value, layer, path, least)
+        # A grid that was made coarser is not the model's.
+        if done.name is not None and (not least or self.grid(done).scale > np.float32(least)):
+            self._quantized.setdefault(done.name, Source(self._index, layer))
+        return done
+
+    def run(self) -> Lowered:
         """Lower every call.
 
         Raises:
@@ -34,8 +77,11 @@ class _Lowerer(ProgramBuilder):
         """
         env: dict[Ref, Value] = {}
         for index, call in enumerate(self.graph.calls):
+            self._index = index
             for i, value in enumerate(self._call(call, env)):
                 env[Ref(index, i)] = value
+                if value.name is not None:  # what is pending is not on its grid in the model
+                    self._returned.setdefault(value.name, Source(index, index=i))
         if self.unset:
             raise ExportError(
                 f"The ranges of {len(self.unset)} activations have not been set: "
@@ -44,11 +90,14 @@ class _Lowerer(ProgramBuilder):
             )
         outputs = [self._output(env[ref]) for ref in self.graph.output_refs()]
         self._drop_unused(outputs)
+        before = {name: tensor.quantization for name, tensor in self.tensors.items()}
         self.steps, self.tensors = peephole.simplify(self.steps, self.tensors, outputs)
         self.steps, self.tensors, outputs = fusions.fuse(self.steps, self.tensors, outputs)
         inputs = [env[ref].name or "" for ref in self.graph.input_refs()]
-        outputs = self._name_outputs(outputs)
-        return Program(
+        # A tensor that got another grid has other values than in the model.
+        same = {n for n, tensor in self.tensors.items() if before.get(n) == tensor.quantization}
+        outputs, names = self._name_outputs(outputs)
+        program = Program(
             inputs=tuple(inputs),
             outputs=tuple(outputs),
             tensors=self.tensors,
@@ -56,6 +105,9 @@ class _Lowerer(ProgramBuilder):
             input_names=tuple(inputs),
             output_names=self.graph.output_names,
         )
+        sources = {**self._returned, **self._quantized}
+        kept = {names.get(n, n): source for n, source in sources.items() if n in same}
+        return Lowered(program, self.graph, kept)
 
     def _drop_unused(self, outputs: Sequence[str]) -> None:
         """Forget steps that nothing reads: masks, and the statistics of a loss."""
@@ -68,8 +120,8 @@ class _Lowerer(ProgramBuilder):
                 del self.tensors[step.output]
         self.steps = kept[::-1]
 
-    def _name_outputs(self, outputs: list[str]) -> list[str]:
-        """Call the output tensors what Keras calls the outputs.
+    def _name_outputs(self, outputs: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Call the output tensors what Keras calls the outputs; also the new names by the old.
 
         The file's outputs carry these names, so no other tensor may have one of them: the logits
         of ``Dense(10, activation="softmax", name="digit")`` are not ``digit``.
@@ -95,7 +147,7 @@ class _Lowerer(ProgramBuilder):
             )
             for step in self.steps
         ]
-        return [names.get(name, name) for name in outputs]
+        return [names.get(name, name) for name in outputs], names
 
     def _call(self, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
         kind = type(call.layer).__name__
@@ -135,4 +187,9 @@ def lower(model: Any) -> Program:
     Raises:
       ExportError: if ranges are not set, or a layer has no integer form; it names them.
     """
+    return lower_with_sources(model).program
+
+
+def lower_with_sources(model: Any) -> Lowered:
+    """As :func:`lower`, with where the model has the program's tensors."""
     return _Lowerer(model).run()

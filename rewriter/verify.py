@@ -1,4 +1,4 @@
-"""Verification: the file, run by LiteRT, against the twin, tensor by tensor."""
+"""Verification: the trained model, the twin and the file, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from tqdm.auto import tqdm
 
 from rewriter.calibrate import batches_of
 from rewriter.compare import compare_program
-from rewriter.comparison import Comparison
+from rewriter.comparison import Comparison, table
+from rewriter.emulation import compare_training
 from rewriter.errors import CalibrationError, VerificationError
-from rewriter.lower import lower
+from rewriter.lower import lower_with_sources
+from rewriter.training_agreement import TrainingAgreement, TrainingComparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +25,27 @@ class Verification:
 
     Attributes:
       path: the file.
-      comparison: every quantized tensor, operator by operator and end to end.
+      comparison: file and twin: every quantized tensor, operator by operator and end to end.
+      training: trained model and twin: every tensor that both have, likewise.
     """
 
     path: str
     comparison: Comparison
+    training: TrainingComparison
+
+    @property
+    def snr(self) -> float | None:
+        """The trained model's outputs to what the twin differs from them, in dB; the smallest.
+
+        Infinite where all are equal, ``None`` if no output could be compared. An output behind
+        a softmax is judged by what the softmax is given, if that has more.
+        """
+        return self.training.snr
+
+    @property
+    def parts_at(self) -> TrainingAgreement | None:
+        """The first tensor that the file computes by another rule than it was trained by."""
+        return self.training.parts_at
 
     @property
     def top1(self) -> float | None:
@@ -37,10 +55,15 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"path": self.path, "top1": self.top1, **self.comparison.to_dict()}
+        return {
+            "path": self.path,
+            "top1": self.top1,
+            **self.comparison.to_dict(),
+            "training": self.training.to_dict(),
+        }
 
     def __str__(self) -> str:
-        return f"{self.path}\n{self.comparison}"
+        return f"{self.path}\n{table(self.comparison, self.training)}"
 
 
 def verify(
@@ -52,7 +75,16 @@ def verify(
     samples: int | None = None,
     progress: bool = True,
 ) -> Verification:
-    """Run a file in LiteRT's interpreter and compare every tensor with the twin's.
+    """Compare three on the same samples: the trained model, its twin, and the file.
+
+    The *trained model* is the quantization-aware one in phase ``quantize``, in inference; it is
+    left as it is, in whatever phase. The *twin* is its integer program (:func:`rewriter.fold`).
+    The *file* is run by LiteRT, in a child process: a crash of LiteRT is an error here.
+
+    Trained model and twin differ by roundings, which add up: ``snr`` is how far the outputs are
+    apart. Where the twin, given the model's own tensors, differs by more than a rounding, the file
+    computes something else than was trained: ``parts_at`` is the first such tensor. Twin and file
+    are the same to the bit with LiteRT's default kernels, but for ties.
 
     Args:
       model: the quantization-aware model that the file was exported from.
@@ -64,23 +96,29 @@ def verify(
 
     Raises:
       VerificationError: if the file cannot be run, is not one of this model's, or the data does
-        not fit.
+        not fit; if LiteRT crashes, with the operator.
+      ExportError: as :func:`rewriter.export_tflite` does.
     """
     try:
         content = Path(path).read_bytes()
     except OSError as error:
         raise VerificationError(f"The file {str(path)!r} cannot be read: {error}.") from error
     inputs = _arrays(model, data, samples)
-    with tqdm(total=len(inputs[0]), desc="verifying", disable=not progress) as bar:
+    lowered = lower_with_sources(model)
+    count = len(inputs[0])
+    with tqdm(total=2 * count, desc="verifying", disable=not progress) as bar:
         comparison = compare_program(
-            lower(model),
+            lowered.program,
             content,
             None,
             inputs,
             kernels=kernels,
             progress=lambda done, total: bar.update(done - bar.n),
         )
-    return Verification(str(path), comparison)
+        training = compare_training(
+            lowered, inputs, progress=lambda done: bar.update(count + done - bar.n)
+        )
+    return Verification(str(path), comparison, training)
 
 
 def _arrays(model: Any, data: Any, samples: int | None) -> list[np.ndarray]:

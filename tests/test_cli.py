@@ -18,6 +18,7 @@ from PIL import Image
 import commands
 import rewriter
 from commands import LABELS, error_of, output_of
+from rewriter import folding
 from rewriter.cli import main
 from rewriter.load import load_model
 from saved_models import KERASES, X, build, save
@@ -87,6 +88,32 @@ def test_verify_of_another_models_file_fails(
     arguments = ["verify", qat, converted[1], "--data", folder / "data.npz"]
     message = error_of(capsys, *arguments, "--min-identical", "0.999")
     assert "--min-identical 0.999 is not met" in message
+
+
+def test_verify_with_a_bound_on_the_ratio(
+    converted: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments = ["verify", *converted, "--data", folder / "data.npz"]
+    assert "dB" in output_of(capsys, *arguments, "--min-snr", "20")
+    found = json.loads(output_of(capsys, *arguments, "--json"))["training"]
+    assert found["parts_at"] is None and found["fault"] is None
+    assert {"name", "layer", "snr_db", "max_steps"} <= set(found["tensors"][0])
+    if found["snr"] is not None:
+        message = error_of(capsys, *arguments, "--min-snr", f"{found['snr'] + 1}")
+        assert f"{found['weakest']!r} of layer" in message and "dB" in message
+    # A kernel on another grid than it was trained on; file and twin agree on it.
+    whole = folding.fold_scale
+    monkeypatch.setattr(folding, "fold_scale", lambda q, *rest: whole(q // 16 * 16, *rest))
+    wrong = folder / "wrong.tflite"
+    output_of(capsys, "export", converted[0], "-o", wrong)
+    arguments[2] = wrong
+    assert "WARNING: the file computes something else" in output_of(
+        capsys, *arguments, "--min-identical", "0.99"
+    )
+    message = error_of(capsys, *arguments, "--min-snr", "-100")
+    assert "--min-snr -100 is not met" in message
+    assert "layer 'conv'" in message and "tensor 'conv'" in message
 
 
 @pytest.mark.parametrize("suffix", ["", ".h5", ".keras"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import litert_programs as programs
+from rewriter import compare
 from rewriter.compare import compare_program
 from rewriter.errors import VerificationError
 from rewriter.litert import flatbuffer
@@ -147,3 +148,47 @@ def test_nothing_to_compare(residual):
     other = programs.single_conv()
     with pytest.raises(ValueError, match="not of this model"):
         compare_program(other, content, None, programs.samples(other))
+
+
+def test_a_tensor_in_another_order_is_not_compared(residual):
+    """As many elements, other axes: it says so, and goes on with the program's own values."""
+    program, content, _ = residual
+    name = program.steps[1].output
+    tensor = program.tensors[name]
+    _, height, width, channels = tensor.shape
+    turned = dataclasses.replace(tensor, shape=(None, height // 2, 2 * width, channels))
+    wrong = dataclasses.replace(program, tensors={**program.tensors, name: turned})
+    report = compare_program(wrong, content, None, programs.samples(program, 3))
+    assert len(report.differences) == 1
+    assert f"tensor '{name}': shape" in report.differences[0]
+    assert name not in {a.name for a in report.operator_by_operator}
+    assert report.worst.identical >= 0.999
+
+
+def test_an_input_of_another_shape_is_another_models(residual):
+    program, content, _ = residual
+    name = program.inputs[0]
+    tensor = dataclasses.replace(program.tensors[name], shape=(None, 3))
+    wrong = dataclasses.replace(program, tensors={**program.tensors, name: tensor})
+    with pytest.raises(VerificationError, match="not of this model"):
+        compare_program(wrong, content, None, programs.samples(program, 2))
+
+
+@pytest.mark.parametrize(
+    ("ours", "there", "same"),
+    [
+        ((None, 3, 4), (1, 3, 4), True),
+        ((None, 3, 4), (5, 3, 4), True),  # rows of a sample
+        ((None, 4), (1, 1, 1, 4), True),
+        ((None, 12, 16), (12, 1, 16), True),
+        ((None, 24, 6), (1, 2, 3, 4, 6), True),
+        ((None,), (), True),
+        ((None, 3, 4), (1, 4, 3), False),
+        ((None, 2, 3, 4), (1, 3, 2, 4), False),
+        ((None, 3, 4), (1, 2, 6), False),
+        ((None, 3, 4), (1, 3, 5), False),
+        ((None, None, 4), (1, 3, 4), False),
+    ],
+)
+def test_which_shapes_hold_the_same_elements(ours, there, same):
+    assert compare._same_elements(ours, there) == same

@@ -97,7 +97,8 @@ class IntegerOperatorMixin:
             kernel_grid=_kernel_grid(config.get("kernel_grid")),
         )
 
-    def call(self, inputs: Any) -> Any:
+    @tf.autograph.experimental.do_not_convert  # else every kernel that this calls is converted
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         operator = self.operator
         tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         values = [
@@ -134,7 +135,8 @@ class QuantizeInputMixin:
         super().__init__(**kwargs)
         self.quantization = Quantization(scale, zero_point, bits)
 
-    def call(self, inputs: Any) -> Any:
+    @tf.autograph.experimental.do_not_convert  # as above
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         return to_real(to_integers(inputs, self.quantization), self.quantization)
 
     def compute_output_shape(self, input_shape: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +14,22 @@ from rewriter.flavours import Flavour
 from rewriter.gradients import connected, tensor
 
 _CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
+
+Observer = Callable[[Any, Any], None]
+_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
+
+
+@contextlib.contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Within: ``observer(layer, outputs)`` is called whenever a Quantize layer has quantized.
+
+    Some of them are parts of other layers, whose insides nothing else shows.
+    """
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 class PhasedMixin:
@@ -131,7 +150,13 @@ class QuantizeMixin(PhasedMixin):
             before=shared_ranges.recalled(self, self.flavour.places(self)),
         )
         shared_ranges.remember(self, before)
+        self._show(tensor(outputs))
         return outputs
+
+    def _show(self, outputs: Any) -> None:
+        observer = _observer.get()
+        if observer is not None:
+            observer(self, outputs)
 
     def _switch(self, inputs: Any, training: bool) -> Any:
         """Any quantizer of the protocol, under a condition of its own."""
@@ -143,6 +168,7 @@ class QuantizeMixin(PhasedMixin):
         }
         outputs = tf.switch_case(phases.read(self.phase), branches)
         outputs.set_shape(inputs.shape)
+        self._show(outputs)
         return outputs
 
     def _observe(self, inputs: Any) -> Any:

@@ -172,9 +172,7 @@ class FileBuilder:
         """Say that the file needs at least this version of the runtime."""
         self._runtime = max(self._runtime, tuple(int(part) for part in runtime.split(".")))
 
-    def pack(
-        self, inputs: Mapping[str, int] | Sequence[tuple[str, int]], outputs: Any
-    ) -> bytes:
+    def pack(self, inputs: Mapping[str, int] | Sequence[tuple[str, int]], outputs: Any) -> bytes:
         """The bytes of the file.
 
         Args:

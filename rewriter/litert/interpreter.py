@@ -9,19 +9,9 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import VerificationError
-from rewriter.litert import flatbuffer
+from rewriter.litert import child, crash, flatbuffer
+from rewriter.litert.worker import KERNELS, Engine
 from rewriter.program import Quantization
-
-try:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-except ImportError:  # TensorFlow carries the same interpreter
-    from tensorflow.lite.python.interpreter import Interpreter, OpResolverType
-
-KERNELS = {
-    "xnnpack": OpResolverType.AUTO,
-    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    "reference": OpResolverType.BUILTIN_REF,
-}
 
 Progress = Callable[[int, int], None]
 
@@ -74,9 +64,11 @@ class Runner:
       all_tensors: make every activation readable. The tensors become outputs of the loaded
         model, so that the kernels stay the ones that were asked for.
       num_threads: threads for one sample; ``None`` leaves it to LiteRT.
+      isolated: run LiteRT in a child process. What would end this process is an error then.
 
     Raises:
       VerificationError: unknown ``kernels``, or LiteRT cannot load the file.
+      InterpreterCrash: (``isolated``) LiteRT crashes while loading it.
     """
 
     def __init__(
@@ -86,6 +78,7 @@ class Runner:
         kernels: str = "xnnpack",
         all_tensors: bool = False,
         num_threads: int | None = None,
+        isolated: bool = False,
     ):
         if kernels not in KERNELS:
             raise VerificationError(
@@ -96,15 +89,32 @@ class Runner:
         if all_tensors:
             content = flatbuffer.with_all_outputs(content)
             self._readable = set(flatbuffer.read(content).outputs) | set(self.file.inputs)
+        self._content, self._kernels, self._num_threads = content, kernels, num_threads
+        self._engine: Engine | None = None
+        if isolated:
+            self._load()
+            return
         try:
-            self._interpreter: Any = Interpreter(
-                model_content=content,
-                experimental_op_resolver_type=KERNELS[kernels],
-                num_threads=num_threads,
-            )
-            self._interpreter.allocate_tensors()
+            self._engine = Engine(content, kernels, num_threads)
         except (RuntimeError, ValueError) as error:
             raise VerificationError(f"LiteRT cannot load this file: {error}") from error
+
+    def _load(self) -> None:
+        """Have the child process load the file, unless it has."""
+        if child.shared.holds(self):
+            return
+        request = ("load", self._content, self._kernels, self._num_threads)
+        try:
+            child.shared.load(self, request)
+        except child.Died as error:
+            raise crash.explained(error, self._content, self._kernels, None) from error
+        except VerificationError as error:
+            raise VerificationError(f"LiteRT cannot load this file: {error}") from error
+
+    def close(self) -> None:
+        """Let the child process forget the file; without one there is nothing to do."""
+        if self._engine is None:
+            child.shared.unload(self)
 
     def quantization(self, index: int) -> Quantization | None:
         """The quantization of an activation of the file; ``None`` if it is not quantized."""
@@ -155,6 +165,7 @@ class Runner:
 
         Raises:
           VerificationError: the inputs do not fit, or a tensor is not readable.
+          InterpreterCrash: (isolated) LiteRT crashes.
         """
         hidden = [self.file.tensors[i].name for i in tensors if i not in self._readable]
         if hidden:
@@ -165,25 +176,36 @@ class Runner:
         ready = self.prepare(inputs)
         count = len(ready[0]) if ready else 0
         wanted = list(dict.fromkeys([*self.file.outputs, *tensors]))
-        kept = {}
-        for i in wanted:
-            if i not in self.file.inputs:
-                tensor = self.file.tensors[i]
-                # A tensor may have several rows a sample: the steps of a TimeDistributed layer.
-                rows = count * (tensor.shape[0] if tensor.shape else 1)
-                kept[i] = np.empty((rows, *tensor.shape[1:]), tensor.dtype.lower())
-        for sample in range(count):
-            for array, index in zip(ready, self.file.inputs, strict=True):
-                self._interpreter.set_tensor(index, array[sample : sample + 1])
-            self._interpreter.invoke()
-            for index, store in kept.items():
-                rows = len(store) // count
-                found = self._interpreter.get_tensor(index).reshape(rows, *store.shape[1:])
-                store[sample * rows : (sample + 1) * rows] = found
+        numbered = list(zip(self.file.inputs, ready, strict=True))
+        shapes = {
+            i: (self.file.tensors[i].shape, self.file.tensors[i].dtype.lower())
+            for i in wanted
+            if i not in self.file.inputs
+        }
+
+        def report(done: int) -> None:
             if progress is not None:
-                progress(sample + 1, count)
+                progress(done, count)
+
+        if self._engine is not None:
+            kept = self._engine.run(numbered, shapes, report)
+        else:
+            kept = self._run_in_child(numbered, shapes, report)
         kept.update(zip(self.file.inputs, ready, strict=True))
         return Result([kept[i] for i in self.file.outputs], {i: kept[i] for i in tensors})
+
+    def _run_in_child(
+        self, inputs: list[tuple[int, np.ndarray]], shapes: Any, progress: Callable[[int], None]
+    ) -> dict[int, np.ndarray]:
+        try:
+            with child.shared.lock:
+                self._load()  # another file may have been, or the process be a new one
+                request = ("run", inputs, shapes)
+                kept: dict[int, np.ndarray] = child.shared.request(request, progress)
+        except child.Died as error:
+            sample = [(index, array[error.done : error.done + 1]) for index, array in inputs]
+            raise crash.explained(error, self._content, self._kernels, sample) from error
+        return kept
 
 
 def run(
@@ -193,7 +215,11 @@ def run(
     kernels: str = "xnnpack",
     num_threads: int | None = None,
     progress: Progress | None = None,
+    isolated: bool = False,
 ) -> list[np.ndarray]:
     """The raw outputs of a file for all samples; see :class:`Runner`."""
-    runner = Runner(content, kernels=kernels, num_threads=num_threads)
-    return runner.run(inputs, progress=progress).outputs
+    runner = Runner(content, kernels=kernels, num_threads=num_threads, isolated=isolated)
+    try:
+        return runner.run(inputs, progress=progress).outputs
+    finally:
+        runner.close()

@@ -312,5 +312,3 @@ def quiet() -> Iterator[Any]:
             logging.getLogger("tensorflow").setLevel(level)
             os.dup2(saved, 2)
             os.close(saved)
-
-

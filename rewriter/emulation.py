@@ -1,0 +1,223 @@
+"""The trained quantization-aware model against the twin of its file, tensor by tensor.
+
+The model emulates the device's grids in float arithmetic; the program computes on integers. Where
+both are right they differ by roundings: at every tensor now and then by one step, and by what
+comes of that further on. Two comparisons, as for the file: *step by step* gives the program the
+model's own tensors, so that what differs by more than a rounding is computed by another rule than
+it was trained by; *end to end* runs the program from the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter import graph, phases
+from rewriter.errors import RewriterError
+from rewriter.evaluation import evaluate, quantized, same_order
+from rewriter.graph import Ref
+from rewriter.layers.quantize import observed
+from rewriter.lower import Lowered
+from rewriter.program import Program, Step, Tensor
+from rewriter.training_agreement import Counter, TrainingAgreement, TrainingComparison
+from rewriter.values import read as read_variable
+
+
+def compare_training(
+    lowered: Lowered,
+    inputs: Sequence[np.ndarray],
+    *,
+    batch: int = 16,
+    progress: Callable[[int], None] | None = None,
+) -> TrainingComparison:
+    """Run a quantization-aware model and its program on the same samples.
+
+    The model is in phase ``quantize``, in inference mode; its own phase and its ranges stay.
+
+    Args:
+      lowered: the model's program, and where the model has its tensors.
+      inputs: one array of real values per model input, samples first.
+      batch: samples whose tensors are held in memory at a time.
+      progress: called with the number of samples done.
+    """
+    program, twin = lowered.program, _Twin(lowered)
+    for start in range(0, len(inputs[0]), batch):
+        chunk = [array[start : start + batch] for array in inputs]
+        twin.compare(emulated(lowered, chunk), chunk)
+        if progress is not None:
+            progress(start + len(chunk[0]))
+    makers = {step.output: step for step in program.steps}
+    agreements = []
+    for name, (end, one) in twin.counters.items():
+        grid = program.tensors[name].quantization
+        agreements.append(
+            TrainingAgreement(
+                name,
+                makers[name].layer if name in makers else name,
+                end.elements,
+                end.snr_db,
+                end.largest,
+                one.snr_db,
+                one.largest,
+                one.other / max(one.elements, 1),
+                1 + _inner_roundings(name, program, makers, twin.counters),
+                "step" if grid is not None else "relative",
+            )
+        )
+    return TrainingComparison(
+        len(inputs[0]), tuple(agreements), _judged(program, makers), twin.skipped
+    )
+
+
+def _inner_roundings(
+    name: str, program: Program, makers: Mapping[str, Step], compared: Collection[str]
+) -> int:
+    """How many tensors on other grids there are between a tensor and those that the model has.
+
+    The product of three, on the device, is the product of two, rounded, times the third.
+    """
+    grid, found = program.tensors[name].quantization, set()
+    todo = list(makers[name].inputs) if name in makers else []
+    while todo:
+        before = todo.pop()
+        if before in compared or before in found or before not in makers:
+            continue
+        found.add(before)
+        todo += makers[before].inputs
+    return sum(program.tensors[before].quantization != grid for before in found)
+
+
+def _judged(program: Program, makers: Mapping[str, Step]) -> tuple[tuple[str, ...], ...]:
+    """For each output: itself, and what it is the softmax of."""
+    return tuple(
+        (name, *makers[name].inputs)
+        if name in makers and makers[name].operator.kind == "SOFTMAX"
+        else (name,)
+        for name in program.outputs
+    )
+
+
+def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Tensor]:
+    """The real values that the quantization-aware model has for the program's tensors."""
+    read = lowered.graph
+    given = dict(zip(read.input_refs(), inputs, strict=True))
+    last = {ref: index for index, call in enumerate(read.calls) for ref in call.refs}
+    wanted = {Ref(s.call, s.index) for s in lowered.sources.values() if s.layer is None}
+    env: dict[Ref, Any] = {}
+    inside: dict[tuple[int, int], Any] = {}
+    ranges = _ranges(read)
+    try:
+        with phases.only(phases.QUANTIZE_FROZEN):
+            for index, call in enumerate(read.calls):
+                if Ref(index) in given:
+                    env[Ref(index)] = tf.convert_to_tensor(given[Ref(index)])
+                    continue
+
+                def note(layer: Any, outputs: Any, index: int = index) -> None:
+                    inside[index, id(layer)] = outputs
+
+                args, kwargs = graph.map_refs((call.args, call.kwargs), env.__getitem__)
+                with observed(note):
+                    outputs = tf.nest.flatten(call.layer(*args, **kwargs))
+                env.update((Ref(index, i), value) for i, value in enumerate(outputs))
+                for ref in call.refs:
+                    if last[ref] == index and ref not in wanted:
+                        env.pop(ref, None)
+    finally:
+        for variable, value in ranges:
+            variable.assign(value)
+    found = {}
+    for name, source in lowered.sources.items():
+        values = (
+            env.get(Ref(source.call, source.index))
+            if source.layer is None
+            else inside.get((source.call, id(source.layer)))
+        )
+        if values is not None:
+            found[name] = values
+    return found
+
+
+def _ranges(read: graph.Graph) -> list[tuple[Any, Any]]:
+    """The variables of ranges that a call widens even in inference, with their values."""
+    layers = [
+        c.layer for c in read.calls if type(c.layer).__name__ == "QuantizedLayerNormalization"
+    ]
+    variables = [v for layer in layers for v in layer.centred.range_variables.values()]
+    return [(v, read_variable(v)) for v in variables if hasattr(v, "assign")]
+
+
+class _Twin:
+    """The program, evaluated beside the model.
+
+    Attributes:
+      counters: end to end and step by step, of each tensor that the model has too.
+      skipped: as in :class:`TrainingComparison`.
+    """
+
+    def __init__(self, lowered: Lowered):
+        self._program = lowered.program
+        self.counters: dict[str, tuple[Counter, Counter]] = {}
+        self.skipped: dict[str, str] = {}
+        self._model: Mapping[str, tf.Tensor] = {}
+        self._whole: dict[str, tf.Tensor] = {}  # end to end
+        self._single: dict[str, tf.Tensor] = {}  # the model's; computed where it has none
+
+    def compare(self, model: Mapping[str, tf.Tensor], inputs: Sequence[np.ndarray]) -> None:
+        """Evaluate the program on a chunk of samples and count what differs.
+
+        Args:
+          model: the real values of the model's tensors, by the program's names.
+          inputs: real values.
+        """
+        program = self._program
+        self._model, self._whole, self._single = model, {}, {}
+        for name, array in zip(program.inputs, inputs, strict=True):
+            stored = _stored(array, program.tensors[name])
+            self._keep(name, stored, stored)
+        for step in program.steps:
+            if not all(name in self._whole for name in step.inputs):
+                self._go_on_from(step.output)
+                continue
+            # Both in one evaluation, one after the other along the batch.
+            pairs = [tf.concat([self._whole[i], self._single[i]], axis=0) for i in step.inputs]
+            try:
+                both = evaluate(step, pairs)
+            except (RewriterError, NotImplementedError) as error:
+                self.skipped[step.output] = f"layer '{step.layer}': {error}"
+                self._go_on_from(step.output)
+                continue
+            self._keep(step.output, *tf.split(both, 2))
+
+    def _keep(self, name: str, whole: tf.Tensor, single: tf.Tensor) -> None:
+        """Compare one tensor, and keep it for the steps that read it."""
+        self._whole[name], self._single[name] = whole, single
+        model = self._model.get(name)
+        if model is None:
+            return
+        tensor = self._program.tensors[name]
+        if not same_order(model.shape, whole.shape):
+            self.skipped[name] = f"shape {model.shape} in the model, {whole.shape} in the twin"
+            return
+        model = tf.reshape(model, whole.shape)
+        if name not in self.counters:
+            self.counters[name] = Counter(tensor), Counter(tensor)
+        end, one = self.counters[name]
+        steps = end.steps(np.asarray(model))
+        end.add(steps, np.asarray(whole))
+        one.add(steps, np.asarray(single))
+        self._single[name] = _stored(model, tensor)
+
+    def _go_on_from(self, name: str) -> None:
+        """Take the model's values of a tensor that cannot be computed, if it has them."""
+        if name in self._model:
+            stored = _stored(self._model[name], self._program.tensors[name])
+            self._whole[name] = self._single[name] = stored
+
+
+def _stored(value: Any, tensor: Tensor) -> tf.Tensor:
+    real = tf.cast(value, tf.float32)
+    return real if tensor.quantization is None else quantized(real, tensor.quantization)

@@ -1,0 +1,170 @@
+"""LiteRT's interpreter: in this process, or as the program of a child process.
+
+A kernel that meets a value which its authors ruled out ends the process that runs it. What has to
+go on therefore runs this file as a program of its own (:mod:`rewriter.litert.child` starts it by
+its path). It imports NumPy and LiteRT only: importing TensorFlow takes seconds.
+
+Messages in both directions are a pickled object and the arrays in it, each behind its length.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
+
+if __name__ == "__main__":
+    sys.path[:1] = []  # this folder: its modules are the package's, not for import by their names
+
+import numpy as np
+
+try:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+except ImportError:  # TensorFlow carries the same interpreter
+    from tensorflow.lite.python.interpreter import Interpreter, OpResolverType
+
+KERNELS = {
+    "xnnpack": OpResolverType.AUTO,
+    "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    "reference": OpResolverType.BUILTIN_REF,
+}
+
+_COUNT, _LENGTH = struct.Struct("<I"), struct.Struct("<Q")
+
+
+class Engine:
+    """A loaded file.
+
+    Args:
+      content: the file's bytes.
+      kernels: a key of :data:`KERNELS`.
+      num_threads: threads for one sample; ``None`` leaves it to LiteRT.
+
+    Raises:
+      RuntimeError, ValueError: LiteRT cannot load the file.
+    """
+
+    def __init__(self, content: bytes, kernels: str, num_threads: int | None):
+        self._interpreter: Any = Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=KERNELS[kernels],
+            num_threads=num_threads,
+        )
+        self._interpreter.allocate_tensors()
+
+    def run(
+        self,
+        inputs: Sequence[tuple[int, np.ndarray]],
+        tensors: Mapping[int, tuple[tuple[int, ...], str]],
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[int, np.ndarray]:
+        """Run all samples, one by one.
+
+        Args:
+          inputs: index and values of each input, samples first, in the file's types.
+          tensors: shape and dtype of one sample's values, by the index of the tensor.
+          progress: called with the number of samples done, after each.
+
+        Returns:
+          The values of ``tensors``, samples first: several rows a sample where a shape begins
+          with several.
+        """
+        count = len(inputs[0][1]) if inputs else 0
+        kept = {
+            index: np.empty((count * (shape[0] if shape else 1), *shape[1:]), dtype)
+            for index, (shape, dtype) in tensors.items()
+        }
+        for sample in range(count):
+            for index, array in inputs:
+                self._interpreter.set_tensor(index, array[sample : sample + 1])
+            self._interpreter.invoke()
+            for index, store in kept.items():
+                rows = len(store) // count
+                values = self._interpreter.get_tensor(index).reshape(rows, *store.shape[1:])
+                store[sample * rows : (sample + 1) * rows] = values
+            if progress is not None:
+                progress(sample + 1)
+        return kept
+
+
+def send(stream: BinaryIO, message: Any) -> None:
+    """Write one message."""
+    buffers: list[pickle.PickleBuffer] = []
+    parts: list[Any] = [pickle.dumps(message, 5, buffer_callback=buffers.append)]
+    parts += [buffer.raw() for buffer in buffers]
+    stream.write(_COUNT.pack(len(parts)))
+    for part in parts:
+        stream.write(_LENGTH.pack(memoryview(part).nbytes))
+        stream.write(part)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> Any:
+    """The next message.
+
+    Raises:
+      EOFError: the other side has gone.
+    """
+    (count,) = _COUNT.unpack(_exactly(stream, _COUNT.size))
+    parts = []
+    for _ in range(count):
+        (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+        parts.append(_exactly(stream, length))
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _exactly(stream: BinaryIO, size: int) -> bytearray:
+    data = bytearray(size)
+    view, done = memoryview(data), 0
+    while done < size:
+        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError
+        done += got
+    return data
+
+
+def main() -> None:
+    """Answer requests until there are no more of them.
+
+    A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors)`` or
+    ``("unload",)``. The answers are ``("progress", samples done)``, any number of them, and then
+    ``("done", result)`` or ``("failed", message)``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this process
+    # Anything that a library prints would end up between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests = sys.stdin.buffer
+    engine: Engine | None = None
+
+    def progress(done: int) -> None:
+        send(answers, ("progress", done))
+
+    while True:
+        try:
+            kind, *arguments = receive(requests)
+        except EOFError:
+            return
+        try:
+            result = None
+            if kind == "run":
+                if engine is None:
+                    raise RuntimeError("no file is loaded")
+                inputs, tensors = arguments
+                result = engine.run(inputs, tensors, progress)
+            else:
+                engine = None  # not two files at a time
+                engine = Engine(*arguments) if kind == "load" else None
+        except (RuntimeError, ValueError, MemoryError) as error:
+            send(answers, ("failed", str(error) or type(error).__name__))
+        else:
+            send(answers, ("done", result))
+
+
+if __name__ == "__main__":
+    main()
