@@ -57,7 +57,8 @@ _CHOSEN = {
         stateless_categorical stateless_gamma stateless_normal stateless_poisson
         stateless_truncated_normal stateless_uniform truncated_normal uniform""",
     "dtypes": "cast complex saturate_cast",
-    "keras.activations": """elu exponential gelu hard_sigmoid linear mish relu selu sigmoid softmax softplus softsign swish tanh""",
+    "keras.activations": """elu exponential gelu hard_sigmoid linear mish relu selu sigmoid softmax
+        softplus softsign swish tanh""",
     "keras.backend": """abs all any arange argmax argmin batch_dot batch_flatten
         batch_normalization bias_add binary_crossentropy cast categorical_crossentropy clip
         concatenate constant conv1d conv2d conv2d_transpose conv3d cos cumprod cumsum
@@ -76,8 +77,13 @@ _CHOSEN = {
         mean_squared_logarithmic_error poisson sparse_categorical_crossentropy squared_hinge""",
 }
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # The operations that a TensorFlowOpLayer may hold: what TensorFlow 2.2 and 2.3 made of functions.
-OPERATIONS = frozenset(
+OPERATIONS = _names(
     """Abs Acos Add AddN AddV2 All Any ArgMax ArgMin Atan AvgPool AvgPool3D BatchMatMul
     BatchMatMulV2 BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D
     Conv2DBackpropInput Conv3D Cos Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Einsum
@@ -88,19 +94,19 @@ OPERATIONS = frozenset(
     Range Rank RealDiv Reciprocal Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2
     Rint Roll Round Rsqrt Select SelectV2 Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus
     Softsign SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze
-    StopGradient StridedSlice Sub Sum Tan Tanh Tile TopKV2 Transpose Unpack Where ZerosLike""".split()
+    StopGradient StridedSlice Sub Sum Tan Tanh Tile TopKV2 Transpose Unpack Where ZerosLike"""
 )
 
 # What a tf_keras model calls on ragged and sparse tensors, by the layers that do so.
-MEMBERS = frozenset(
+MEMBERS = _names(
     """values flat_values row_splits nested_row_splits indices dense_shape value_rowids
     nested_value_rowids nrows row_starts row_limits row_lengths nested_row_lengths bounding_shape
-    with_values with_flat_values with_row_splits_dtype merge_dims to_tensor to_sparse""".split()
+    with_values with_flat_values with_row_splits_dtype merge_dims to_tensor to_sparse"""
 )
-CLASS_METHODS = frozenset(
+CLASS_METHODS = _names(
     """from_value_rowids from_row_splits from_row_lengths from_row_starts from_row_limits
     from_uniform_row_length from_nested_value_rowids from_nested_row_splits
-    from_nested_row_lengths from_tensor from_sparse""".split()
+    from_nested_row_lengths from_tensor from_sparse"""
 )
 
 
@@ -130,4 +136,3 @@ def of_symbol(name: Any) -> Callable[..., Any] | None:
     """The function that a TFOpLambda names, if it has no side effects; else None."""
     found = tf_export.get_symbol_from_name(name) if isinstance(name, str) else None
     return found if id(found) in _symbols() else None
-

@@ -18,7 +18,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import trust_layers
-from rewriter.errors import LoadError, short
+from rewriter.errors import LoadError
 from rewriter.flavours.names import Names
 
 _everything = contextvars.ContextVar("_everything", default=False)
@@ -29,6 +29,7 @@ _LAYER = "?"  # the name of a layer that has none
 _VALUES = {"__tuple__", "__ellipsis__", "__bytes__", "__slice__", "__keras_tensor__",
            "TensorShape", "TypeSpec", "CompositeTensor",
            "__numpy__", "__tensor__", "__typespec__"}  # fmt: skip
+_UNREAD = ("training_config", "model_config", "module", "registered_name")  # in a SavedModel
 # What a configuration names by a plain string, too.
 _BY_STRING = ("activation", "_regularizer", "_constraint")
 
@@ -100,15 +101,15 @@ class _Judge:
 
     def node(self, node: Any) -> None:
         """One object of a SavedModel, where Keras looks at its class name only."""
-        node = {k: v for k, v in dict(node).items()
-                if k not in ("training_config", "module", "registered_name")}  # fmt: skip
+        node = {key: value for key, value in dict(node).items() if key not in _UNREAD}
         name = node.get("class_name")
         self._called_on_constants(node)
         if isinstance(name, str) and self._user(name) is None:
             if node.get("is_graph_network") or name in ("Functional", "Sequential"):
                 del node["class_name"]  # made of its layers, whatever its class
             elif name not in self.flavour.known:
-                return
+                del node["class_name"]
+                node.pop("config", None)
         self.walk(node)
 
     def walk(self, config: Any) -> None:
@@ -160,7 +161,7 @@ class _Judge:
         elif name == "__typespec__":
             module, kind = entry.get("module"), entry.get("spec_name")
             inside = isinstance(module, str) and module.startswith("tensorflow.python.")
-            found = vars(sys.modules.get(module, object)).get(kind) if inside else None
+            found = getattr(sys.modules.get(str(module)), str(kind), None) if inside else None
             stock = isinstance(found, type) and issubclass(found, tf.TypeSpec)
             if not stock or entry.get("registered_name") is not None:
                 raise self._error(layer, f"has the unknown type {kind!r} of the module {module!r}")
@@ -245,7 +246,7 @@ class _Judge:
         return self.flavour.user_object(name, self.given)
 
     def _error(self, layer: str, text: str) -> LoadError:
-        return LoadError(f"The layer {layer!r} of {self.where} {short(ValueError(text))}.")
+        return LoadError(f"The layer {layer!r} of {self.where} {text}.")
 
     def _code(self, layer: str) -> LoadError:
         return LoadError(
@@ -257,7 +258,7 @@ class _Judge:
 
     def _unknown(self, entry: Mapping[str, Any], layer: str) -> LoadError:
         name, module, keras = entry["class_name"], entry.get("module"), self.flavour.name
-        own = isinstance(entry.get("config"), Mapping) and "name" in entry["config"]
+        own = _is_layer(entry)
         of = "" if module is None or own else f" of the module {module!r}"
         return LoadError(
             f"The layer {layer!r} of {self.where} {'is of' if own else 'names'} the unknown class "
@@ -268,10 +269,15 @@ class _Judge:
 
 
 def _name(entry: Mapping[str, Any], otherwise: str) -> str:
-    config = entry.get("config")
-    own = config.get("name") if isinstance(config, Mapping) else None
+    own = entry["config"]["name"] if _is_layer(entry) else None
     name = own or entry.get("name")
     return name if isinstance(name, str) else otherwise
+
+
+def _is_layer(entry: Mapping[str, Any]) -> bool:
+    config = entry.get("config")
+    # Policies of dtypes have a name, too, and nothing else.
+    return isinstance(config, Mapping) and "name" in config and len(config) > 1
 
 
 def _names(entry: Mapping[str, Any]) -> list[str]:

@@ -107,17 +107,16 @@ class Keras3(Flavour):
         setattr(layer, f"_{name}_variable", variable)
 
     def lookups(self) -> Iterator[Mapping[str, Any]]:
-        keras = self.keras
-        for module in ("layers", "models", "dtype_policies", "random", "activations",
-                       "initializers", "regularizers", "constraints", "quantizers", "losses",
-                       "metrics", "optimizers"):  # fmt: skip
-            yield vars(getattr(keras, module))
+        for module in ("layers", "models", "dtype_policies", "activations", "initializers",
+                       "regularizers", "constraints", "quantizers", "losses", "metrics",
+                       "optimizers"):  # fmt: skip
             inner = importlib.import_module(f"keras.src.{module}")
             yield getattr(inner, "ALL_OBJECTS_DICT", vars(inner))
-        yield vars(keras.optimizers.schedules)
-        yield vars(keras)
+        yield vars(self.keras.optimizers.schedules)
 
     def symbol(self, module: str, name: str) -> Any:
+        if module.split(".")[0] != "keras":
+            return None
         export = importlib.import_module("keras.src.api_export")
         found = export.get_symbol_from_name(f"{module}.{name}")
         return found if found is not None else vars(sys.modules.get(module, object)).get(name)

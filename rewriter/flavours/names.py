@@ -15,6 +15,7 @@ class Names:
 
     name: str
     keras: ModuleType
+    registered: dict[str, type]  # our own layers, by class name
 
     # What subclasses supply.
     stock_bases: tuple[type, ...]  # of all stock classes that are made from a configuration

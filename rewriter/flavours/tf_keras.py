@@ -152,8 +152,7 @@ class TfKeras(Flavour):
         )
 
     function_modules = ("activations", "losses", "metrics")
-    # TensorFlow's, which its activations are looked up among; `softmax_v2`: as TensorFlow 1 wrote.
-    more_functions = ("relu6", "leaky_relu", "silu", "log_softmax", "softmax_v2")
+    more_functions = ("relu6", "leaky_relu", "silu", "log_softmax")  # of TensorFlow
 
     def allow_lambda(self) -> Any:
         return self.keras.saving.custom_object_scope({})
