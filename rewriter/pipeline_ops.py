@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from rewriter import flavours, pure_functions, quantizers, trust
 from rewriter.errors import LoadError, RecipeError, short
 from rewriter.flavours import Flavour
@@ -67,11 +69,9 @@ def deserialize_op(config: Mapping[str, Any]) -> Any:
         for flavour in flavours.usable():
             if flavour.name != config["layer"]:
                 continue
-            if "registered_name" not in config and flavour.layer_class(
-                str(config.get("class_name"))
-            ):
-                return _checked(flavour, config, flavour.deserialize)
             names = config.get("registered_name"), config.get("class_name")
+            if names[0] is None and flavour.layer_class(str(names[1])) is not None:
+                return _checked(flavour, config, flavour.deserialize)
             classes = (flavour.user_object(name, {}) for name in names)
             cls = next((c for c in classes if flavour.is_layer_class(c)), None)
             if cls is not None and isinstance(config.get("config"), Mapping):
@@ -120,7 +120,10 @@ def _public(name: str) -> Any:
         return None
     root, _, rest = module.partition(".")
     if root == "tensorflow":
-        return pure_functions.of_symbol(f"{rest}.{attribute}".lstrip("."))
+        if pure_functions.of_symbol(f"{rest}.{attribute}".lstrip(".")) is None:
+            return None
+        # The table has what is under its dispatchers, which is not what users write.
+        return getattr(getattr(tf, rest) if rest else tf, attribute, None)
     for flavour in flavours.usable():
         found = vars(getattr(flavour.keras, rest)).get(attribute) if flavour.name == root else None
         if found is not None and found in flavour.stock_functions.values():

@@ -246,14 +246,16 @@ class _Judge:
         return self.flavour.user_object(name, self.given)
 
     def _error(self, layer: str, text: str) -> LoadError:
-        return LoadError(f"The layer {layer!r} of {self.where} {text}.")
+        return LoadError(f"{self._part(layer)} {text}.")
+
+    def _part(self, layer: str) -> str:
+        return f"The layer {layer!r} of {self.where}" if layer != _LAYER else f"{self.where}"
 
     def _code(self, layer: str) -> LoadError:
         return LoadError(
-            f"The layer {layer!r} of {self.where} is a Lambda, or holds one: it holds Python code, "
-            "which could do anything when the model is loaded. If you trust the source of the "
-            "file, allow it: load_model(path, allow_lambda=True), or --allow-lambda on the "
-            "command line."
+            f"{self._part(layer)} is a Lambda, or holds one: it holds Python code, which could do "
+            "anything when the model is loaded. If you trust the source of the file, allow it: "
+            "load_model(path, allow_lambda=True), or --allow-lambda on the command line."
         )
 
     def _unknown(self, entry: Mapping[str, Any], layer: str) -> LoadError:
@@ -261,7 +263,7 @@ class _Judge:
         own = _is_layer(entry)
         of = "" if module is None or own else f" of the module {module!r}"
         return LoadError(
-            f"The layer {layer!r} of {self.where} {'is of' if own else 'names'} the unknown class "
+            f"{self._part(layer)} {'is of' if own else 'names'} the unknown class "
             f"{name!r}{of}. Before loading, decorate the class with "
             f"@{keras}.saving.register_keras_serializable() and import it (on the command line: "
             f"--import MODULE), or pass custom_objects={{{name!r}: {name}}}."
