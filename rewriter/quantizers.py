@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from rewriter import fake_quant, phases
+from rewriter import fake_quant, fixed_point, phases
 from rewriter.errors import RecipeError
 from rewriter.gradients import Pending, connected
 from rewriter.scalars import initializer
@@ -259,8 +259,9 @@ def deserialize(config: Mapping[str, Any]) -> Any:
 
 
 def _ours() -> dict[str, type]:
-    classes = PerChannelQuantizer, PerTensorQuantizer, RangeQuantizer, FixedQuantizer
-    return {f"{__name__}.{cls.__qualname__}": cls for cls in classes}
+    classes = (PerChannelQuantizer, PerTensorQuantizer, RangeQuantizer, FixedQuantizer,
+               fixed_point.FixedPoint, fixed_point.PowerOfTwo, fixed_point.Clip)  # fmt: skip
+    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
 
 
 def _of_tfmot(name: str) -> type | None:
