@@ -33,11 +33,13 @@ def check_zip(file: zipfile.ZipFile, size: int) -> None:
     """
     infos = file.infolist()
     _refuse_bomb(sum(info.file_size for info in infos), size)
-    names = [info.filename for info in infos]
-    for name in names:
+    seen = set()
+    for name in (info.filename for info in infos):
         parts = name.replace("\\", "/").split("/")
-        if ".." in parts or os.path.isabs(name) or ":" in parts[0] or names.count(name) > 1:
+        outside = ".." in parts or os.path.isabs(name) or ":" in parts[0]
+        if outside or name in seen:
             raise ValueError(f"it has an entry of the name {name!r}, which no .keras file has")
+        seen.add(name)
     for info in infos:
         if info.filename.endswith(".h5"):
             with file.open(info) as stream:

@@ -126,7 +126,7 @@ def _public(name: str) -> Any:
         return getattr(getattr(tf, rest) if rest else tf, attribute, None)
     for flavour in flavours.usable():
         found = vars(getattr(flavour.keras, rest)).get(attribute) if flavour.name == root else None
-        if found is not None and found in flavour.stock_functions.values():
+        if flavour.is_stock_function(found):
             return found
     return None
 

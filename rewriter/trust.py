@@ -25,10 +25,14 @@ _everything = contextvars.ContextVar("_everything", default=False)
 
 _OURS = ("keras", "tf_keras")  # the packages whose modules a file may name
 _LAYER = "?"  # the name of a layer that has none
-# Values that both Kerases write like objects. The last three are checked further.
+# Values that the Kerases write like objects. Those of the third line are checked further; the
+# columns of DenseFeatures are looked up among TensorFlow's own alone.
 _VALUES = {"__tuple__", "__ellipsis__", "__bytes__", "__slice__", "__keras_tensor__",
            "TensorShape", "TypeSpec", "CompositeTensor",
-           "__numpy__", "__tensor__", "__typespec__"}  # fmt: skip
+           "__numpy__", "__tensor__", "__typespec__",
+           "NumericColumn", "BucketizedColumn", "IdentityCategoricalColumn",
+           "HashedCategoricalColumn", "VocabularyListCategoricalColumn", "CrossedColumn",
+           "WeightedCategoricalColumn", "IndicatorColumn", "EmbeddingColumn"}  # fmt: skip
 _UNREAD = ("training_config", "model_config", "module", "registered_name")  # in a SavedModel
 # What a configuration names by a plain string, too.
 _BY_STRING = ("activation", "_regularizer", "_constraint")
@@ -150,6 +154,8 @@ class _Judge:
 
     def _value(self, name: str, entry: Mapping[str, Any], layer: str) -> None:
         config = entry.get("config")
+        if name != "__typespec__" and entry.get("module") is not None:
+            raise self._unknown(entry, layer)  # a class of that name, for a Keras that has no such
         if name in ("__numpy__", "__tensor__"):
             dtype = config.get("dtype") if isinstance(config, Mapping) else None
             try:
@@ -177,7 +183,8 @@ class _Judge:
         if alone is None and name in self.flavour.known:
             raise self._error(layer, f"names {name!r}, which is no class that a file may name")
         if "module" not in entry:
-            if alone is None and name not in self.flavour.registered:
+            found = alone or self.flavour.registered.get(name)
+            if found is None and self._user(entry.get("registered_name")) is None:
                 raise self._unknown(entry, layer)
             return self._kinds(alone)
         user = self._user(entry.get("registered_name", name))
@@ -185,14 +192,14 @@ class _Judge:
             return self._kinds(alone)
         if module is None or _in_keras(module):
             symbols = [self.flavour.symbol(module, n) for n in _names(entry)] if module else []
-            found = [symbol for symbol in symbols if symbol is not None] or [alone]
-            if None not in found:
-                for value in found:
+            meant = [symbol for symbol in symbols if symbol is not None] or [alone]
+            if None not in meant:
+                for value in meant:
                     if value is not alone and not self.flavour.is_stock_class(value):
                         raise self._error(
                             layer, f"names {module}.{name}, which is no class that a file may name"
                         )
-                return self._kinds(alone, *found)
+                return self._kinds(alone, *meant)
         raise self._unknown(entry, layer)
 
     def _kinds(self, *found: Any) -> tuple[str, ...]:
@@ -207,7 +214,7 @@ class _Judge:
         allowed = all(self._is_function(n) for n in names)
         if module not in (None, "builtins"):
             symbol = self.flavour.symbol(module, str(name)) if _in_keras(module) else None
-            allowed = allowed and symbol in self.flavour.stock_functions.values()
+            allowed = allowed and self.flavour.is_stock_function(symbol)
         if not allowed:
             of = "" if module in (None, "builtins") else f" of the module {module!r}"
             raise self._error(

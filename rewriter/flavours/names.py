@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -59,15 +59,22 @@ class Names:
         return found if self.is_stock_class(found) else None
 
     @functools.cached_property
-    def stock_functions(self) -> Mapping[str, Callable[..., Any]]:
-        """Functions that only compute, by the names that files have for them."""
-        found: dict[str, Callable[..., Any]] = {}
+    def stock_functions(self) -> Mapping[str, Sequence[Any]]:
+        """Functions that only compute, by the names that files have for them.
+
+        Activations and operations share some names.
+        """
+        found: dict[str, list[Any]] = {}
         for module in self.function_modules:
             for name, value in vars(getattr(self.keras, module)).items():
                 public = not name.startswith("_") and name not in _NO_VALUES
                 if public and callable(value) and not isinstance(value, type):
-                    found[name] = value
+                    found.setdefault(name, []).append(value)
         for name in self.more_functions:
             if callable(self.known.get(name)):
-                found[name] = self.known[name]
+                found.setdefault(name, []).append(self.known[name])
         return found
+
+    def is_stock_function(self, value: Any) -> bool:
+        """Whether it is one of these, under whichever name."""
+        return any(value is function for same in self.stock_functions.values() for function in same)
