@@ -223,7 +223,8 @@ def _loading(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--allow-lambda", action="store_true",
-        help="load Lambda layers, which run Python code from the file: only if you trust it",
+        help="trust the file entirely: it may hold Python code, as Lambda layers do, which can do "
+        "anything that you can",
     )  # fmt: skip
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rewriter import flavours, model_formats, stack
+from rewriter import flavours, model_formats, stack, trust
 from rewriter.errors import LoadError, short
 from rewriter.flavours import Flavour
 from rewriter.model_formats import Contents
@@ -31,15 +32,17 @@ def load_model(
       flavour: ``"tf_keras"`` or ``"keras"`` (Keras 3) to choose one: Keras 3 can load many
         ``.h5`` files of Keras 2.
       custom_objects: classes and functions of yours that the file names, by name.
-      allow_lambda: load ``Lambda`` layers, which hold Python code: loading and running it can do
-        anything that you can, so allow it only for files whose source you trust.
+      allow_lambda: trust the file entirely. It may then hold Python code, as ``Lambda`` layers
+        do, and name any function of any module: loading and running it can do anything that you
+        can. Without it, a file may name stock classes, stock functions that only compute, and
+        what is registered with Keras or in ``custom_objects``.
 
     Returns:
       A tf_keras or a Keras 3 model.
 
     Raises:
-      LoadError: if there is no such file, it is damaged, it holds no Keras model, or a layer's
-        class is unknown.
+      LoadError: if there is no such file, it is damaged, it holds no Keras model, a layer's class
+        is unknown, or it names what a file may not have called.
       UnsupportedModelError: for a Keras 3 file while Keras 3 runs on another backend than
         TensorFlow.
       ValueError: for another ``flavour``.
@@ -53,9 +56,10 @@ def load_model(
             f"rename it to end in {contents.suffixes[0]!r}."
         )
     if not allow_lambda:
-        _refuse_lambda(path, contents.config)
+        _check(path, contents, chosen, custom_objects)
+    allowing = trust.everything() if allow_lambda else contextlib.nullcontext()
     try:
-        with stack.room_for(sum(1 for _ in _objects(contents.config))):
+        with allowing, stack.room_for(trust.count(contents.config)):
             model = chosen.keras.models.load_model(
                 str(path),
                 custom_objects=dict(custom_objects or {}),
@@ -63,9 +67,12 @@ def load_model(
                 safe_mode=not allow_lambda,
             )
     except Exception as error:  # whatever the parts of Keras and of the user's classes raise
-        raise LoadError(_explain(path, contents, chosen, custom_objects, error)) from error
+        raise LoadError(_explain(path, contents, chosen, error)) from error
     _refuse_revived(path, model, chosen)
     return model
+
+
+_QUOTES = "Exception encountered:"  # before another error's message, in one of Keras
 
 
 def _choose(path: Path, contents: Contents, name: str | None) -> Flavour:
@@ -99,37 +106,26 @@ def _cannot_import(path: Path, name: str) -> str:
     return message + f"Install it: pip install {name.replace('_', '-')}."
 
 
-def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Every ``{"class_name": ..., "config": {...}}`` in a parsed configuration of a model."""
-    if isinstance(config, Mapping):
-        if isinstance(config.get("class_name"), str) and isinstance(config.get("config"), Mapping):
-            yield config
-        for key, value in config.items():
-            if key not in ("training_config", "compile_config"):  # losses and metrics: not loaded
-                yield from _objects(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _objects(value)
-
-
-def _name(entry: Mapping[str, Any]) -> str:
-    return entry["config"].get("name", entry.get("name", "?"))
-
-
-def _refuse_lambda(path: Path, config: Any) -> None:
-    # Keras itself runs the code in .h5 files and SavedModels without asking.
-    for entry in _objects(config):
-        function = entry["config"].get("function")
-        named = isinstance(function, str) or (
-            isinstance(function, Mapping) and function.get("class_name") == "function"
+def _check(
+    path: Path, contents: Contents, flavour: Flavour, custom_objects: Mapping[str, Any] | None
+) -> None:
+    """Raise LoadError if loading would run what the file says, rather than make stock objects."""
+    if contents.runs is not None:
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind} that would run the operation {contents.runs!r} "
+            "while it is loaded, which no model needs. If you trust its source, allow it: "
+            "load_model(path, allow_lambda=True), or --allow-lambda on the command line."
         )
-        if entry["class_name"] == "Lambda" and not named:
-            raise LoadError(
-                f"The layer {_name(entry)!r} of {str(path)!r} is a Lambda: it holds Python code, "
-                "which could do anything when the model is loaded. If you trust the source of "
-                "the file, allow it: load_model(path, allow_lambda=True), or --allow-lambda on "
-                "the command line."
-            )
+    try:
+        trust.check(
+            contents.config, flavour, repr(str(path)), custom_objects, revived=contents.revived
+        )
+    except LoadError as error:
+        if contents.flavour_name == flavour.name:
+            raise
+        raise LoadError(_explain(path, contents, flavour, error)) from error
+    except RecursionError as error:
+        raise LoadError(f"The configuration in {str(path)!r} is nested too deeply.") from error
 
 
 def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
@@ -139,38 +135,22 @@ def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
             raise LoadError(_unknown(path, layer.name, type(layer).__name__, flavour))
 
 
-def _explain(
-    path: Path,
-    contents: Contents,
-    flavour: Flavour,
-    custom_objects: Mapping[str, Any] | None,
-    error: Exception,
-) -> str:
-    for entry in _objects(contents.config):
-        if "name" in entry["config"] and not _is_known(entry, flavour, custom_objects):
-            return _unknown(path, _name(entry), entry["class_name"], flavour)
+def _explain(path: Path, contents: Contents, flavour: Flavour, error: Exception) -> str:
     message = f"{str(path)!r} is {contents.kind}, but {flavour.name} cannot load it"
     if contents.flavour_name != flavour.name:
         message += f" (it was written by Keras {contents.keras_version or '2'})"
-    return f"{message}: {short(error)}"
+    return f"{message}: {short(_innermost(error))}"
 
 
-def _is_known(
-    entry: Mapping[str, Any], flavour: Flavour, custom_objects: Mapping[str, Any] | None
-) -> bool:
-    """Whether this Keras, or the user, has the class of a layer."""
-    name, module = entry["class_name"], entry.get("module")
-    if module is not None and not entry.get("registered_name"):
-        # Stock classes, which are written with their module and without a registered name.
-        return module.split(".")[0] in ("keras", "tf_keras")
-    keras = flavour.keras
-    names = {name, entry.get("registered_name") or name}
-    return (
-        name in ("Functional", "TFOpLambda", "SlicingOpLambda")
-        or hasattr(keras.layers, name)
-        or hasattr(keras, name)
-        or any(keras.saving.get_registered_object(n, dict(custom_objects or {})) for n in names)
-    )
+def _innermost(error: BaseException) -> BaseException:
+    """The error of which all others around it only say that it happened.
+
+    Keras puts one around it for every layer that the failing one stands in, with its whole
+    configuration in the message.
+    """
+    while _QUOTES in str(error) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _unknown(path: Path, layer: str, class_name: str, flavour: Flavour) -> str:

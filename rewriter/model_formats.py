@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import h5py
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
-from rewriter import flavours
+from rewriter import containers, flavours
 from rewriter.errors import LoadError, short
 
 _EXPECTED = "Expected a SavedModel folder with Keras metadata, a .keras file, or an .h5/.hdf5 file"
@@ -29,6 +30,9 @@ class Contents:
       config: its description of the architecture, as parsed JSON.
       suffixes: the suffixes by which Keras knows the format; empty where it asks for none.
       only: the one Keras that reads the format; None if both do.
+      revived: whether ``config`` lists the objects of a SavedModel, which can be made without
+        their classes.
+      runs: an operation that loading would run, and that no model needs; None if there is none.
     """
 
     kind: str
@@ -36,6 +40,8 @@ class Contents:
     config: Any
     suffixes: tuple[str, ...] = ()
     only: str | None = None
+    revived: bool = False
+    runs: str | None = None
 
     @property
     def flavour_name(self) -> str:
@@ -56,7 +62,7 @@ def read(path: Path) -> Contents:
         try:
             if fits(path):
                 return reader(path)
-        except (OSError, KeyError, ValueError, DecodeError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             if isinstance(error, LoadError):
                 raise
             raise LoadError(
@@ -105,7 +111,14 @@ def _read_saved_model(path: Path) -> Contents:
             "rewritten. Save the model with model.save('model.keras') and load that."
         )
     versions = [node["keras_version"] for node in nodes if node.get("keras_version")]
-    return Contents("a SavedModel", versions[0] if versions else "", nodes, only="tf_keras")
+    return Contents(
+        "a SavedModel",
+        versions[0] if versions else "",
+        nodes,
+        only="tf_keras",
+        revived=True,
+        runs=containers.run_on_loading(proto.meta_graphs[0]),
+    )
 
 
 def _keras_metadata(path: Path) -> list[str]:
@@ -124,6 +137,7 @@ def _is_hdf5(path: Path) -> bool:
 
 def _read_hdf5(path: Path) -> Contents:
     with h5py.File(path, "r") as file:
+        containers.check_hdf5(file, path.stat().st_size)
         config, version = file.attrs.get("model_config"), file.attrs.get("keras_version", "")
     if config is None:
         raise LoadError(
@@ -153,6 +167,7 @@ def _read_zip(path: Path) -> Contents:
                 f"{str(path)!r} is a zip file, but not a .keras file. {_EXPECTED}. "
                 f"Received: {file.namelist()[:5]}."
             )
+        containers.check_zip(file, path.stat().st_size)
         config = json.loads(file.read("config.json"))
         metadata = json.loads(file.read("metadata.json"))
         damaged = file.testzip()
@@ -160,6 +175,11 @@ def _read_zip(path: Path) -> Contents:
         raise ValueError(f"the checksum of {damaged!r} in it is wrong")
     return Contents("a .keras file", metadata["keras_version"], config, (".keras",))
 
+
+# What reading a damaged file, or one of another program, raises.
+_DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, EOFError,
+           NotImplementedError, RecursionError, zlib.error, DecodeError,
+           zipfile.BadZipFile)  # fmt: skip
 
 _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Contents]], ...] = (
     (_is_saved_model, _read_saved_model),

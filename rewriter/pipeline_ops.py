@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewriter import flavours, quantizers
-from rewriter.errors import RecipeError
+import tensorflow as tf
+
+from rewriter import flavours, pure_functions, quantizers, trust
+from rewriter.errors import LoadError, RecipeError, short
+from rewriter.flavours import Flavour
 
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -67,12 +69,13 @@ def deserialize_op(config: Mapping[str, Any]) -> Any:
         for flavour in flavours.usable():
             if flavour.name != config["layer"]:
                 continue
-            if "registered_name" not in config:
-                return flavour.deserialize(config)
-            find = flavour.keras.saving.get_registered_object
-            cls = find(config["registered_name"]) or find(config["class_name"])
-            if cls is not None:
-                return cls.from_config(dict(config["config"]))
+            names = config.get("registered_name"), config.get("class_name")
+            if names[0] is None and flavour.layer_class(str(names[1])) is not None:
+                return _checked(flavour, config, flavour.deserialize)
+            classes = (flavour.user_object(name, {}) for name in names)
+            cls = next((c for c in classes if flavour.is_layer_class(c)), None)
+            if cls is not None and isinstance(config.get("config"), Mapping):
+                return _checked(flavour, config["config"], cls.from_config)
         raise RecipeError(
             f"batch_norm_pipeline: the layer class {config.get('class_name')!r} is not known. "
             "Decorate it with keras.saving.register_keras_serializable() of its Keras and import "
@@ -88,6 +91,17 @@ def deserialize_op(config: Mapping[str, Any]) -> Any:
     )
 
 
+def _checked(flavour: Flavour, config: Mapping[str, Any], make: Callable[[Any], Any]) -> Any:
+    """What ``make`` makes of a configuration that names nothing which may not be called."""
+    try:
+        trust.check(config, flavour, "a pipeline")
+        return make(dict(config))
+    except LoadError as error:
+        raise RecipeError(f"batch_norm_pipeline: {error}") from error
+    except (TypeError, ValueError, KeyError) as error:  # Keras, about its arguments
+        raise RecipeError(f"batch_norm_pipeline: a layer cannot be made: {short(error)}") from error
+
+
 # Where functions are looked for by name; a name in a file reaches nothing else.
 _PUBLIC = (
     "tensorflow",
@@ -100,19 +114,21 @@ _PUBLIC = (
 
 
 def _public(name: str) -> Any:
-    """The public function called ``name`` in one of the modules above, or None."""
+    """The function that only computes called ``name`` in one of the modules above, or None."""
     module, _, attribute = name.rpartition(".")
-    if module not in _PUBLIC or attribute.startswith("_"):
+    if module not in _PUBLIC:
         return None
     root, _, rest = module.partition(".")
-    try:
-        owner: Any = importlib.import_module(root)
-    except ImportError:
-        return None
-    for part in filter(None, rest.split(".")):
-        owner = getattr(owner, part, None)
-    found = getattr(owner, attribute, None)
-    return found if callable(found) else None
+    if root == "tensorflow":
+        if pure_functions.of_symbol(f"{rest}.{attribute}".lstrip(".")) is None:
+            return None
+        # The table has what is under its dispatchers, which is not what users write.
+        return getattr(getattr(tf, rest) if rest else tf, attribute, None)
+    for flavour in flavours.usable():
+        found = vars(getattr(flavour.keras, rest)).get(attribute) if flavour.name == root else None
+        if flavour.is_stock_function(found):
+            return found
+    return None
 
 
 def copy_op(op: Any) -> Any:

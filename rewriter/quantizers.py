@@ -13,15 +13,13 @@ arXiv:1308.3432).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
-from rewriter import fake_quant, phases
+from rewriter import fake_quant, fixed_point, phases
 from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.gradients import Pending, connected
@@ -234,7 +232,6 @@ class FixedQuantizer(_ActivationQuantizer):
         return {"minimum": self.minimum, "maximum": self.maximum, "num_bits": self.num_bits}
 
 
-_TRUSTED = ("rewriter.", "tensorflow_model_optimization.")
 _registered: dict[str, type] = {}
 
 
@@ -257,7 +254,8 @@ def deserialize(config: Mapping[str, Any]) -> Any:
     """The quantizer that :func:`serialize` described.
 
     Raises:
-      RecipeError: if the class is not ours, TFMOT's, or one given to ``register_quantizer``.
+      RecipeError: if the class is not ours, TFMOT's, or one given to ``register_quantizer``, or
+        cannot be made of that configuration.
     """
     name = config.get("class") if isinstance(config, Mapping) else None
     if not isinstance(name, str):
@@ -265,24 +263,47 @@ def deserialize(config: Mapping[str, Any]) -> Any:
             f'A quantizer is written as {{"class": dotted name, "config": {{...}}}}. '
             f"Received: {config!r}."
         )
-    cls = _registered.get(name)
-    if cls is None and name.startswith(_TRUSTED):
-        module, _, attribute = name.rpartition(".")
-        with contextlib.suppress(ModuleNotFoundError):  # then the class is not known
-            cls = getattr(importlib.import_module(module), attribute, None)
+    cls = _registered.get(name) or _ours().get(name) or _of_tfmot(name)
     if cls is None:
         raise RecipeError(
             f"The quantizer class {name!r} is not known. Decorate it with "
             "@rewriter.register_quantizer and import its module before loading."
         )
-    arguments = dict(config.get("config", {}))
+    arguments = config.get("config", {})
+    if not isinstance(arguments, Mapping):
+        raise RecipeError(
+            f"The quantizer {name!r} needs a config of names and values. Received: {arguments!r}."
+        )
     build = getattr(cls, "from_config", None)
     try:
-        return build(arguments) if build is not None else cls(**arguments)
-    except TypeError as error:  # an argument too many or too few
+        return cls(**arguments) if build is None else build(dict(arguments))
+    except (TypeError, ValueError, KeyError) as error:  # an argument too many, too few, or wrong
         raise RecipeError(
-            f"The quantizer {name!r} cannot be made of the config {arguments}: {error}."
+            f"The quantizer {name!r} cannot be made of the config {dict(arguments)}: {error}."
         ) from error
+
+
+def _ours() -> dict[str, type]:
+    classes = (PerChannelQuantizer, PerTensorQuantizer, RangeQuantizer, FixedQuantizer,
+               fixed_point.FixedPoint, fixed_point.PowerOfTwo, fixed_point.Clip)  # fmt: skip
+    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
+
+
+def _of_tfmot(name: str) -> type | None:
+    """TFMOT's quantizer class of that dotted name, looked for among those that it defines."""
+    if not name.startswith("tensorflow_model_optimization."):
+        return None
+    try:
+        import tensorflow_model_optimization as tfmot
+    except ImportError:
+        return None  # then its classes are not known
+    todo = [tfmot.quantization.keras.quantizers.Quantizer]
+    while todo:
+        cls = todo.pop()
+        if f"{cls.__module__}.{cls.__qualname__}" == name:
+            return cls
+        todo += cls.__subclasses__()
+    return None
 
 
 def check(quantizer: Any, field: str) -> Any:

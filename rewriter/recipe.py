@@ -96,7 +96,7 @@ class Recipe:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise RecipeError(f"The recipe is not valid JSON: {error}.") from error
         return cls.from_dict(values)
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from rewriter import stock_functions
-from rewriter.errors import UnsupportedModelError
+from rewriter import stock_functions, trust
+from rewriter.errors import LoadError
+from rewriter.flavours.names import Names
 from rewriter.operations import Operation
 
 _TENSORFLOW_FUNCTIONS = {
@@ -28,7 +29,7 @@ _TENSORFLOW_FUNCTIONS = {
 PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
 
 
-class Flavour:
+class Flavour(Names):
     """What the package needs from one Keras.
 
     Attributes:
@@ -116,11 +117,19 @@ class Flavour:
         return {"class_name": type(layer).__name__, "config": layer.get_config()}
 
     def deserialize(self, config: Mapping[str, Any]) -> Any:
-        """The layer that :meth:`serialize` described: one of ours or a stock one."""
+        """The layer that :meth:`serialize` described: one of ours or a stock one.
+
+        Raises:
+          LoadError: if it is of another class, or its configuration names what may not be called.
+        """
+        trust.check(config, self, "a part of a layer")
         name = config["class_name"]
         cls: Any = self.registered.get(name) or self.layer_class(name)
-        if cls is None:
-            raise UnsupportedModelError(f"{self.name} has no layer class {name!r}.")
+        if not self.is_layer_class(cls) or not isinstance(config.get("config"), Mapping):
+            raise LoadError(
+                f"A part of a layer is written as the name of a layer class of {self.name}, and "
+                f"its configuration. Received: {dict(config)!r}."
+            )
         return cls.from_config(dict(config["config"]))
 
     def register(self, cls: type) -> type:
@@ -138,6 +147,9 @@ class Flavour:
         if name is not None and new.name != name:
             new._name = name  # a TensorFlowOpLayer puts a prefix before it
         return new
+
+    def is_layer_class(self, value: Any) -> bool:
+        return isinstance(value, type) and issubclass(value, self.keras.layers.Layer)
 
     # What subclasses supply.
     symbols: Mapping[str, str]

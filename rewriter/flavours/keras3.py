@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -104,6 +105,40 @@ class Keras3(Flavour):
     def keep(self, layer: Any, name: str, variable: Any) -> None:
         # Only attributes get there, and Keras's own dicts do not count.
         setattr(layer, f"_{name}_variable", variable)
+
+    def lookups(self) -> Iterator[Mapping[str, Any]]:
+        for module in ("layers", "models", "dtype_policies", "activations", "initializers",
+                       "regularizers", "constraints", "quantizers", "losses", "metrics",
+                       "optimizers"):  # fmt: skip
+            inner = importlib.import_module(f"keras.src.{module}")
+            yield getattr(inner, "ALL_OBJECTS_DICT", vars(inner))
+        yield vars(self.keras.optimizers.schedules)
+
+    def symbol(self, module: str, name: str) -> Any:
+        if module.split(".")[0] != "keras":
+            return None
+        export = importlib.import_module("keras.src.api_export")
+        found = export.get_symbol_from_name(f"{module}.{name}")
+        return found if found is not None else vars(sys.modules.get(module, object)).get(name)
+
+    @functools.cached_property
+    def stock_bases(self) -> tuple[type, ...]:  # type: ignore[override]
+        keras = self.keras
+        saveable = importlib.import_module("keras.src.saving.keras_saveable").KerasSaveable
+        return (
+            saveable,  # layers, operations, losses, metrics and optimizers
+            keras.Initializer,
+            keras.Regularizer,
+            keras.Quantizer,
+            keras.InputSpec,
+            keras.DTypePolicy,
+            keras.constraints.Constraint,
+            keras.random.SeedGenerator,
+            keras.optimizers.schedules.LearningRateSchedule,
+            keras.dtype_policies.DTypePolicyMap,
+        )
+
+    function_modules = ("activations", "losses", "metrics", "ops")
 
     def allow_lambda(self) -> Any:
         return importlib.import_module("keras.src.saving").serialization_lib.SafeModeScope(False)

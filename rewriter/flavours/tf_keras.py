@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import tensorflow as tf
+from tensorflow.python.util import tf_export
 
 from rewriter import symbols
 from rewriter.flavours.base import Flavour, variable_dtype
@@ -112,6 +114,45 @@ class TfKeras(Flavour):
             experimental_autocast=False,
             **options,
         )
+
+    def lookups(self) -> Iterator[Mapping[str, Any]]:
+        layers = importlib.import_module("tf_keras.src.layers.serialization")
+        layers.populate_deserializable_objects()
+        yield layers.LOCAL.ALL_OBJECTS
+        initializers = importlib.import_module("tf_keras.src.initializers")
+        initializers.populate_deserializable_objects()
+        yield initializers.LOCAL.ALL_OBJECTS
+        for module in ("regularizers", "constraints", "losses", "metrics", "optimizers",
+                       "layers.activation", "activations", "mixed_precision.policy"):  # fmt: skip
+            yield vars(importlib.import_module(f"tf_keras.src.{module}"))
+        yield vars(self.keras.optimizers.schedules)
+
+    def symbol(self, module: str, name: str) -> Any:
+        found = tf_export.get_symbol_from_name(f"{module.removeprefix('tf_')}.{name}")
+        if found is not None:
+            return found
+        inner = module if module.startswith("tf_") else f"tf_{module}"
+        return vars(sys.modules.get(inner, object)).get(name)
+
+    @functools.cached_property
+    def stock_bases(self) -> tuple[type, ...]:  # type: ignore[override]
+        keras = self.keras
+        optimizer = importlib.import_module("tf_keras.src.optimizers.optimizer")._BaseOptimizer
+        return (
+            keras.layers.Layer,  # metrics too
+            keras.layers.InputSpec,
+            keras.initializers.Initializer,
+            keras.regularizers.Regularizer,
+            keras.constraints.Constraint,
+            keras.mixed_precision.Policy,
+            keras.losses.Loss,
+            keras.optimizers.legacy.Optimizer,
+            keras.optimizers.schedules.LearningRateSchedule,
+            optimizer,
+        )
+
+    function_modules = ("activations", "losses", "metrics")
+    more_functions = ("relu6", "leaky_relu", "silu", "log_softmax")  # of TensorFlow
 
     def allow_lambda(self) -> Any:
         return self.keras.saving.custom_object_scope({})

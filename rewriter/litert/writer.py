@@ -8,7 +8,6 @@ A program is LiteRT operators with all their constants, so the file is written f
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -68,8 +67,8 @@ class _Writer:
     """Writes one program.
 
     ``_index`` and ``_shapes``: of every program tensor so far, its index in the file and its shape
-    there. ``_reals``, ``_outer``: of those that float layers read, and of the outputs of a file with
-    float outputs, the index of their float values.
+    there. ``_reals``, ``_outer``: the index of the float values of those that float layers read,
+    and of the outputs of a file with float outputs.
     """
 
     def __init__(self, program: Program, batch_size: int | None):

@@ -1,0 +1,80 @@
+"""What a Keras finds under the names in a file, and which of it is stock."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+_NO_VALUES = ("get", "serialize", "deserialize")  # of a module of functions: they make objects
+
+
+class Names:
+    """The names of one Keras. Nothing here imports a module or calls what it finds."""
+
+    name: str
+    keras: ModuleType
+    registered: dict[str, type]  # our own layers, by class name
+
+    # What subclasses supply.
+    stock_bases: tuple[type, ...]  # of all stock classes that are made from a configuration
+    function_modules: Sequence[str]  # public ones, with functions of tensors only
+    more_functions: Sequence[str] = ()  # beside the public ones
+
+    def lookups(self) -> Iterator[Mapping[str, Any]]:
+        """Where this Keras looks up a class that is named without its module."""
+        raise NotImplementedError
+
+    def symbol(self, module: str, name: str) -> Any:
+        """What a module of this Keras calls ``name``; None if nothing."""
+        raise NotImplementedError
+
+    def user_object(self, name: Any, given: Mapping[str, Any]) -> Any:
+        """What is registered with this Keras under ``name``, or given by it; else None."""
+        if not isinstance(name, str):
+            return None
+        return self.keras.saving.get_registered_object(name, custom_objects=dict(given))
+
+    def is_stock_class(self, value: Any) -> bool:
+        """Whether it is a class of this Keras that is made from a configuration."""
+        if not isinstance(value, type) or not issubclass(value, self.stock_bases):
+            return False
+        return value.__module__.split(".")[0] == self.keras.__name__
+
+    @functools.cached_property
+    def known(self) -> Mapping[str, Any]:
+        """All that this Keras may find under a name without a module, stock classes first."""
+        tables = list(self.lookups())
+        found: dict[str, Any] = {}
+        for table in tables:
+            for name, value in table.items():
+                if name not in found or not self.is_stock_class(found[name]):
+                    found[name] = value
+        return found
+
+    def stock_class(self, name: str) -> type | None:
+        """The stock class that is found under ``name`` without a module."""
+        found = self.known.get(name)
+        return found if self.is_stock_class(found) else None
+
+    @functools.cached_property
+    def stock_functions(self) -> Mapping[str, Sequence[Any]]:
+        """Functions that only compute, by the names that files have for them.
+
+        Activations and operations share some names.
+        """
+        found: dict[str, list[Any]] = {}
+        for module in self.function_modules:
+            for name, value in vars(getattr(self.keras, module)).items():
+                public = not name.startswith("_") and name not in _NO_VALUES
+                if public and callable(value) and not isinstance(value, type):
+                    found.setdefault(name, []).append(value)
+        for name in self.more_functions:
+            if callable(self.known.get(name)):
+                found.setdefault(name, []).append(self.known[name])
+        return found
+
+    def is_stock_function(self, value: Any) -> bool:
+        """Whether it is one of these, under whichever name."""
+        return any(value is function for same in self.stock_functions.values() for function in same)
