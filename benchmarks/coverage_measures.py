@@ -163,7 +163,8 @@ def _kernel_noise(content: bytes, data: np.ndarray) -> tuple[float, float]:
 
     The noise floor of an end-to-end comparison: the same file on the same inputs.
     """
-    from rewriter.litert import flatbuffer, interpreter
+    from rewriter.checking import interpreter
+    from rewriter.litert import flatbuffer
 
     file = flatbuffer.read(content)
     made = [

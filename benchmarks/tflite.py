@@ -30,8 +30,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import architectures, peers, report, step_models
+from rewriter.checking.interpreter import Interpreter
 from rewriter.litert import flatbuffer
-from rewriter.litert.interpreter import Interpreter
 from tests import real_models
 
 REAL = ("kws01", "ic01")

@@ -15,13 +15,13 @@ import numpy as np
 
 from rewriter import data, plan, rewrite
 from rewriter.calibrate import calibrate
-from rewriter.comparison import Comparison
+from rewriter.checking.comparison import Comparison
+from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import replacing
 from rewriter.load import load_model
 from rewriter.recipe import Recipe
-from rewriter.training_agreement import TrainingComparison
 from rewriter.verify import verify
 from rewriter_command import main
 
@@ -173,7 +173,7 @@ def _save(model: Any, path: Path, shown: Path) -> None:
 
 def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:
     """Shares of samples with the right class, for a model with one input and one output."""
-    from rewriter.litert import interpreter
+    from rewriter.checking import interpreter
 
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise RewriterError(

@@ -18,9 +18,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from rewriter import calibrate, flavours, fold, phases, plan, rewrite
+from rewriter.checking import interpreter
 from rewriter.export import export_tflite
 from rewriter.files import replacing, write_bytes
-from rewriter.litert import interpreter
 from rewriter.load import load_model
 from rewriter.verify import verify
 

@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rewriter.checking import trial
 from rewriter.files import replacing
-from rewriter.litert import file_model, flatbuffer, trial, writer
+from rewriter.litert import file_model, flatbuffer, writer
 from rewriter.lower import lower
 
 

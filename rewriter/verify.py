@@ -11,12 +11,12 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.calibrate import batches_of
-from rewriter.compare import compare_program
-from rewriter.comparison import Comparison, table
-from rewriter.emulation import compare_training
+from rewriter.checking.compare import compare_program
+from rewriter.checking.comparison import Comparison, table
+from rewriter.checking.emulation import compare_training
+from rewriter.checking.training_agreement import TrainingAgreement, TrainingComparison
 from rewriter.errors import CalibrationError, VerificationError
 from rewriter.lower import lower_with_sources
-from rewriter.training_agreement import TrainingAgreement, TrainingComparison
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-from rewriter.litert import emit, emit_nodes, integer
 from rewriter.litert.nodes import tensor_of
 from rewriter.litert.stand_ins import STAND_INS, restore
+
+from rewriter.litert import emit, emit_nodes, integer
 from rewriter.program import Operator, Quantization
 
 

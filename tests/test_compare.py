@@ -7,13 +7,13 @@ import json
 
 import numpy as np
 import pytest
+from rewriter.litert.convert import convert_program
 
 import litert_programs as programs
-from rewriter import compare
-from rewriter.compare import compare_program
+from rewriter.checking import compare
+from rewriter.checking.compare import compare_program
 from rewriter.errors import VerificationError
 from rewriter.litert import flatbuffer
-from rewriter.litert.convert import convert_program
 
 
 @pytest.fixture(scope="module")

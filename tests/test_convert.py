@@ -8,22 +8,15 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
+from rewriter.litert.convert import convert_program
 
 import litert_programs as programs
 from litert_builder import CONV, Builder, grid
 from litert_random_programs import random_program
-from rewriter.compare import compare_program
+from rewriter.checking import interpreter
+from rewriter.checking.compare import compare_program
 from rewriter.errors import ExportError
-from rewriter.litert import (
-    border,
-    checks,
-    emit,
-    emit_program,
-    flatbuffer,
-    interpreter,
-    matching,
-)
-from rewriter.litert.convert import convert_program
+from rewriter.litert import border, checks, emit, emit_program, flatbuffer, matching
 
 
 def conv_in_float64(program, image):

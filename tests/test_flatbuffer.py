@@ -7,12 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from rewriter.litert.convert import convert_program
 
 import litert_programs as programs
 from litert_builder import grid
+from rewriter.checking import interpreter
 from rewriter.errors import ExportError
-from rewriter.litert import constants, flatbuffer, interpreter
-from rewriter.litert.convert import convert_program
+from rewriter.litert import constants, flatbuffer
 
 
 @pytest.fixture(scope="module")

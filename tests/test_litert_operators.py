@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from ai_edge_litert.interpreter import OpResolverType
+from rewriter.litert.emit import SUPPORTED, emit, fake_quant
+from rewriter.litert.emit_ranges import fake_quant_range
 
 from litert_operator_cases import CASES, HWC, IMAGE, PROBABILITY
 from litert_single_op import (
@@ -21,8 +23,6 @@ from litert_single_op import (
 )
 from rewriter.errors import RewriterError
 from rewriter.litert import integer
-from rewriter.litert.emit import SUPPORTED, emit, fake_quant
-from rewriter.litert.emit_ranges import fake_quant_range
 from rewriter.program import Operator, Quantization
 
 SEEDS = range(3)

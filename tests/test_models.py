@@ -14,7 +14,8 @@ import builders
 import claims
 import real_models
 import rewriter
-from rewriter.litert import flatbuffer, interpreter
+from rewriter.checking import interpreter
+from rewriter.litert import flatbuffer
 
 # Every model once, in one Keras or the other; the rest has the mark.
 FAST = {

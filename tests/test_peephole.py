@@ -12,7 +12,8 @@ import pytest
 import rewriter
 from checks import KERASES, randomise, samples
 from rewriter import peephole
-from rewriter.litert import flatbuffer, interpreter
+from rewriter.checking import interpreter
+from rewriter.litert import flatbuffer
 
 
 def _squeeze(k: Any) -> Any:

@@ -14,7 +14,7 @@ import claims
 import oracles
 import real_models
 import rewriter
-from rewriter.litert import interpreter
+from rewriter.checking import interpreter
 
 both = pytest.mark.parametrize("kind", builders.KERASES)
 RECIPE = rewriter.Recipe(kernel_quantizer=rewriter.PerTensorQuantizer())

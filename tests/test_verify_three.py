@@ -16,15 +16,16 @@ import real_models
 import residuals
 import rewriter
 from builders import HOST_CASES, KERASES, NormOptions, keras_of, prepared
-from rewriter import emulation, folding
-from rewriter.lower import lower_with_sources
-from rewriter.program import Quantization, Tensor
-from rewriter.training_agreement import (
+from rewriter import folding
+from rewriter.checking import emulation
+from rewriter.checking.training_agreement import (
     LOW_SNR_DB,
     Counter,
     TrainingAgreement,
     TrainingComparison,
 )
+from rewriter.lower import lower_with_sources
+from rewriter.program import Quantization, Tensor
 from rewriter.values import Value
 
 CONV = HOST_CASES[0]

@@ -13,15 +13,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from rewriter.litert.convert import convert_program
 
 import builders
 import litert_programs as programs
 import rewriter
 from commands import error_of
+from rewriter.checking import child, interpreter, worker
+from rewriter.checking.crash import InterpreterCrash
 from rewriter.errors import VerificationError
-from rewriter.litert import child, interpreter, worker
-from rewriter.litert.convert import convert_program
-from rewriter.litert.crash import InterpreterCrash
 
 ROOT = Path(__file__).parents[1]
 
@@ -247,7 +247,7 @@ def test_a_script_without_a_guard_leaves_no_process(residual, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import numpy as np\n"
-        "from rewriter.litert import child, interpreter\n"
+        "from rewriter.checking import child, interpreter\n"
         "content = open('m.tflite', 'rb').read()\n"
         "inputs = list(np.load('x.npz').values())\n"
         "outputs = interpreter.run(content, inputs, isolated=True)\n"

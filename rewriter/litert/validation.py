@@ -9,7 +9,8 @@ import numpy as np
 
 from rewriter import grid as grids
 from rewriter.errors import ExportError
-from rewriter.litert.rows import FUSED_ACTIVATIONS, LAYOUTS, ROWS, Row
+from rewriter.litert.layouts import LAYOUTS
+from rewriter.litert.rows import FUSED_ACTIVATIONS, ROWS, Row
 from rewriter.program import Operator, Step, Tensor
 
 if TYPE_CHECKING:

@@ -16,7 +16,9 @@ from rewriter.litert import islands, validation
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.integer_elementwise import constant
 from rewriter.litert.islands import Island
-from rewriter.litert.rows import LAYOUTS, ROWS, Use
+from rewriter.litert.layouts import LAYOUTS
+from rewriter.litert.rows import ROWS
+from rewriter.litert.versions import Use
 from rewriter.program import Operator, Program, Step
 
 

@@ -1,7 +1,7 @@
 """LiteRT's interpreter: in this process, or as the program of a child process.
 
 A kernel that meets a value which its authors ruled out ends the process that runs it. What has to
-go on therefore runs this file as a program of its own (:mod:`rewriter.litert.child` starts it by
+go on therefore runs this file as a program of its own (:mod:`rewriter.checking.child` starts it by
 its path). It imports NumPy and LiteRT only: importing TensorFlow takes seconds.
 
 Messages in both directions are a pickled object and the arrays in it, each behind its length.
@@ -61,33 +61,40 @@ class Engine:
         inputs: Sequence[tuple[int, np.ndarray]],
         tensors: Mapping[int, tuple[tuple[int, ...], str]],
         progress: Callable[[int], None] | None = None,
+        batch: int = 1,
     ) -> dict[int, np.ndarray]:
-        """Run all samples, one by one.
+        """Run all samples, as many at a time as the file takes.
 
         Args:
           inputs: index and values of each input, samples first, in the file's types.
-          tensors: shape and dtype of one sample's values, by the index of the tensor.
-          progress: called with the number of samples done, after each.
+          tensors: shape in the file and dtype of each tensor to read, by its index.
+          progress: called with the number of samples done, after each run.
+          batch: how many samples the file takes. The last run is filled up with the last sample.
 
         Returns:
           The values of ``tensors``, samples first: several rows a sample where a shape begins
           with several.
         """
         count = len(inputs[0][1]) if inputs else 0
+        rows = {i: (shape[0] if shape else 1) // batch for i, (shape, _) in tensors.items()}
         kept = {
-            index: np.empty((count * (shape[0] if shape else 1), *shape[1:]), dtype)
+            index: np.empty((count * rows[index], *shape[1:]), dtype)
             for index, (shape, dtype) in tensors.items()
         }
-        for sample in range(count):
+        for start in range(0, count, batch):
+            stop = min(start + batch, count)
             for index, array in inputs:
-                self._interpreter.set_tensor(index, array[sample : sample + 1])
+                part = array[start:stop]
+                missing = np.repeat(part[-1:], start + batch - stop, axis=0)
+                self._interpreter.set_tensor(index, np.concatenate([part, missing]))
             self._interpreter.invoke()
             for index, store in kept.items():
-                rows = len(store) // count
-                values = self._interpreter.get_tensor(index).reshape(rows, *store.shape[1:])
-                store[sample * rows : (sample + 1) * rows] = values
+                values = self._interpreter.get_tensor(index).reshape(-1, *store.shape[1:])
+                store[start * rows[index] : stop * rows[index]] = values[
+                    : (stop - start) * rows[index]
+                ]
             if progress is not None:
-                progress(sample + 1)
+                progress(stop)
         return kept
 
 
@@ -131,7 +138,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytearray:
 def main() -> None:
     """Answer requests until there are no more of them.
 
-    A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors)`` or
+    A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors, batch)`` or
     ``("unload",)``. The answers are ``("progress", samples done)``, any number of them, and then
     ``("done", result)`` or ``("failed", message)``.
     """
@@ -155,8 +162,8 @@ def main() -> None:
             if kind == "run":
                 if engine is None:
                     raise RuntimeError("no file is loaded")
-                inputs, tensors = arguments
-                result = engine.run(inputs, tensors, progress)
+                inputs, tensors, batch = arguments
+                result = engine.run(inputs, tensors, progress, batch)
             else:
                 engine = None  # not two files at a time
                 engine = Engine(*arguments) if kind == "load" else None

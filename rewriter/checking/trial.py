@@ -22,7 +22,7 @@ def load(path: Path, program: Program) -> None:
       ExportError: LiteRT refuses the file.
     """
     # Here: who only lowers or folds a model need not have the interpreter.
-    from rewriter.litert.interpreter import Interpreter
+    from rewriter.checking.worker import Interpreter
 
     try:
         # One thread: it computes nothing.

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rewriter.checking import worker
 from rewriter.errors import VerificationError
-from rewriter.litert import worker
 
 PATIENCE_S = 600.0  # without a sign of life; they come with every sample
 
@@ -74,7 +74,7 @@ class Child:
                 self.request(("unload",))
 
     def request(self, message: tuple, progress: Callable[[int], None] | None = None) -> Any:
-        """The result of one request; see :func:`rewriter.litert.worker.main`.
+        """The result of one request; see :func:`rewriter.checking.worker.main`.
 
         Raises:
           Died: the process ended instead of answering.

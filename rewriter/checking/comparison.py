@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from rewriter.training_agreement import TrainingAgreement, TrainingComparison
+from rewriter.checking.training_agreement import TrainingAgreement, TrainingComparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TensorAgreement:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What :func:`rewriter.compare.compare_program` found.
+    """What :func:`rewriter.checking.compare.compare_program` found.
 
     Attributes:
       samples: how many were run.

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.checking.mapping import FileMapping
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_model import FileOperator
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.mapping import FileMapping
-from rewriter.litert.rows import LAYOUTS
+from rewriter.litert.layouts import LAYOUTS
 from rewriter.program import Operator, Program
 
 
@@ -61,7 +61,7 @@ def _constant_differences(model: Any, op: FileOperator, operator: Operator) -> I
             return
         tensor = model.subgraphs[0].tensors[op.inputs[places[0]]]
         zero_point = int(tensor.quantization.zeroPoint[0])
-        scale = np.float32([grid.scale])
+        scale = np.asarray([grid.scale], np.float32)
         same = _holds(model, op, places[0], np.atleast_1d(values), scale)
         if not same or zero_point != grid.zero_point:
             yield "the constant or its scale differs"

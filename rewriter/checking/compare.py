@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter.comparison import Comparison, TensorAgreement
+from rewriter.checking import crash, interpreter
+from rewriter.checking.comparison import Comparison, TensorAgreement
+from rewriter.checking.differences import differences
+from rewriter.checking.evaluation import evaluate, same_order
+from rewriter.checking.mapping import FileMapping, mapping_from_names
 from rewriter.errors import RewriterError, VerificationError
-from rewriter.evaluation import evaluate, same_order
-from rewriter.litert import crash, interpreter
-from rewriter.litert.differences import differences
-from rewriter.litert.mapping import FileMapping, mapping_from_names
 from rewriter.program import Program
 from rewriter.values import Shape
 
@@ -47,7 +47,7 @@ def compare_program(
       mapping: from the conversion; ``None``: by the names in the file.
       inputs: one array per model input, samples first: real values (quantized as LiteRT does),
         or already integers.
-      kernels: see :class:`rewriter.litert.interpreter.Runner`.
+      kernels: see :class:`rewriter.checking.interpreter.Runner`.
       batch: samples whose tensors are held in memory at a time.
       num_threads: threads for the interpreter.
       progress: called with (samples done, samples in all).

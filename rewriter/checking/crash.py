@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from rewriter.checking import child
 from rewriter.errors import VerificationError
-from rewriter.litert import child, flatbuffer
+from rewriter.litert import flatbuffer
 
 Sample = list[tuple[int, np.ndarray]]
 
@@ -32,7 +33,8 @@ def explained(
       died: what happened to the child process.
       content: the file.
       kernels: those that ran it.
-      sample: what it was run on, one sample; ``None`` if it crashed while the file was loaded.
+      sample: what it was run on, as many samples as the file takes; ``None`` if it crashed while
+        the file was loaded.
     """
     what = f"LiteRT's {kernels} kernels crash ({died.how})"
     when = "when they load this file" if sample is None else "when they run this file"
@@ -65,7 +67,8 @@ def _first_to_crash(content: bytes, kernels: str, sample: Sample | None) -> tupl
         try:
             runner.request(("load", flatbuffer.pack(model), kernels, None))
             if sample is not None:
-                runner.request(("run", [s for s in sample if s[0] in inputs], {}))
+                given = [(index, values) for index, values in sample if index in inputs]
+                runner.request(("run", given, {}, len(sample[0][1])))
         except child.Died:
             return True
         except VerificationError:  # an error of LiteRT's, not a crash

@@ -116,7 +116,7 @@ def finite(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingComparison:
-    """What :func:`rewriter.emulation.compare_training` found.
+    """What :func:`rewriter.checking.emulation.compare_training` found.
 
     Attributes:
       samples: how many were run.

@@ -16,13 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import graph, phases
+from rewriter.checking.evaluation import evaluate, quantized, same_order
+from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
-from rewriter.evaluation import evaluate, quantized, same_order
 from rewriter.graph import Ref
 from rewriter.layers.quantize import observed
 from rewriter.lower import Lowered
 from rewriter.program import Program, Step, Tensor
-from rewriter.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.values import read as read_variable
 
 

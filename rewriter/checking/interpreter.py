@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.checking import child, crash
+from rewriter.checking.worker import KERNELS, Engine
 from rewriter.errors import VerificationError
-from rewriter.litert import child, crash, flatbuffer
-from rewriter.litert.worker import KERNELS, Engine
+from rewriter.litert import flatbuffer
 from rewriter.program import Quantization
 
 Progress = Callable[[int, int], None]
@@ -58,7 +59,7 @@ class Runner:
     """A loaded file.
 
     Args:
-      content: the file's bytes. Its batch size must be 1.
+      content: the file's bytes.
       kernels: ``"xnnpack"`` (what an application gets by default), ``"builtin"`` or
         ``"reference"``.
       all_tensors: make every activation readable. The tensors become outputs of the loaded
@@ -98,6 +99,12 @@ class Runner:
             self._engine = Engine(content, kernels, num_threads)
         except (RuntimeError, ValueError) as error:
             raise VerificationError(f"LiteRT cannot load this file: {error}") from error
+
+    @property
+    def _batch(self) -> int:
+        """How many samples the file takes at a time."""
+        shapes = [self.file.tensors[index].shape for index in self.file.inputs]
+        return shapes[0][0] if shapes and shapes[0] else 1
 
     def _load(self) -> None:
         """Have the child process load the file, unless it has."""
@@ -156,7 +163,7 @@ class Runner:
         tensors: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Result:
-        """Run all samples, one by one.
+        """Run all samples, as many at a time as the file takes.
 
         Args:
           inputs: one array per input, samples first: float, or already in the file's type.
@@ -188,7 +195,7 @@ class Runner:
                 progress(done, count)
 
         if self._engine is not None:
-            kept = self._engine.run(numbered, shapes, report)
+            kept = self._engine.run(numbered, shapes, report, self._batch)
         else:
             kept = self._run_in_child(numbered, shapes, report)
         kept.update(zip(self.file.inputs, ready, strict=True))
@@ -200,10 +207,11 @@ class Runner:
         try:
             with child.shared.lock:
                 self._load()  # another file may have been, or the process be a new one
-                request = ("run", inputs, shapes)
+                request = ("run", inputs, shapes, self._batch)
                 kept: dict[int, np.ndarray] = child.shared.request(request, progress)
         except child.Died as error:
-            sample = [(index, array[error.done : error.done + 1]) for index, array in inputs]
+            batch = np.minimum(error.done + np.arange(self._batch), len(inputs[0][1]) - 1)
+            sample = [(index, array[batch]) for index, array in inputs]
             raise crash.explained(error, self._content, self._kernels, sample) from error
         return kept
 
