@@ -131,7 +131,7 @@ def _same_zeros(operator: Operator, sizes: Sequence[int | None]) -> list[list[in
     """Zeros before and after each spatial axis under TensorFlow's SAME rule."""
     attributes, found = operator.attributes, []
     dilations = attributes.get("dilations", (1, 1))
-    window = np.shape(operator.kernel)[:2]
+    window = np.asarray(operator.kernel).shape[:2]
     for n, k, stride, dilation in zip(sizes, window, attributes["strides"], dilations, strict=True):
         if n is None:
             return []
