@@ -83,11 +83,9 @@ def centred(operator: Operator, shapes: Shapes) -> bool:
     return bool(corners or operator.attributes.get("half_pixel_centers", False))
 
 
-def narrow_or_wide(
-    number: int, runtime: str, wide: int, wide_runtime: str
-) -> tuple[Version, Version]:
+def by_bits(number: int, runtime: str, wider: int, later: str) -> tuple[Version, Version]:
     """Versions for activations of 8 and of 16 bits."""
-    return Version(wide, wide_runtime, wide), Version(number, runtime)
+    return Version(wider, later, wide), Version(number, runtime)
 
 
 # Options and constants.

@@ -70,8 +70,8 @@ class Row:
 
 
 _UNIT, _SYMMETRIC = Quantization(1 / 256, -128), Quantization(1 / 128, 0)
-_MOST = fields.narrow_or_wide(2, "1.14.0", 3, "2.3.0")
-_LATER = fields.narrow_or_wide(2, "1.14.0", 3, "2.5.0")
+_MOST = fields.by_bits(2, "1.14.0", 3, "2.3.0")
+_LATER = fields.by_bits(2, "1.14.0", 3, "2.5.0")
 _POOL = Row("Pool2D", fields.pool, versions=_MOST, same_grid=True)
 _REDUCE = Row("Reducer", fields.flag("keepDims", "keepdims"), fields.ints("axes"), _LATER)
 _EXTREME = Row(
@@ -94,7 +94,7 @@ _RESIZE = Row(
     ),
     same_grid=True,
 )
-_LOGISTIC = Row(versions=fields.narrow_or_wide(2, "1.14.0", 3, "2.3.0"), grid=_UNIT)
+_LOGISTIC = Row(versions=fields.by_bits(2, "1.14.0", 3, "2.3.0"), grid=_UNIT)
 
 ROWS: dict[str, Row] = {
     "CONV_2D": Row(
@@ -103,7 +103,7 @@ ROWS: dict[str, Row] = {
         versions=(
             Version(7, "2.11.0", fields.small),
             Version(6, "2.9.0", fields.grouped),
-            *fields.narrow_or_wide(3, "1.14.0", 4, "2.3.0"),
+            *fields.by_bits(3, "1.14.0", 4, "2.3.0"),
         ),
         layout=Layout((3, 0, 1, 2)),  # HWIO to OHWI
     ),
@@ -112,7 +112,7 @@ ROWS: dict[str, Row] = {
         fields.depthwise,
         versions=(
             Version(7, "2.11.0", fields.small),
-            *fields.narrow_or_wide(3, "1.14.0", 5, "2.3.0"),
+            *fields.by_bits(3, "1.14.0", 5, "2.3.0"),
         ),
         layout=Layout((), channels=3, depthwise=True),  # HWIM to 1HW(I*M)
     ),
@@ -134,7 +134,7 @@ ROWS: dict[str, Row] = {
         ),
         layout=Layout((1, 0)),  # IO to OI
     ),
-    "ADD": Row("Add", fields.addition, versions=fields.narrow_or_wide(2, "1.14.0", 3, "2.4.0")),
+    "ADD": Row("Add", fields.addition, versions=fields.by_bits(2, "1.14.0", 3, "2.4.0")),
     "SUB": Row(
         "Sub",
         fields.addition,
@@ -176,7 +176,7 @@ ROWS: dict[str, Row] = {
         constants=fields.ints("paddings"),
         versions=(
             Version(4, "2.6.0", fields.rank_above(4)),
-            *fields.narrow_or_wide(2, "1.14.0", 3, "2.4.0"),
+            *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
         ),
         same_grid=True,
     ),
@@ -203,18 +203,18 @@ ROWS: dict[str, Row] = {
     "LOGISTIC": _LOGISTIC,
     "TANH": dataclasses.replace(_LOGISTIC, grid=_SYMMETRIC),
     "ELU": Row(versions=(Version(1, "1.14.0"),)),
-    "RELU": Row(versions=fields.narrow_or_wide(2, "2.1.0", 3, "2.5.0")),
+    "RELU": Row(versions=fields.by_bits(2, "2.1.0", 3, "2.5.0")),
     "RELU6": Row(versions=_LATER),
     "RELU_N1_TO_1": Row(),
     "LEAKY_RELU": Row(
         "LeakyRelu",
         lambda operator: {"alpha": float(operator.attributes["alpha"])},
-        versions=fields.narrow_or_wide(1, "1.13.1", 2, "2.3.0"),
+        versions=fields.by_bits(1, "1.13.1", 2, "2.3.0"),
     ),
     "GELU": Row("Gelu", fields.flag("approximate", "approximate"), versions=(Version(1, "2.9.0"),)),
     "HARD_SWISH": Row("HardSwish", versions=(Version(1, "1.15.0"),)),
-    "QUANTIZE": Row("Quantize", versions=fields.narrow_or_wide(1, "1.14.0", 2, "1.15.0")),
-    "DEQUANTIZE": Row("Dequantize", versions=fields.narrow_or_wide(2, "1.14.0", 3, "1.15.0")),
+    "QUANTIZE": Row("Quantize", versions=fields.by_bits(1, "1.14.0", 2, "1.15.0")),
+    "DEQUANTIZE": Row("Dequantize", versions=fields.by_bits(2, "1.14.0", 3, "1.15.0")),
 }
 
 
