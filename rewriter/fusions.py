@@ -3,7 +3,8 @@
 - PAD before a VALID convolution: SAME pads where it puts the same zeros.
 - RESHAPE before FULLY_CONNECTED, which reads any shape; RESHAPE after RESHAPE; RESHAPE after
   FULLY_CONNECTED back into its input's rows.
-- Steps that change nothing: a PAD by nothing, a RESHAPE or TRANSPOSE into the same order.
+- Steps that change nothing: a PAD by nothing, a RESHAPE or TRANSPOSE into the same order, a
+  reduction of axes of size 1.
 - A step that is computed twice from the same tensors, with the same constants.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from rewriter.program import Operator, Step, Tensor
 
 _PADDED = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_REDUCTIONS = ("MEAN", "REDUCE_MAX")
 
 
 def fuse(
@@ -53,7 +55,7 @@ class _Fusion:
     def add(self, step: Step) -> None:
         """Append a step, in as far as it is needed."""
         inputs = tuple(self._same.get(name, name) for name in step.inputs)
-        step = dataclasses.replace(step, inputs=inputs)
+        step = self._without_reduction(dataclasses.replace(step, inputs=inputs))
         step = self._without_pad(self._without_reshape(step))
         twin = step.inputs[0] if self._changes_nothing(step) else self._computed(step)
         if twin is None:
@@ -120,6 +122,22 @@ class _Fusion:
                 return other.output
         others.append(step)
         return None
+
+    def _without_reduction(self, step: Step) -> Step:
+        """A RESHAPE, where a reduction takes one element each, and leaves it as it is."""
+        operator = step.operator
+        if operator.kind not in _REDUCTIONS or (operator.output,) != operator.inputs:
+            return step
+        shape, target = (self._tensors[name].shape for name in (step.inputs[0], step.output))
+        if any(shape[axis] != 1 for axis in operator.attributes["axes"]):
+            return step
+        reshape = Operator(
+            "RESHAPE",
+            operator.inputs,
+            operator.output,
+            {"shape": [int(n or 1) for n in target[1:]]},
+        )
+        return dataclasses.replace(step, operator=reshape)
 
     def _without_reshape(self, step: Step) -> Step:
         """Reading what is before a RESHAPE, where the shape makes no difference."""
