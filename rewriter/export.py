@@ -71,10 +71,9 @@ def export_tflite(
       ValueError: for a batch size that is not positive.
     """
     program = lower(model)
-    content = writer.write(
+    content, file = writer.assemble(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
     )
-    file = flatbuffer.read(content)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         trial.load(temporary, file, program)
