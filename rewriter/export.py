@@ -8,7 +8,7 @@ from typing import Any
 
 from rewriter.checking import trial
 from rewriter.files import replacing
-from rewriter.litert import file_model, flatbuffer, writer
+from rewriter.litert import flatbuffer, writer
 from rewriter.lower import lower
 
 
@@ -74,10 +74,11 @@ def export_tflite(
     content = writer.write(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
     )
+    file = flatbuffer.read(content)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        trial.load(temporary, program)
-    census = flatbuffer.census(file_model.from_bytes(content))
+        trial.load(temporary, file, program)
+    census = flatbuffer.census(file)
     return ExportReport(
         path=str(path),
         bytes=len(content),

@@ -1,13 +1,16 @@
 """Steps that another step does by itself, or has done already: fewer operators, the same integers.
 
 - PAD before a VALID convolution: SAME pads where it puts the same zeros.
-- RESHAPE before FULLY_CONNECTED, which reads any shape; RESHAPE after RESHAPE.
-- Steps that change nothing: a PAD by nothing, a RESHAPE or TRANSPOSE into the same order.
+- RESHAPE before FULLY_CONNECTED, which reads any shape; RESHAPE after RESHAPE; RESHAPE after
+  FULLY_CONNECTED back into its input's rows.
+- Steps that change nothing: a PAD by nothing, a RESHAPE or TRANSPOSE into the same order, a
+  reduction of axes of size 1.
 - A step that is computed twice from the same tensors, with the same constants.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ import numpy as np
 from rewriter.program import Operator, Step, Tensor
 
 _PADDED = ("CONV_2D", "DEPTHWISE_CONV_2D")
+_REDUCTIONS = ("MEAN", "REDUCE_MAX")
 
 
 def fuse(
@@ -51,7 +55,7 @@ class _Fusion:
     def add(self, step: Step) -> None:
         """Append a step, in as far as it is needed."""
         inputs = tuple(self._same.get(name, name) for name in step.inputs)
-        step = dataclasses.replace(step, inputs=inputs)
+        step = self._without_reduction(dataclasses.replace(step, inputs=inputs))
         step = self._without_pad(self._without_reshape(step))
         twin = step.inputs[0] if self._changes_nothing(step) else self._computed(step)
         if twin is None:
@@ -62,6 +66,7 @@ class _Fusion:
     def finish(self, outputs: Sequence[str]) -> tuple[list[Step], dict[str, Tensor], list[str]]:
         """All steps that are read, all tensors but those of the others, and the outputs."""
         left = [self._same.get(name, name) for name in outputs]
+        self._keep_rows(left)
         live, kept = set(left), []
         gone = set(self._same)
         for step in reversed(self._steps.values()):
@@ -72,6 +77,27 @@ class _Fusion:
                 gone.add(step.output)
         tensors = {name: t for name, t in self._tensors.items() if name not in gone}
         return kept[::-1], tensors, left
+
+    def _keep_rows(self, outputs: Sequence[str]) -> None:
+        """FULLY_CONNECTED and a RESHAPE into its input's rows, as one operator that keeps them."""
+        reads = collections.Counter([n for s in self._steps.values() for n in s.inputs])
+        reads.update(outputs)
+        for step in list(self._steps.values()):
+            dense = self._steps.get(step.inputs[0]) if step.inputs else None
+            if step.operator.kind != "RESHAPE" or dense is None or reads[dense.output] > 1:
+                continue
+            attributes = dense.operator.attributes
+            depth = () if dense.operator.kernel is None else dense.operator.kernel.shape[:1]
+            rows, made = (self._tensors[s].shape for s in (dense.inputs[0], step.output))
+            kept = (*rows[:-1], self._tensors[dense.output].shape[-1]) == made
+            flat = not attributes.get("keep_num_dims", False)
+            if dense.operator.kind == "FULLY_CONNECTED" and flat and kept and rows[-1:] == depth:
+                attributes = {**attributes, "keep_num_dims": True}
+                operator = dataclasses.replace(dense.operator, attributes=attributes)
+                # In the place of the RESHAPE, whose output it makes.
+                self._steps[step.output] = dataclasses.replace(
+                    dense, operator=operator, output=step.output
+                )
 
     def _changes_nothing(self, step: Step) -> bool:
         operator = step.operator
@@ -96,6 +122,22 @@ class _Fusion:
                 return other.output
         others.append(step)
         return None
+
+    def _without_reduction(self, step: Step) -> Step:
+        """A RESHAPE, where a reduction takes one element each, and leaves it as it is."""
+        operator = step.operator
+        if operator.kind not in _REDUCTIONS or (operator.output,) != operator.inputs:
+            return step
+        shape, target = (self._tensors[name].shape for name in (step.inputs[0], step.output))
+        if any(shape[axis] != 1 for axis in operator.attributes["axes"]):
+            return step
+        reshape = Operator(
+            "RESHAPE",
+            operator.inputs,
+            operator.output,
+            {"shape": [int(n or 1) for n in target[1:]]},
+        )
+        return dataclasses.replace(step, operator=reshape)
 
     def _without_reshape(self, step: Step) -> Step:
         """Reading what is before a RESHAPE, where the shape makes no difference."""
@@ -131,7 +173,7 @@ def _same_zeros(operator: Operator, sizes: Sequence[int | None]) -> list[list[in
     """Zeros before and after each spatial axis under TensorFlow's SAME rule."""
     attributes, found = operator.attributes, []
     dilations = attributes.get("dilations", (1, 1))
-    window = np.shape(operator.kernel)[:2]
+    window = np.asarray(operator.kernel).shape[:2]
     for n, k, stride, dilation in zip(sizes, window, attributes["strides"], dilations, strict=True):
         if n is None:
             return []

@@ -73,8 +73,8 @@ class Operator:
       activation: fused activation: ``"none"``, ``"relu"``, ``"relu6"`` or ``"relu_n1_to_1"``.
       kernel: int8 kernel in Keras's layout (HWIO for ``CONV_2D``, HWIM for
         ``DEPTHWISE_CONV_2D``, HWOI for ``TRANSPOSE_CONV``, IO for ``FULLY_CONNECTED``).
-      kernel_grid: the integers that the kernel may take; its ``axes`` are the kernel's here. None
-        for a kernel of any int8 values.
+      kernel_grid: the integers that the kernel may take, of its storage's width; its ``axes`` are
+        those of Keras's layout. None for a kernel of any int8 values.
       kernel_scale: float32, one per output channel (``C * M`` of them for depthwise).
       bias: int32, one per output channel, on the grid ``inputs[0].scale * kernel_scale``.
       function: for ``"FLOAT"``: the callable on real-valued tensors; it returns a list of which the

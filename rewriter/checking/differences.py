@@ -11,14 +11,13 @@ from rewriter.checking.mapping import FileMapping
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_model import FileOperator
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.layouts import LAYOUTS
+from rewriter.litert.rows import ROWS
 from rewriter.program import Operator, Program
 
 
 def differences(program: Program, content: bytes, mapping: FileMapping) -> Iterator[str]:
     """Constants, scales and zero points of a file that are not the program's, to the bit."""
-    model = flatbuffer.unpack(content)
-    file = flatbuffer.view(model)
+    model, file = flatbuffer.unpack(content), flatbuffer.read(content)
     producers = file.producers()
     for name, index in mapping.indexes.items():
         wanted, tensor = program.tensors[name].quantization, file.tensors[index]
@@ -32,7 +31,7 @@ def differences(program: Program, content: bytes, mapping: FileMapping) -> Itera
             )
     for step in program.steps:
         op = producers.get(mapping.indexes.get(step.output, -1))
-        if op is None or step.operator.kind == "FLOAT":
+        if op is None or step.operator.kind not in ROWS:
             continue
         reasons = [f"the file has {op.kind} in the place of {step.operator.kind}"]
         if op.kind == step.operator.kind:
@@ -42,11 +41,11 @@ def differences(program: Program, content: bytes, mapping: FileMapping) -> Itera
 
 
 def _constant_differences(model: Any, op: FileOperator, operator: Operator) -> Iterator[str]:
-    if operator.kernel is not None:
-        layout = LAYOUTS[op.kind]
+    layout = ROWS[op.kind].layout
+    if layout is not None:
         scale = np.asarray(operator.kernel_scale, np.float32)
         kernel = layout.to_file(np.asarray(operator.kernel))
-        if not _holds(model, op, layout.kernel, kernel, scale):
+        if not _holds(model, op, 1, kernel, scale):
             yield "the kernel or its scales differ"
         source = operator.inputs[0]
         if operator.bias is not None and source is not None:

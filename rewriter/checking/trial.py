@@ -6,46 +6,63 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rewriter.checking.worker import KERNELS, Interpreter
 from rewriter.errors import ExportError
-from rewriter.litert import file_model
+from rewriter.litert.file_model import FileModel
+from rewriter.litert.islands import quiet
 from rewriter.program import Program
 
 
-def load(path: Path, program: Program) -> None:
-    """Let LiteRT's default kernels prepare a file.
+def load(path: Path, file: FileModel, program: Program) -> None:
+    """Let LiteRT prepare a file: with its builtin kernels, and with those that it uses by default.
+
+    The builtin kernels work out every shape from those of the inputs, which must come out as the
+    file says.
 
     Args:
       path: the file.
+      file: what it consists of.
       program: what it was written from, to name the Keras layer in an error.
 
     Raises:
-      ExportError: LiteRT refuses the file.
+      ExportError: LiteRT refuses the file, or makes tensors of other shapes.
     """
-    # Here: who only lowers or folds a model need not have the interpreter.
-    from rewriter.checking.worker import Interpreter
+    shapes = _prepared(path, "builtin", file, program)
+    for index, tensor in enumerate(file.tensors):
+        if shapes.get(index, tensor.shape) != tensor.shape:
+            raise ExportError(
+                f"{_layer(program, tensor.name)}: LiteRT makes a tensor of shape {shapes[index]} "
+                f"of '{tensor.name}', not of {tensor.shape}. Please report this model."
+            )
+    _prepared(path, "xnnpack", file, program)
 
+
+def _prepared(
+    path: Path, kernels: str, file: FileModel, program: Program
+) -> dict[int, tuple[int, ...]]:
+    """The shapes of a file's tensors after LiteRT has prepared it."""
     try:
-        # One thread: it computes nothing.
-        interpreter: Any = Interpreter(model_path=str(path), num_threads=1)
-        interpreter.allocate_tensors()
+        with quiet():
+            # One thread: it computes nothing.
+            interpreter: Any = Interpreter(
+                model_path=str(path),
+                experimental_op_resolver_type=KERNELS[kernels],
+                num_threads=1,
+            )
+            interpreter.allocate_tensors()
+            details = interpreter.get_tensor_details()
     except (RuntimeError, ValueError) as error:
-        where = _where(str(error), path, program)
-        raise ExportError(f"{where}: LiteRT refuses the file: {error}") from error
+        numbered, name = re.search(r"[Nn]ode number (\d+)", str(error)), ""
+        if numbered is not None and int(numbered[1]) < len(file.operators):
+            name = file.tensors[file.operators[int(numbered[1])].outputs[0]].name
+        raise ExportError(f"{_layer(program, name)}: LiteRT refuses the file: {error}") from error
+    return {detail["index"]: tuple(detail["shape"].tolist()) for detail in details}
 
 
-def _where(complaint: str, path: Path, program: Program) -> str:
-    """The Keras layer of the operator that LiteRT names by its number."""
-    numbered = re.search(r"[Nn]ode number (\d+)", complaint)
-    file = file_model.from_bytes(path.read_bytes())
+def _layer(program: Program, name: str) -> str:
+    """The Keras layer that a tensor of the file comes from."""
     layers = {step.output: step.layer for step in program.steps}
-    layers |= {
-        given: layers[name]
-        for name, given in zip(program.outputs, program.output_names, strict=True)
-        if name in layers
-    }
-    if numbered is not None and int(numbered[1]) < len(file.operators):
-        for index in file.operators[int(numbered[1])].outputs:
-            name = file.tensors[index].name
-            if name in layers:
-                return f"Layer '{layers[name]}'"
-    return "The model"
+    for own, given in zip(program.outputs, program.output_names, strict=True):
+        layers.setdefault(given, layers.get(own, ""))
+    found = layers.get(name)
+    return f"Layer '{found}'" if found else "The model"

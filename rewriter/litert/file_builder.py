@@ -14,6 +14,7 @@ import numpy as np
 
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_model import schema
+from rewriter.litert.flatbuffer import packed
 
 _TYPES = {
     np.dtype(name): getattr(schema.TensorType, name.upper())
@@ -48,7 +49,7 @@ class FileBuilder:
         # The first buffer is empty by convention: all that is computed shares it.
         self._buffers: list[Any] = [schema.BufferT()]
         self._constants: dict[tuple[Any, ...], int] = {}
-        self._runtime = (0,)
+        self._runtime: tuple[int, ...] = (0,)
         self.subgraphs: list[Any] = []
 
     def activation(
@@ -93,7 +94,7 @@ class FileBuilder:
         raw = packed(values) if bits == 4 else np.ascontiguousarray(values)
         data = raw.reshape(-1).view(np.uint8)
         scales = None if scale is None else np.atleast_1d(np.asarray(scale, np.float32))
-        digest = hashlib.blake2b(data, digest_size=16).digest()
+        digest = hashlib.blake2b(data.data, digest_size=16).digest()
         own = None if scales is None else scales.tobytes()
         key = (shape, kind, axis, zero_point, own, digest)
         if key not in self._constants:
@@ -172,7 +173,7 @@ class FileBuilder:
         """Say that the file needs at least this version of the runtime."""
         self._runtime = max(self._runtime, tuple(int(part) for part in runtime.split(".")))
 
-    def pack(self, inputs: Mapping[str, int] | Sequence[tuple[str, int]], outputs: Any) -> bytes:
+    def pack(self, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]]) -> bytes:
         """The bytes of the file.
 
         Args:
@@ -213,18 +214,3 @@ def _quantization(scale: Any, zero_point: int, axis: int) -> Any:
     return schema.QuantizationParametersT(
         scale=scale, zeroPoint=np.full(scale.shape, zero_point, np.int64), quantizedDimension=axis
     )
-
-
-def packed(values: np.ndarray) -> np.ndarray:
-    """Integers of 4 bits, two to the byte, the first in the low bits; uint8, flat."""
-    flat = np.ascontiguousarray(values, np.int8).reshape(-1).view(np.uint8) & 0xF
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return flat[0::2] | flat[1::2] << 4
-
-
-def unpacked(data: np.ndarray, count: int) -> np.ndarray:
-    """What :func:`packed` packed; int8, flat."""
-    data = np.asarray(data, np.uint8)
-    both = np.stack([data << 4, data & 0xF0], axis=-1).reshape(-1)[:count]
-    return both.view(np.int8) >> 4

@@ -58,12 +58,20 @@ class FileOperator:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Wiring:
-    """Which operator of the main subgraph reads and writes which tensor, by its index."""
+class FileModel:
+    """The main subgraph of a file.
+
+    ``signature`` holds the names of the inputs and outputs, by the index of the tensor, of the
+    first signature; empty if the file has none. ``extra_subgraphs``: how many there are beside the
+    main one.
+    """
 
     operators: tuple[FileOperator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    tensors: tuple[FileTensor, ...]
+    signature: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]] = ((), ())
+    extra_subgraphs: int = 0
 
     def producers(self) -> dict[int, FileOperator]:
         """The operator that writes each tensor."""
@@ -76,24 +84,6 @@ class Wiring:
             for tensor in dict.fromkeys(op.inputs):
                 found[tensor].append(op)
         return found
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileModel(Wiring):
-    """The main subgraph of a file.
-
-    ``signature`` holds the names of the inputs and outputs, by the index of the tensor, of the
-    first signature; empty if the file has none. ``extra_subgraphs``: how many there are beside the
-    main one.
-    """
-
-    tensors: tuple[FileTensor, ...]
-    signature: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]] = ((), ())
-    extra_subgraphs: int = 0
-
-    def activations(self, op: FileOperator) -> tuple[int, ...]:
-        """The inputs of ``op`` that are computed, not stored."""
-        return tuple(i for i in op.inputs if i >= 0 and not self.tensors[i].constant)
 
 
 def from_bytes(content: bytes) -> FileModel:

@@ -1,15 +1,16 @@
-"""LiteRT files as data: read, take stock of, edit and write the flatbuffer.
+"""LiteRT files as data: read, take stock of and write the flatbuffer.
 
 The file format is LiteRT's schema,
 https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs. The generated
-object API does the work; what is here is a read-only view (:func:`read`), a count of what is not
-integer (:func:`census`), and the few edits that the converter leaves to be done.
+object API does the work; what is here is a read-only view (:func:`read`), and a count of what is
+not integer (:func:`census`).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.litert import file_model
-from rewriter.litert.file_model import FileModel, FileOperator, FileTensor, Wiring, schema
+from rewriter.litert.file_model import FileModel, FileOperator, schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +71,14 @@ class _AlignedBuffer(schema.BufferT):
     def Pack(self, builder: flatbuffers.Builder) -> int:
         data = None
         if self.data is not None:
-            raw = np.asarray(self.data, np.uint8)
+            raw = np.ascontiguousarray(self.data, np.uint8)
             builder.StartVector(1, raw.size, 16)
             builder.head = builder.head - raw.size
-            builder.Bytes[builder.head : builder.head + raw.size] = raw.tobytes()
+            builder.Bytes[builder.head : builder.head + raw.size] = raw.data
             data = builder.EndVector()
         schema.BufferStart(builder)
         if data is not None:
             schema.BufferAddData(builder, data)
-        schema.BufferAddOffset(builder, self.offset)
-        schema.BufferAddSize(builder, self.size)
         return schema.BufferEnd(builder)
 
 
@@ -99,11 +98,11 @@ class _SharingBuilder(flatbuffers.Builder):
 
 def pack(model: Any) -> bytes:
     """The bytes of a ``ModelT``."""
-    model.buffers = [_AlignedBuffer(b.data, b.offset, b.size) for b in model.buffers]
+    model.buffers = [_AlignedBuffer(b.data) for b in model.buffers]
     size = sum(0 if b.data is None else len(b.data) for b in model.buffers)
     builder = _SharingBuilder(size + size // 8 + 65536)
     builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def _ints(values: Any) -> tuple[int, ...]:
@@ -121,55 +120,6 @@ def text(name: bytes | str | None) -> str:
     return name.decode() if isinstance(name, bytes) else name or ""
 
 
-def wiring(model: Any) -> Wiring:
-    """The operators of the main subgraph of a ``ModelT``, as they are now."""
-    graph = model.subgraphs[0]
-    operators = tuple(
-        FileOperator(kind_of(model, op), _ints(op.inputs), _ints(op.outputs))
-        for op in graph.operators
-    )
-    return Wiring(operators, _ints(graph.inputs), _ints(graph.outputs))
-
-
-def view(model: Any) -> FileModel:
-    """The main subgraph of a ``ModelT``, as it is now; :func:`wiring` is a part of it."""
-    graph = model.subgraphs[0]
-    tensors = []
-    for index, t in enumerate(graph.tensors):
-        q = t.quantization
-        scale = () if q is None or q.scale is None else q.scale
-        zero = () if q is None or q.zeroPoint is None else q.zeroPoint
-        data = model.buffers[t.buffer].data
-        tensors.append(
-            FileTensor(
-                index=index,
-                name=text(t.name),
-                shape=_ints(t.shape),
-                dtype=file_model.TYPES[t.type],
-                scale=np.asarray(scale, np.float32),
-                zero_point=np.asarray(zero, np.int64),
-                quantized_dimension=0 if q is None else int(q.quantizedDimension),
-                constant=data is not None and len(data) > 0,
-            )
-        )
-    signature: Any = ((), ())
-    if model.signatureDefs:
-        first = model.signatureDefs[0]
-        signature = tuple(
-            tuple((text(m.name), int(m.tensorIndex)) for m in maps or ())
-            for maps in (first.inputs, first.outputs)
-        )
-    wired = wiring(model)
-    return FileModel(
-        wired.operators,
-        wired.inputs,
-        wired.outputs,
-        tuple(tensors),
-        signature,
-        len(model.subgraphs) - 1,
-    )
-
-
 def read(content: bytes) -> FileModel:
     """A read-only view of a file's main subgraph.
 
@@ -181,13 +131,27 @@ def read(content: bytes) -> FileModel:
 
 
 def stored(model: Any, index: int) -> np.ndarray:
-    """The values of a constant int8, int32 or int64 tensor, in its shape."""
+    """The values of a constant tensor of integers, in its shape; those of 4 bits as int8."""
     tensor = model.subgraphs[0].tensors[index]
-    kinds = {"INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64}
+    kind, shape = file_model.TYPES[tensor.type], _ints(tensor.shape)
     raw = np.asarray(model.buffers[tensor.buffer].data, np.uint8)
-    return np.frombuffer(raw.tobytes(), kinds[file_model.TYPES[tensor.type]]).reshape(
-        _ints(tensor.shape)
-    )
+    if kind == "INT4":
+        return unpacked(raw, math.prod(shape)).reshape(shape)
+    return raw.view(np.dtype(kind.lower())).reshape(shape)
+
+
+def packed(values: np.ndarray) -> np.ndarray:
+    """Integers of 4 bits, two to the byte, the first in the low bits; uint8, flat."""
+    flat = np.ascontiguousarray(values, np.int8).reshape(-1).view(np.uint8) & 0xF
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[0::2] | flat[1::2] << 4
+
+
+def unpacked(data: np.ndarray, count: int) -> np.ndarray:
+    """What :func:`packed` packed; int8, flat."""
+    both = np.stack([data << 4, data & 0xF0], axis=-1).reshape(-1)[:count]
+    return both.view(np.int8) >> 4
 
 
 def float_indexes(model: FileModel) -> list[int]:
@@ -244,8 +208,7 @@ def with_all_outputs(content: bytes) -> bytes:
     all tensors switches the default delegate off, and so measures other kernels.) The first
     outputs stay as they were, so signatures stay valid.
     """
-    model = unpack(content)
-    seen = view(model)
+    model, seen = unpack(content), read(content)
     written = [i for op in seen.operators for i in op.outputs]
     known = set(seen.outputs)
     extra = [

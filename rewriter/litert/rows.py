@@ -1,39 +1,45 @@
 """How each operator kind stands in a LiteRT file: one row a kind.
 
-A row says which options table the operator has, which constants become inputs of it, which version
-it has, and the runtime that first had that version (``runtime_version.cc`` of TensorFlow, beside
-the one that :mod:`rewriter.litert.versions` names).
+A row says which options the operator has, how it stores a kernel, which constants become inputs of
+it, and from which version and which runtime on it is known as it is written. Versions and runtimes
+are those of TensorFlow's own writer (``compiler/mlir/lite/tools/versioning/op_version.cc`` and
+``runtime_version.cc``): with a version that is too high older runtimes refuse the file for no
+reason, with one that is too low they run it wrongly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from rewriter.litert import shapes, versions
-from rewriter.litert.file_model import schema
-from rewriter.litert.integer_spatial import slice_arguments
-from rewriter.litert.shapes import Shape
-from rewriter.litert.versions import Use
+from rewriter.grid import BITS
+from rewriter.litert import fields
+from rewriter.litert.fields import FUSED_ACTIVATIONS, Shapes, Values, Version
 from rewriter.program import Operator, Quantization
 
-FUSED_ACTIVATIONS = {
-    "none": schema.ActivationFunctionType.NONE,
-    "relu": schema.ActivationFunctionType.RELU,
-    "relu_n1_to_1": schema.ActivationFunctionType.RELU_N1_TO_1,
-    "relu6": schema.ActivationFunctionType.RELU6,
-}
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How an operator with a kernel stores it.
 
-def _values(operator: Operator) -> dict[str, Any]:
-    return {}
+    Attributes:
+      axes: order of the axes of Keras's kernel in the file; empty: as they are.
+      channels: the axis of the output channels in the file's kernel.
+      bias: position of the bias among the inputs; the kernel is at 1.
+      depthwise: whether the last two axes, channel and multiplier, are one in the file.
+    """
 
+    axes: tuple[int, ...]
+    channels: int = 0
+    bias: int = 2
+    depthwise: bool = False
 
-def _no_constants(operator: Operator) -> dict[str, np.ndarray]:
-    return {}
+    def to_file(self, kernel: np.ndarray) -> np.ndarray:
+        """From Keras's kernel layout to the file's."""
+        if self.depthwise:
+            return kernel.reshape(1, *kernel.shape[:2], -1)
+        return kernel.transpose(self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,262 +47,218 @@ class Row:
     """How an operator kind is written.
 
     Attributes:
-      shape: the shape of the output, from the operator and the shapes of its inputs; raises
-        ``ValueError`` where LiteRT would refuse them.
       options: the options table, without its "Options"; None: the operator has none.
       values: the fields of that table that are not the schema's defaults.
       constants: int32 inputs after the activations, by name.
-      version: the version of the operator in its place.
-      runtimes: the first runtime that has a version; versions not listed are as the largest below.
+      versions: the first one that is needed counts.
+      layout: of its kernel; None: it has none.
       same_grid: whether LiteRT takes the output to be on its inputs' grid.
       grid: the output's grid where LiteRT prescribes it.
     """
 
-    shape: Callable[[Operator, list[Shape]], Shape]
     options: str | None = None
-    values: Callable[[Operator], dict[str, Any]] = _values
-    constants: Callable[[Operator], dict[str, np.ndarray]] = _no_constants
-    version: Callable[[Use], int] = lambda use: 1
-    runtimes: Mapping[int, str] = dataclasses.field(default_factory=lambda: {1: "1.5.0"})
+    values: Values = lambda operator: {}
+    constants: Values = lambda operator: {}
+    versions: tuple[Version, ...] = (Version(1, "1.5.0"),)
+    layout: Layout | None = None
     same_grid: bool = False
     grid: Quantization | None = None
 
-    def runtime(self, version: int) -> str:
-        """The first runtime that knows a version of this operator."""
-        return self.runtimes[max(v for v in self.runtimes if v <= version)]
+    def version(self, operator: Operator, shapes: Shapes) -> Version:
+        """The version of an operator that reads activations of these shapes."""
+        return next(v for v in self.versions if v.needed(operator, shapes))
 
 
-def _ints(values: Any) -> np.ndarray:
-    return np.asarray(values, np.int32)
-
-
-def _fused(operator: Operator) -> dict[str, Any]:
-    return {"fusedActivationFunction": FUSED_ACTIVATIONS[operator.activation]}
-
-
-def _window(operator: Operator) -> dict[str, Any]:
-    height, width = operator.attributes["strides"]
-    padding = getattr(schema.Padding, operator.attributes["padding"])
-    return {
-        "padding": padding,
-        "strideH": int(height),
-        "strideW": int(width),
-        **_fused(operator),
-    }
-
-
-def _convolution(operator: Operator) -> dict[str, Any]:
-    height, width = operator.attributes.get("dilations", (1, 1))
-    dilations = {"dilationHFactor": int(height), "dilationWFactor": int(width)}
-    return {**_window(operator), **dilations}
-
-
-def _depthwise(operator: Operator) -> dict[str, Any]:
-    kernel = np.asarray(operator.kernel)
-    return {**_convolution(operator), "depthMultiplier": kernel.shape[3]}
-
-
-def _pool(operator: Operator) -> dict[str, Any]:
-    height, width = operator.attributes["pool_size"]
-    return {**_window(operator), "filterHeight": int(height), "filterWidth": int(width)}
-
-
-def _fully_connected(operator: Operator) -> dict[str, Any]:
-    kept = bool(operator.attributes.get("keep_num_dims", False))
-    return {**_fused(operator), "keepNumDims": kept}
-
-
-def _resize(operator: Operator) -> dict[str, Any]:
-    return {
-        "alignCorners": bool(operator.attributes.get("align_corners", False)),
-        "halfPixelCenters": bool(operator.attributes.get("half_pixel_centers", False)),
-    }
-
-
-def _slice(operator: Operator) -> dict[str, Any]:
-    arguments = slice_arguments(operator)
-    return {
-        "beginMask": arguments["begin_mask"],
-        "endMask": arguments["end_mask"],
-        "ellipsisMask": arguments["ellipsis_mask"],
-        "newAxisMask": arguments["new_axis_mask"],
-        "shrinkAxisMask": arguments["shrink_axis_mask"],
-    }
-
-
-def _slice_places(operator: Operator) -> dict[str, np.ndarray]:
-    arguments = slice_arguments(operator)
-    return {name: _ints(arguments[name]) for name in ("begin", "end", "strides")}
-
-
-def _reduction(operator: Operator) -> dict[str, Any]:
-    return {"keepDims": bool(operator.attributes.get("keepdims", False))}
-
-
-_OLD = {1: "1.5.0", 2: "1.14.0", 3: "2.3.0"}  # runtimes of most operators
-_UNIT = Quantization(1 / 256, -128)
-_SYMMETRIC = Quantization(1 / 128, 0)
-
-_POOL = Row(
-    shapes.pool, "Pool2D", _pool, version=versions.by_bits(2, 3), runtimes=_OLD, same_grid=True
-)
-_ADD = Row(
-    shapes.broadcast,
-    "Add",
-    lambda operator: {**_fused(operator), "potScaleInt16": False},
-    version=versions.by_bits(2, 3),
-    runtimes={**_OLD, 3: "2.4.0"},
-)
-_REDUCE = Row(
-    shapes.reduce,
-    "Reducer",
-    _reduction,
-    lambda operator: {"axes": _ints(operator.attributes["axes"])},
-    versions.by_bits(2, 3),
-    {1: "1.6.0", 2: "1.14.0", 3: "2.5.0"},
-)
+_UNIT, _SYMMETRIC = Quantization(1 / 256, -128), Quantization(1 / 128, 0)
+_MOST = fields.by_bits(2, "1.14.0", 3, "2.3.0")
+_LATER = fields.by_bits(2, "1.14.0", 3, "2.5.0")
+_POOL = Row("Pool2D", fields.pool, versions=_MOST, same_grid=True)
+_REDUCE = Row("Reducer", fields.flag("keepDims", "keepdims"), fields.ints("axes"), _LATER)
 _EXTREME = Row(
-    shapes.broadcast,
     "MaximumMinimum",
-    version=versions.extreme,
-    runtimes={1: "1.14.0", 3: "2.3.0"},
+    versions=(
+        Version(4, "2.3.0", fields.wide),
+        Version(3, "2.3.0", fields.broadcasts),
+        Version(2, "1.14.0"),
+    ),
     same_grid=True,
 )
-_RESIZE: dict[str, Any] = {
-    "values": _resize,
-    "constants": lambda operator: {"size": _ints(operator.attributes["size"])},
-    "version": versions.resize,
-    "runtimes": {1: "1.7.0", 2: "1.14.0", 3: "2.3.0", 4: "2.5.0"},
-    "same_grid": True,
-}
-_RELU = Row(
-    shapes.same, version=versions.by_bits(2, 3), runtimes={1: "1.5.0", 2: "2.1.0", 3: "2.5.0"}
+_RESIZE = Row(
+    "ResizeBilinear",
+    fields.resize,
+    fields.ints("size"),
+    (
+        Version(4, "2.5.0", fields.wide),
+        Version(3, "2.3.0", fields.centred),
+        Version(2, "1.14.0"),
+    ),
+    same_grid=True,
 )
-_SIGMOID = {"version": versions.by_bits(2, 3), "runtimes": {1: "1.14.0", 3: "2.3.0"}}
+_LOGISTIC = Row(versions=fields.by_bits(2, "1.14.0", 3, "2.3.0"), grid=_UNIT)
 
 ROWS: dict[str, Row] = {
     "CONV_2D": Row(
-        shapes.convolution,
         "Conv2D",
-        _convolution,
-        version=versions.conv,
-        runtimes={3: "1.14.0", 4: "2.3.0", 6: "2.9.0", 7: "2.11.0"},
+        fields.convolution,
+        versions=(
+            Version(7, "2.11.0", fields.small),
+            Version(6, "2.9.0", fields.grouped),
+            *fields.by_bits(3, "1.14.0", 4, "2.3.0"),
+        ),
+        layout=Layout((3, 0, 1, 2)),  # HWIO to OHWI
     ),
     "DEPTHWISE_CONV_2D": Row(
-        shapes.depthwise_convolution,
         "DepthwiseConv2D",
-        _depthwise,
-        version=versions.depthwise,
-        runtimes={3: "1.14.0", 5: "2.3.0", 7: "2.11.0"},
+        fields.depthwise,
+        versions=(
+            Version(7, "2.11.0", fields.small),
+            *fields.by_bits(3, "1.14.0", 5, "2.3.0"),
+        ),
+        layout=Layout((), channels=3, depthwise=True),  # HWIM to 1HW(I*M)
     ),
     "TRANSPOSE_CONV": Row(
-        shapes.transposed_convolution,
         "TransposeConv",
-        _window,
-        version=versions.transpose_conv,
-        runtimes={3: "2.3.0", 4: "2.13.0"},
+        fields.window,
+        versions=(Version(4, "2.13.0", fields.activated), Version(3, "2.3.0")),
+        layout=Layout((2, 0, 1, 3), bias=3),  # HWOI to OHWI
     ),
     "FULLY_CONNECTED": Row(
-        shapes.fully_connected,
         "FullyConnected",
-        _fully_connected,
-        version=versions.fully_connected,
-        # With per-channel scales, which older runtimes of version 4 do not read.
-        runtimes={4: "2.17.0"},
+        fields.fully_connected,
+        # With a scale for each channel, which runtimes before 2.17 do not read.
+        versions=(
+            Version(10, "2.17.0", fields.small),
+            Version(7, "2.17.0", fields.wide),
+            Version(5, "2.17.0", fields.rows),
+            Version(4, "2.17.0"),
+        ),
+        layout=Layout((1, 0)),  # IO to OI
     ),
-    "ADD": _ADD,
-    "SUB": dataclasses.replace(
-        _ADD, options="Sub", version=versions.sub, runtimes={**_OLD, 1: "1.6.0", 5: "2.4.0"}
+    "ADD": Row("Add", fields.addition, versions=fields.by_bits(2, "1.14.0", 3, "2.4.0")),
+    "SUB": Row(
+        "Sub",
+        fields.addition,
+        versions=(
+            Version(5, "2.4.0", fields.wide),
+            Version(3, "2.3.0", fields.broadcasts),
+            Version(2, "1.14.0"),
+        ),
     ),
     "MUL": Row(
-        shapes.broadcast,
         "Mul",
-        _fused,
-        version=versions.mul,
-        runtimes={2: "1.14.0", 3: "1.15.0", 4: "2.3.0"},
+        fields.fused,
+        versions=(
+            Version(4, "2.3.0", fields.wide),
+            Version(3, "1.15.0", fields.coarse),
+            Version(2, "1.14.0"),
+        ),
     ),
     "MAXIMUM": _EXTREME,
     "MINIMUM": _EXTREME,
-    "PRELU": Row(shapes.broadcast, runtimes={1: "1.8.0"}),
+    "PRELU": Row(versions=(Version(1, "1.8.0"),)),
     "AVERAGE_POOL_2D": _POOL,
     "MAX_POOL_2D": _POOL,
-    "MEAN": dataclasses.replace(_REDUCE, runtimes={**_REDUCE.runtimes, 3: "2.4.0"}),
+    "MEAN": _REDUCE,
     "REDUCE_MAX": dataclasses.replace(_REDUCE, same_grid=True),
-    "SOFTMAX": Row(
-        shapes.same,
-        "Softmax",
-        lambda operator: {"beta": 1.0},
-        version=versions.by_bits(2, 3),
-        runtimes=_OLD,
-        grid=_UNIT,
-    ),
+    "SOFTMAX": Row("Softmax", lambda operator: {"beta": 1.0}, versions=_MOST, grid=_UNIT),
     "L2_NORMALIZATION": Row(
-        shapes.same, "L2Norm", _fused, version=lambda use: 2, runtimes=_OLD, grid=_SYMMETRIC
+        "L2Norm", fields.fused, versions=(Version(2, "1.14.0"),), grid=_SYMMETRIC
     ),
-    # The constant of RESHAPE holds the batch, which the writer knows.
-    "RESHAPE": Row(shapes.reshape, "Reshape", same_grid=True),
+    "RESHAPE": Row("Reshape", same_grid=True),  # its constant holds the batch: the writer's
     "CONCATENATION": Row(
-        shapes.concatenation,
         "Concatenation",
         lambda operator: {"axis": int(operator.attributes["axis"])},
-        version=versions.by_bits(2, 3),
-        runtimes=_OLD,
+        versions=_MOST,
         same_grid=True,
     ),
     "PAD": Row(
-        shapes.pad,
         "Pad",
-        constants=lambda operator: {"paddings": _ints(operator.attributes["paddings"])},
-        version=versions.pad,
-        runtimes={**_OLD, 3: "2.4.0", 4: "2.6.0"},
+        constants=fields.ints("paddings"),
+        versions=(
+            Version(4, "2.6.0", fields.rank_above(4)),
+            *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
+        ),
         same_grid=True,
     ),
     "TRANSPOSE": Row(
-        shapes.transpose,
         "Transpose",
-        constants=lambda operator: {"perm": _ints(operator.attributes["perm"])},
-        version=versions.transpose,
-        runtimes={2: "1.14.0", 4: "2.3.0", 5: "2.4.0", 6: "2.12.0", 8: "2.22.0"},
+        constants=fields.ints("perm"),
+        versions=(
+            Version(6, "2.12.0", fields.rank_above(5)),
+            Version(5, "2.4.0", fields.wide),
+            Version(4, "2.3.0", fields.rank_above(4)),
+            Version(2, "1.14.0"),
+        ),
         same_grid=True,
     ),
     "STRIDED_SLICE": Row(
-        shapes.strided_slice,
         "StridedSlice",
-        _slice,
-        _slice_places,
-        versions.slice,
-        {2: "1.14.0", 4: "2.2.0"},
+        fields.slice_masks,
+        fields.slice_places,
+        (Version(4, "2.2.0", fields.rank_above(4)), Version(2, "1.14.0")),
         same_grid=True,
     ),
-    "RESIZE_NEAREST_NEIGHBOR": Row(shapes.resize, "ResizeNearestNeighbor", **_RESIZE),
-    "RESIZE_BILINEAR": Row(shapes.resize, "ResizeBilinear", **_RESIZE),
-    "LOGISTIC": Row(shapes.same, grid=_UNIT, **_SIGMOID),
-    "TANH": Row(shapes.same, grid=_SYMMETRIC, **_SIGMOID),
-    "ELU": Row(shapes.same, runtimes={1: "1.14.0"}),
-    "RELU": _RELU,
-    "RELU6": dataclasses.replace(_RELU, runtimes={**_OLD, 3: "2.5.0"}),
-    "RELU_N1_TO_1": Row(shapes.same),
+    "RESIZE_BILINEAR": _RESIZE,
+    "RESIZE_NEAREST_NEIGHBOR": dataclasses.replace(_RESIZE, options="ResizeNearestNeighbor"),
+    "LOGISTIC": _LOGISTIC,
+    "TANH": dataclasses.replace(_LOGISTIC, grid=_SYMMETRIC),
+    "ELU": Row(versions=(Version(1, "1.14.0"),)),
+    "RELU": Row(versions=fields.by_bits(2, "2.1.0", 3, "2.5.0")),
+    "RELU6": Row(versions=_LATER),
+    "RELU_N1_TO_1": Row(),
     "LEAKY_RELU": Row(
-        shapes.same,
         "LeakyRelu",
         lambda operator: {"alpha": float(operator.attributes["alpha"])},
-        version=versions.by_bits(1, 2),
-        runtimes={1: "1.13.1", 2: "2.3.0"},
+        versions=fields.by_bits(1, "1.13.1", 2, "2.3.0"),
     ),
-    "GELU": Row(
-        shapes.same,
-        "Gelu",
-        lambda operator: {"approximate": bool(operator.attributes.get("approximate", False))},
-        runtimes={1: "2.9.0"},
-    ),
-    "HARD_SWISH": Row(shapes.same, "HardSwish", runtimes={1: "1.15.0"}),
-    "QUANTIZE": Row(
-        shapes.same, "Quantize", version=versions.by_bits(1, 2), runtimes={1: "1.14.0", 2: "1.15.0"}
-    ),
-    "DEQUANTIZE": Row(
-        shapes.same,
-        "Dequantize",
-        version=versions.by_bits(2, 3),
-        runtimes={2: "1.14.0", 3: "1.15.0"},
-    ),
+    "GELU": Row("Gelu", fields.flag("approximate", "approximate"), versions=(Version(1, "2.9.0"),)),
+    "HARD_SWISH": Row("HardSwish", versions=(Version(1, "1.15.0"),)),
+    "QUANTIZE": Row("Quantize", versions=fields.by_bits(1, "1.14.0", 2, "1.15.0")),
+    "DEQUANTIZE": Row("Dequantize", versions=fields.by_bits(2, "1.14.0", 3, "1.15.0")),
 }
+
+
+def problem(operator: Operator) -> str | None:
+    """Why LiteRT would refuse an operator, or compute something else than is meant; or None.
+
+    What depends on shapes is found out when LiteRT loads the file.
+    """
+    row, output, inputs = ROWS.get(operator.kind), operator.output, operator.inputs
+    grids = [grid for grid in (*inputs, output) if grid is not None]
+    converts = operator.kind in ("QUANTIZE", "DEQUANTIZE")
+    if row is None:
+        return f"there is no such operator here. Known: {sorted(ROWS)}"
+    if operator.activation not in FUSED_ACTIVATIONS:
+        return f"it has no fused activation {operator.activation!r}"
+    if not converts and len(grids) <= len(inputs):
+        return f"it takes quantized tensors only. Received: {inputs} and {output}"
+    if not converts and len({grid.bits for grid in grids}) > 1:
+        return f"it takes activations of one width. Received: {inputs} and {output}"
+    if any(not 0 < grid.scale < np.inf for grid in grids):
+        return f"a scale is not positive. Received: {inputs} and {output}"
+    if any(not grid.qmin <= grid.zero_point <= grid.qmax for grid in grids):
+        return f"a zero point is out of range. Received: {inputs} and {output}"
+    if row.same_grid and len({*grids}) > 1:
+        return f"inputs and output must have one scale. Received: {inputs} and {output}"
+    if row.grid is not None and output not in (None, row.grid) and output.bits == BITS:
+        return f"its output must be on {row.grid}. Received: {output}"
+    if (row.layout is None) != (operator.kernel is None):
+        return "it has a kernel where it takes none, or none where it takes one"
+    return None if row.layout is None else _kernel_problem(operator, row.layout)
+
+
+def _kernel_problem(operator: Operator, layout: Layout) -> str | None:
+    """Whether kernel, scales and bias fit each other."""
+    kernel = np.asarray(operator.kernel)
+    if kernel.ndim != len(layout.axes or (0, 1, 2, 3)):
+        return f"its kernel has the wrong rank. Received: {kernel.shape}"
+    channels = layout.to_file(kernel).shape[layout.channels]
+    scale, bias = np.asarray(operator.kernel_scale), operator.bias
+    if scale.shape != (channels,) or np.shape(scale if bias is None else bias) != scale.shape:
+        return f"{channels} channels need as many scales and biases"
+    if not ((scale > 0) & (scale < np.inf)).all():
+        return "a scale of the kernel is not positive"
+    grid = operator.kernel_grid
+    if grid is not None and not grid.qmin <= kernel.min() <= kernel.max() <= grid.qmax:
+        return f"integers from {kernel.min()} to {kernel.max()} are not of {grid.bits} bits"
+    return None

@@ -7,19 +7,21 @@ A program is LiteRT operators with all their constants, so the file is written f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 
 import numpy as np
 
 from rewriter.errors import ExportError
-from rewriter.litert import islands, validation
+from rewriter.grid import BITS
+from rewriter.litert import islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.integer_elementwise import constant
 from rewriter.litert.islands import Island
-from rewriter.litert.layouts import LAYOUTS
-from rewriter.litert.rows import ROWS
-from rewriter.litert.versions import Use
+from rewriter.litert.rows import ROWS, Layout, problem
 from rewriter.program import Operator, Program, Step
+
+Shape = tuple[int, ...]
 
 
 def write(
@@ -50,27 +52,21 @@ def write(
         raise ValueError(
             f"batch_size must be a positive whole number or None. Received: {batch_size!r}."
         )
-    if not allow_float:
-        _refuse_float(program)
-    return _Writer(program, batch_size).write(float_io)
-
-
-def _refuse_float(program: Program) -> None:
     floats = sorted({s.layer for s in program.steps if s.operator.kind == "FLOAT"})
-    if floats:
+    if floats and not allow_float:
         raise ExportError(
             f"Layer '{floats[0]}' has no integer form, and {len(floats)} layer(s) would stay in "
             f"float: {', '.join(floats[:8])}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
+    return _Writer(program, batch_size).write(float_io)
 
 
 class _Writer:
     """Writes one program.
 
     ``_index`` and ``_shapes``: of every program tensor so far, its index in the file and its shape
-    there. ``_reals``, ``_outer``: the index of the float values of those that float layers read,
-    and of the outputs of a file with float outputs.
+    there. ``_reals``: the index of the float values of those that are read in float.
     """
 
     def __init__(self, program: Program, batch_size: int | None):
@@ -78,16 +74,17 @@ class _Writer:
         self._open, self._batch = batch_size is None, batch_size or 1
         self._file = FileBuilder(self._open)
         self._index: dict[str, int] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, Shape] = {}
         self._reals: dict[str, int] = {}
-        self._outer: dict[str, int] = {}
         self._names: dict[str, str] = {}
-        self._read: set[str] = set()
+        self._outer: dict[str, str] = {}
+        self._read = {n for step in program.steps for n in step.inputs} | {*program.outputs}
 
     def write(self, float_io: bool) -> bytes:
         program = self._program
-        self._names = _names(program, float_io)
-        self._read = {n for step in program.steps for n in step.inputs} | {*program.outputs}
+        self._names = dict(_border_names(program))
+        if float_io:
+            self._outer, self._names = self._names, self._behind_the_border()
         inputs = [
             (given, self._input(name, given, float_io))
             for name, given in zip(program.inputs, program.input_names, strict=True)
@@ -98,33 +95,38 @@ class _Writer:
             else:
                 self._step(part)
         outputs = [
-            (given, self._output(name, given, float_io))
+            (given, self._real(name) if float_io else self._index[name])
             for name, given in zip(program.outputs, program.output_names, strict=True)
         ]
         return self._file.pack(inputs, outputs)
 
+    def _behind_the_border(self) -> dict[str, str]:
+        """Float inputs and outputs carry the Keras names; the integers behind them one like it."""
+        names: dict[str, str] = {}
+        for name, given in self._names.items():
+            free = given
+            while self._program.tensors[name].quantization is not None and (
+                free == given or free in self._program.tensors or free in names.values()
+            ):
+                free += "_quantized"
+            names[name] = free
+        return names
+
     def _input(self, name: str, given: str, float_io: bool) -> int:
         tensor = self._program.tensors[name]
-        shape = self._shapes[name] = validation.input_shape(given, tensor.shape, self._batch)
+        if None in tensor.shape[1:]:
+            raise ExportError(
+                f"Input '{given}' has no fixed size, which integer operators "
+                f"need. Received shape: {tensor.shape}. Rebuild the model with a fixed input shape."
+            )
+        shape = self._shapes[name] = (self._batch, *(int(n or 0) for n in tensor.shape[1:]))
         if not float_io or tensor.quantization is None:
             return self._activation(name)
         outer = self._file.activation(given, shape)
-        if name not in self._read:
-            return outer
-        inner = self._activation(name)
-        self._operator(Operator("QUANTIZE", (None,), tensor.quantization), [outer], inner, [shape])
+        if name in self._read:
+            quantize = Operator("QUANTIZE", (None,), tensor.quantization)
+            self._operator(quantize, [outer], self._activation(name), [shape])
         return outer
-
-    def _output(self, name: str, given: str, float_io: bool) -> int:
-        tensor = self._program.tensors[name]
-        if not float_io or tensor.quantization is None:
-            return self._index[name]
-        if name not in self._outer:
-            self._outer[name] = self._file.activation(given, self._shapes[name])
-            operator = Operator("DEQUANTIZE", (tensor.quantization,), None)
-            shapes = [self._shapes[name]]
-            self._operator(operator, [self._index[name]], self._outer[name], shapes)
-        return self._outer[name]
 
     def _activation(self, name: str) -> int:
         """The file's tensor of a program tensor, which is new."""
@@ -135,62 +137,62 @@ class _Writer:
         return self._index[name]
 
     def _step(self, step: Step) -> None:
+        operator, wanted = step.operator, self._program.tensors[step.output]
+        reason = problem(operator)
+        if reason is None and operator.output != wanted.quantization:
+            reason = f"its output is on {operator.output}, its tensor on {wanted.quantization}"
+        if reason is not None:
+            raise ExportError(
+                f"Layer '{step.layer}': LiteRT would refuse step '{step.name}' ({operator.kind}): "
+                f"{reason}. Please report this model."
+            )
         shapes = [self._shapes[name] for name in step.inputs]
-        wanted = self._program.tensors[step.output]
-        self._shapes[step.output] = validation.check(step, shapes, wanted)
-        inputs = [self._index[name] for name in step.inputs]
-        inputs = self._with_constants(step, inputs)
-        self._operator(step.operator, inputs, self._activation(step.output), shapes)
+        sizes = tuple(int(n or 1) for n in wanted.shape[1:])
+        self._shapes[step.output] = (_rows(operator, shapes, sizes), *sizes)
+        inputs = self._with_constants(step, [self._index[name] for name in step.inputs])
+        self._operator(operator, inputs, self._activation(step.output), shapes)
 
     def _operator(
-        self, operator: Operator, inputs: list[int], output: int, shapes: list[tuple[int, ...]]
+        self, operator: Operator, inputs: list[int], output: int, shapes: list[Shape]
     ) -> None:
         row = ROWS[operator.kind]
-        version = row.version(Use(operator, tuple(shapes)))
-        self._file.require(row.runtime(version))
-        self._file.operator(
-            operator.kind, version, inputs, [output], row.options, row.values(operator)
-        )
+        version = row.version(operator, shapes)
+        self._file.require(version.runtime)
+        values = row.values(operator)
+        self._file.operator(operator.kind, version.number, inputs, [output], row.options, values)
 
     def _with_constants(self, step: Step, inputs: list[int]) -> list[int]:
         """The inputs of a step's operator, with its constants in their places."""
-        operator, file = step.operator, self._file
-        if operator.kernel is not None:
-            inputs = self._kernel(step, inputs)
+        operator, file, row = step.operator, self._file, ROWS[step.operator.kind]
+        if row.layout is not None:
+            inputs = self._kernel(step, row.layout, inputs)
         if "constant" in operator.attributes:
             numbers, grid = constant(operator)
-            stored = np.atleast_1d(numbers.astype(np.int8 if grid.bits == 8 else np.int16))
+            stored = np.atleast_1d(numbers.astype(np.int8 if grid.bits == BITS else np.int16))
             name = f"{step.name}/constant"
-            index = file.constant(name, stored, grid.scale, zero_point=grid.zero_point)
-            inputs = [*inputs, index]
-        rest: Mapping[str, np.ndarray] = ROWS[operator.kind].constants(operator)
+            inputs.append(file.constant(name, stored, grid.scale, zero_point=grid.zero_point))
+        rest = row.constants(operator)
         if operator.kind == "RESHAPE":
-            rest = {"shape": self._target(step.output)}
+            rows, *sizes = self._shapes[step.output]
+            rest = {"shape": np.asarray([-1 if self._open else rows, *sizes], np.int32)}
         return [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
 
-    def _target(self, name: str) -> np.ndarray:
-        shape = self._shapes[name]
-        return np.asarray([-1, *shape[1:]] if self._open else shape, np.int32)
-
-    def _kernel(self, step: Step, inputs: list[int]) -> list[int]:
+    def _kernel(self, step: Step, layout: Layout, inputs: list[int]) -> list[int]:
         """Input, kernel and bias; a TRANSPOSE_CONV has the shape of its output in front."""
-        operator, file = step.operator, self._file
-        layout, source = LAYOUTS[operator.kind], operator.inputs[0]
-        if source is None:
-            raise ExportError(f"Layer '{step.layer}': {operator.kind} reads a float tensor.")
+        operator, file, source = step.operator, self._file, step.operator.inputs[0]
         scale = np.asarray(operator.kernel_scale, np.float32)
         kernel = file.constant(
             f"{step.name}/kernel",
             layout.to_file(np.asarray(operator.kernel, np.int8)),
             scale,
-            axis=layout.axis,
-            bits=operator.kernel_storage_bits or 0,
+            axis=layout.channels,
+            bits=operator.kernel_storage_bits or BITS,
         )
-        # 16-bit activations accumulate in 64 bits, and their kernels read a 64-bit bias.
-        wide = np.int64 if source.bits > 8 else np.int32
-        # TRANSPOSE_CONV fuses an activation only beside a bias, and XNNPACK takes it so.
+        # 16-bit activations accumulate in 64 bits, and their kernels read a 64-bit bias. There is
+        # always one: TRANSPOSE_CONV fuses an activation only beside a bias.
+        wide = np.int64 if source is not None and source.bits > BITS else np.int32
         numbers = np.zeros(len(scale)) if operator.bias is None else operator.bias
-        step_size = np.float32(source.scale) * scale
+        step_size = np.float32(source.scale if source is not None else 1) * scale
         bias = file.constant(f"{step.name}/bias", np.asarray(numbers, wide), step_size)
         if operator.kind != "TRANSPOSE_CONV":
             return [*inputs, kernel, bias]
@@ -205,7 +207,6 @@ class _Writer:
         for name, index in found.items():
             self._index[name] = self._reals[name] = index
             self._shapes[name] = self._file.shape(index)
-            validation.check_island(island, self._program.tensors[name], self._shapes[name])
             self._file.rename(index, self._names.get(name, name))
 
     def _real(self, name: str) -> int:
@@ -215,32 +216,27 @@ class _Writer:
             return self._index[name]
         if name not in self._reals:
             shape = self._shapes[name]
-            self._reals[name] = self._file.activation(f"{name}/float", shape)
+            given = f"{name}/float" if name in self._program.inputs else self._outer.get(name)
+            self._reals[name] = self._file.activation(given or f"{name}/float", shape)
             operator = Operator("DEQUANTIZE", (grid,), None)
             self._operator(operator, [self._index[name]], self._reals[name], [shape])
         return self._reals[name]
 
 
-def _names(program: Program, float_io: bool) -> dict[str, str]:
-    """The names in the file of program tensors that have another there.
-
-    An output has its Keras name, unless that is the name of another of the program's tensors. With
-    float inputs and outputs those carry the Keras names, and the integers behind them one of
-    their own.
-    """
-    names = dict(_border_names(program))
-    if not float_io:
-        return names
-    quantized = [n for n in names if program.tensors[n].quantization is not None]
-    for name in quantized:
-        free = f"{names[name]}_quantized"
-        while free in program.tensors or free in names.values():
-            free += "_"
-        names[name] = free
-    return names
+def _rows(operator: Operator, shapes: list[Shape], sizes: Shape) -> int:
+    """The first size of an output, of which one sample may have several rows."""
+    if operator.kind == "RESHAPE":
+        return math.prod(shapes[0]) // max(math.prod(sizes), 1)
+    if operator.kind == "FULLY_CONNECTED" and not operator.attributes.get("keep_num_dims"):
+        return math.prod(shapes[0]) // np.asarray(operator.kernel).shape[0]
+    return max(shape[0] for shape in shapes)
 
 
 def _border_names(program: Program) -> Iterator[tuple[str, str]]:
+    """Program tensors and their names in the file, where those are of inputs and outputs.
+
+    They have their Keras names, unless that is the name of another of the program's tensors.
+    """
     taken: set[str] = set()
     named: set[str] = set()
     pairs = [

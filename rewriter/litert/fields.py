@@ -1,0 +1,158 @@
+"""What the rows of :mod:`rewriter.litert.rows` are made of: versions, options and constants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.grid import BITS
+from rewriter.litert.file_model import schema
+from rewriter.litert.integer_spatial import slice_arguments
+from rewriter.program import Operator
+
+FUSED_ACTIVATIONS = {
+    "none": schema.ActivationFunctionType.NONE,
+    "relu": schema.ActivationFunctionType.RELU,
+    "relu_n1_to_1": schema.ActivationFunctionType.RELU_N1_TO_1,
+    "relu6": schema.ActivationFunctionType.RELU6,
+}
+
+Shapes = Sequence[tuple[int, ...]]  # of the activations that an operator reads, batch first
+Values = Callable[[Operator], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A version of an operator, the first runtime that has it, and where it is needed."""
+
+    number: int
+    runtime: str
+    needed: Callable[[Operator, Shapes], bool] = lambda operator, shapes: True
+
+
+# Where a version is needed.
+
+
+def wide(operator: Operator, shapes: Shapes) -> bool:
+    """Activations of 16 bits."""
+    grids = (*operator.inputs, operator.output)
+    return any(grid is not None and grid.bits > BITS for grid in grids)
+
+
+def small(operator: Operator, shapes: Shapes) -> bool:
+    """A kernel that is stored in less than a byte."""
+    return (operator.kernel_storage_bits or BITS) < BITS
+
+
+def grouped(operator: Operator, shapes: Shapes) -> bool:
+    return np.asarray(operator.kernel).shape[2] != shapes[0][-1]
+
+
+def rows(operator: Operator, shapes: Shapes) -> bool:
+    return bool(operator.attributes.get("keep_num_dims", False))
+
+
+def activated(operator: Operator, shapes: Shapes) -> bool:
+    return operator.activation != "none"
+
+
+def rank_above(rank: int) -> Callable[[Operator, Shapes], bool]:
+    return lambda operator, shapes: max(map(len, shapes)) > rank
+
+
+def broadcasts(operator: Operator, shapes: Shapes) -> bool:
+    """Two operands of different shapes, of a rank above 4."""
+    return max(map(len, shapes)) > 4 and ("constant" in operator.attributes or len({*shapes}) > 1)
+
+
+def coarse(operator: Operator, shapes: Shapes) -> bool:
+    """A step of the product of at least one step of the output."""
+    scales = [grid.scale for grid in operator.inputs if grid is not None]
+    if "constant_quantization" in operator.attributes:
+        scales.append(operator.attributes["constant_quantization"]["scale"])
+    product = np.prod(np.asarray(scales, np.float32))
+    return operator.output is not None and bool(product >= np.float32(operator.output.scale))
+
+
+def centred(operator: Operator, shapes: Shapes) -> bool:
+    nearest = operator.kind == "RESIZE_NEAREST_NEIGHBOR"
+    corners = nearest and operator.attributes.get("align_corners", False)
+    return bool(corners or operator.attributes.get("half_pixel_centers", False))
+
+
+def by_bits(number: int, runtime: str, wider: int, later: str) -> tuple[Version, Version]:
+    """Versions for activations of 8 and of 16 bits."""
+    return Version(wider, later, wide), Version(number, runtime)
+
+
+# Options and constants.
+
+
+def ints(attribute: str, name: str = "") -> Values:
+    """An attribute as the constant ``name``, int32."""
+    return lambda operator: {
+        name or attribute: np.asarray(operator.attributes[attribute], np.int32)
+    }
+
+
+def fused(operator: Operator) -> dict[str, Any]:
+    return {"fusedActivationFunction": FUSED_ACTIVATIONS[operator.activation]}
+
+
+def addition(operator: Operator) -> dict[str, Any]:
+    return {**fused(operator), "potScaleInt16": False}
+
+
+def window(operator: Operator) -> dict[str, Any]:
+    height, width = map(int, operator.attributes["strides"])
+    padding = getattr(schema.Padding, operator.attributes["padding"])
+    return {"padding": padding, "strideH": height, "strideW": width, **fused(operator)}
+
+
+def convolution(operator: Operator) -> dict[str, Any]:
+    height, width = map(int, operator.attributes.get("dilations", (1, 1)))
+    return {**window(operator), "dilationHFactor": height, "dilationWFactor": width}
+
+
+def depthwise(operator: Operator) -> dict[str, Any]:
+    return {**convolution(operator), "depthMultiplier": np.asarray(operator.kernel).shape[3]}
+
+
+def pool(operator: Operator) -> dict[str, Any]:
+    height, width = map(int, operator.attributes["pool_size"])
+    return {**window(operator), "filterHeight": height, "filterWidth": width}
+
+
+def fully_connected(operator: Operator) -> dict[str, Any]:
+    return {**fused(operator), "keepNumDims": rows(operator, ())}
+
+
+def flag(field: str, attribute: str) -> Values:
+    return lambda operator: {field: bool(operator.attributes.get(attribute, False))}
+
+
+def resize(operator: Operator) -> dict[str, Any]:
+    corners, half = flag("alignCorners", "align_corners"), "half_pixel_centers"
+    return {**corners(operator), **flag("halfPixelCenters", half)(operator)}
+
+
+_MASKS = {
+    "beginMask": "begin_mask",
+    "endMask": "end_mask",
+    "ellipsisMask": "ellipsis_mask",
+    "newAxisMask": "new_axis_mask",
+    "shrinkAxisMask": "shrink_axis_mask",
+}
+
+
+def slice_masks(operator: Operator) -> dict[str, Any]:
+    arguments = slice_arguments(operator)
+    return {field: arguments[name] for field, name in _MASKS.items()}
+
+
+def slice_places(operator: Operator) -> dict[str, Any]:
+    arguments = slice_arguments(operator)
+    return {name: np.asarray(arguments[name], np.int32) for name in ("begin", "end", "strides")}
