@@ -43,7 +43,7 @@ def edited(
 ) -> bytes:
     """The file after ``change(model, operator)`` on the operator that writes tensor ``name``."""
     model = flatbuffer.unpack(content)
-    change(model, flatbuffer.view(model).producers()[mapping.indexes[name]])
+    change(model, flatbuffer.read(content).producers()[mapping.indexes[name]])
     return flatbuffer.pack(model)
 
 
