@@ -36,6 +36,7 @@ _EXAMPLES = {
         rewriter convert saved_model -o qat_saved_model --recipe recipe.json""",
     "export": """
         rewriter export qat.keras -o model.tflite
+        rewriter export qat.keras -o model.tflite --batch any
         rewriter export qat.keras -o model.tflite --float-io --json""",
     "verify": """
         rewriter verify qat.keras model.tflite --data data.npz
@@ -145,6 +146,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--allow-float", action="store_true",
         help="compute layers without an integer form in float, instead of refusing",
+    )  # fmt: skip
+    export.add_argument(
+        "--batch", type=_batch, default=1, metavar="N",
+        help="samples that the file takes at a time, or `any`: 1 until the application resizes "
+        "the input (default: %(default)s)",
     )  # fmt: skip
     _loading(export)
     _json(export)
@@ -267,6 +273,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
     return int(text)
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "any" else _positive(text)
 
 
 def _samples(text: str) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import sys
@@ -34,29 +33,35 @@ BATCH, BATCHES, WARM_UP = 16, 16, 2
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One model: a chain of ``blocks``, or the application ``name`` where ``blocks`` is 0."""
+    """One model: a chain of ``blocks``, or the application ``name`` where ``blocks`` is 0.
+
+    ``side``: height and width of an application's input; 0: the usual one.
+    """
 
     keras: str
     name: str
     blocks: int = 0
+    side: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.blocks}" if self.blocks else self.name
+        sized = f" at {self.side}" if self.side else ""
+        return f"{self.name} of {self.blocks}" if self.blocks else f"{self.name}{sized}"
 
     def build(self) -> Any:
         """The model with random weights; those of an application keep its signal alive."""
         keras = importlib.import_module(self.keras)
         if self.blocks:
             return scaling.KINDS[self.name](keras, self.blocks)
-        model = architectures.build(keras, self.name)
-        architectures.set_statistics(model, architectures.images(self.name, 8, 0))
+        size = self.side or architectures.side(self.name)
+        model = architectures.build(keras, self.name, input_shape=(size, size, 3))
+        architectures.set_statistics(model, architectures.smooth_images(8, size, 0))
         return model
 
     def data(self, count: int) -> np.ndarray:
         """Inputs of the model, float32."""
         if self.blocks:
             return np.random.default_rng(1).normal(size=(count, 2, 2, 2)).astype(np.float32)
-        return architectures.images(self.name, count, 1)
+        return architectures.smooth_images(count, self.side or architectures.side(self.name), 1)
 
 
 def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
@@ -64,8 +69,7 @@ def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
     import rewriter
 
     keras = importlib.import_module(case.keras)
-    blocks = max(case.blocks, 200)
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), scaling.FRAMES_PER_LAYER * 5 * blocks))
+    _allow_deep(case)
     _first_uses(rewriter, keras, folder)
     path = folder / "model.keras"
     case.build().save(path)
@@ -86,10 +90,7 @@ def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
     )
     yield "calibrate", reading
     yield "per sample", per_sample(rewriter, keras, model, qat, data, rounds)
-    reading, converter, stock = _exports(rewriter, qat, folder / "model.tflite", rounds)
-    yield "export", reading
-    yield "converter", converter
-    yield "stock converter", stock
+    yield from exports(rewriter, qat, folder / "model.tflite", rounds)
     yield (
         "verify",
         meter.read(lambda: rewriter.verify(qat, folder / "model.tflite", data[:2], progress=False))[
@@ -100,12 +101,16 @@ def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
 
 def _first_uses(rewriter: Any, keras: Any, folder: Path) -> None:
     """Imports and first uses are nobody's."""
+    from benchmarks import usual_converter
+    from rewriter.lower import lower
+
     model, data = scaling.chain(keras, 2), np.ones((4, 2, 2, 2), "float32")
     model.save(folder / "first.keras")
     qat = rewriter.rewrite(rewriter.load_model(folder / "first.keras"))
     rewriter.calibrate(qat, data, progress=False)
     rewriter.export_tflite(qat, folder / "first.tflite")
     rewriter.verify(qat, folder / "first.tflite", data[:1], progress=False)
+    usual_converter.convert(usual_converter.converter(lower(qat)))
 
 
 def _tfmot(case: Case, model: Any) -> Any:
@@ -124,38 +129,62 @@ def _tfmot(case: Case, model: Any) -> Any:
         return f"refused: {type(error).__name__}"
 
 
-def _exports(
-    rewriter: Any, qat: Any, path: Path, rounds: int
-) -> tuple[meter.Reading, float, float]:
-    """The export with the median share of the converter, and what the converter takes.
+def exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> Iterator[tuple[str, Any]]:
+    """The export and TensorFlow's converter on the same operators, in turn: the median of each.
 
-    Where memory is new to the process, a single one can be off by a tenth either way.
-
-    Returns:
-      The reading of the export; seconds that it spends in the converter; seconds that
-      ``TFLiteConverter.from_concrete_functions``, the usual way, takes for the same operators: the
-      median, in turn with the exports.
+    Also the difference of the operators of the two files, which should be empty.
     """
-    found, stock = [], []
-    for _ in range(rounds):
-        inside: list[float] = []
-        with _timed_converter(inside):
-            reading, _ = meter.read(lambda: rewriter.export_tflite(qat, path))
-        found.append((reading, sum(inside)))
-        stock.append(_stock_converter(qat).wall)
-    reading, converter = sorted(found, key=lambda each: each[1] / each[0].wall)[rounds // 2]
-    return reading, converter, float(np.median(stock))
-
-
-def _stock_converter(qat: Any) -> meter.Reading:
-    """``TFLiteConverter.from_concrete_functions`` alone, its function traced beforehand."""
-    from rewriter.litert import convert, emit_program, patching
+    from benchmarks import usual_converter
+    from rewriter.litert import flatbuffer
     from rewriter.lower import lower
 
-    program = lower(qat)
-    with convert.quiet():
-        usual = emit_program.function_converter(program, patching.barrier_slopes(program), {})
-        return meter.read(usual.convert)[0]
+    ours, theirs, content = [], [], b""
+    for _ in range(rounds):
+        ours.append(meter.read(lambda: rewriter.export_tflite(qat, path))[0])
+        made = usual_converter.converter(lower(qat))
+        reading, content = meter.read(lambda made=made: usual_converter.convert(made))
+        theirs.append(reading)
+        del made
+    yield "export", _median(ours)
+    yield "usual converter", _median(theirs)
+    counts = [flatbuffer.census(c).operators for c in (content, path.read_bytes())]
+    gaps = {k: counts[0].get(k, 0) - counts[1].get(k, 0) for k in sorted({*counts[0], *counts[1]})}
+    yield "operators", sum(counts[1].values())
+    yield "other operators", {kind: gap for kind, gap in gaps.items() if gap}
+
+
+def _median(readings: list[meter.Reading]) -> meter.Reading:
+    """By the clock."""
+    return sorted(readings, key=lambda reading: reading.wall)[len(readings) // 2]
+
+
+def added_memory(case: Case, stage: str) -> float:
+    """MB that one ``export``, or one run of the ``usual converter``, adds to this process.
+
+    For a process of its own, in which neither has run on the model before: what one of them leaves
+    behind would be found by the other.
+    """
+    import rewriter
+    from benchmarks import usual_converter
+    from rewriter.lower import lower
+
+    keras = importlib.import_module(case.keras)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.tflite"
+        _first_uses(rewriter, keras, Path(folder))
+        _allow_deep(case)
+        qat = rewriter.rewrite(case.build())
+        rewriter.calibrate(qat, case.data(BATCH), batch_size=BATCH, progress=False)
+        if stage == "export":
+            return meter.read(lambda: rewriter.export_tflite(qat, path))[0].peak
+        made = usual_converter.converter(lower(qat))
+        return meter.read(lambda: usual_converter.convert(made))[0].peak
+
+
+def _allow_deep(case: Case) -> None:
+    """Let Keras walk a long chain by recursion."""
+    frames = scaling.FRAMES_PER_LAYER * 5 * max(case.blocks, 200)
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), frames))
 
 
 def per_sample(
@@ -202,27 +231,6 @@ def per_sample(
         for name, values in found.items()
         for index, clock in enumerate(("wall", "cpu"))
     }
-
-
-@contextlib.contextmanager
-def _timed_converter(seconds: list[float]) -> Iterator[None]:
-    """While it is entered, what a ``convert`` of TensorFlow's takes is appended to ``seconds``."""
-    import tensorflow as tf
-
-    def timed(original: Any) -> Any:
-        def convert(self: Any) -> bytes:
-            start = time.perf_counter()
-            try:
-                return original(self)
-            finally:
-                seconds.append(time.perf_counter() - start)
-
-        return convert
-
-    with contextlib.ExitStack() as stack:
-        for owner in (tf.lite.TFLiteConverter, tf.compat.v1.lite.TFLiteConverter):
-            stack.enter_context(mock.patch.object(owner, "convert", timed(owner.convert)))
-        yield
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:

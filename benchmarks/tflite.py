@@ -30,7 +30,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import architectures, peers, report, step_models
-from rewriter.checking.interpreter import Interpreter
+from rewriter.checking.worker import Interpreter
 from rewriter.litert import flatbuffer
 from tests import real_models
 

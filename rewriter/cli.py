@@ -57,7 +57,11 @@ def _convert(args: Namespace) -> None:
 
 def _export(args: Namespace) -> None:
     report = export_tflite(
-        _load(args), args.output, float_io=args.float_io, allow_float=args.allow_float
+        _load(args),
+        args.output,
+        float_io=args.float_io,
+        allow_float=args.allow_float,
+        batch_size=args.batch,
     )
     _show(args, report, report.to_dict())
 

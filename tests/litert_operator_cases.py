@@ -83,6 +83,17 @@ def _binary(kind, shapes=(IMAGE, IMAGE), activation="none", spread=1.0):
     return build
 
 
+def _multiplied(ratio):
+    """A product whose steps are ``ratio`` of the output's, which is saturated nearly always."""
+
+    def build(rng):
+        a, b = (random_quantization(rng, low=0.05, high=0.2) for _ in range(2))
+        output = Quantization(float(np.float32(a.scale * b.scale / ratio)), 5)
+        return Case(Operator("MUL", (a, b), output), [IMAGE, IMAGE])
+
+    return build
+
+
 def _with_constant(kind, shape):
     def build(rng):
         a, b = random_quantization(rng), random_quantization(rng)
@@ -195,6 +206,18 @@ CASES |= {
     "concatenation_rows": _same("CONCATENATION", (IMAGE, IMAGE, IMAGE), axis=1),
     "pad": _same("PAD", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
     "transpose": _same("TRANSPOSE", perm=[0, 3, 1, 2]),
+    "transpose_rank_5": _same("TRANSPOSE", ((3, 6, 5, 8),), perm=[0, 4, 1, 3, 2]),
+    "transpose_rank_6": _same("TRANSPOSE", ((3, 6, 2, 5, 8),), perm=[0, 5, 1, 3, 2, 4]),
+    "pad_rank_5": _same("PAD", ((3, 4, 5, 8),), paddings=[[0, 0], [1, 2], [0, 1], [2, 0], [0, 0]]),
+    "slice_rank_5": _same(
+        "STRIDED_SLICE", ((3, 4, 5, 8),), begin=[0, 1, 2, 0, 0], end=[0, 3, 4, 4, 0],
+        strides=[1, 1, 1, 2, 1], begin_mask=17, end_mask=17,
+    ),
+    "add_rank_5": _binary("ADD", ((2, 3, 4, 8), (2, 1, 4, 8))),
+    "subtract_rank_5": _binary("SUB", ((2, 3, 4, 8), (2, 1, 4, 8))),
+    "multiply_rank_5": _binary("MUL", ((2, 3, 4, 8), (2, 1, 4, 8))),
+    "maximum_rank_5": _same("MAXIMUM", ((2, 3, 4, 8), (2, 1, 4, 8))),
+    "multiply_finer": _multiplied(1.3),
     "slice": _same(
         "STRIDED_SLICE", begin=[0, 1, 2, 0], end=[0, 9, 0, 0], strides=[1, 2, 3, 1],
         begin_mask=9, end_mask=13,

@@ -192,7 +192,8 @@ def with_float_layers(input_quantization: Quantization | None) -> Program:
     y = b.step(
         "elu", "FLOAT", [x], (4, 4, 6), None, function=lambda t: tf.nn.elu(tf.matmul(t, kernel))
     )
-    z = b.step("exp", "FLOAT", [y], (4, 4, 6), grid(0.03, -5), function=lambda t: tf.exp(t / 9) - 1)
+    z = b.step("exp", "FLOAT", [y], (4, 4, 6), None, function=lambda t: tf.exp(t / 9) - 1)
+    z = b.step("grid", "QUANTIZE", [z], (4, 4, 6), grid(0.03, -5))
     z = b.linear("conv", "CONV_2D", z, (1, 1, 6, 6), (4, 4, 6), CONV)
     last = b.step("sine", "FLOAT", [z], (4, 4, 6), None, function=lambda t: tf.sin(t / 9))
     return b.program([z, last])

@@ -12,9 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rewriter
-from benchmarks import convert, meter, peers, report, stages, tflite
+from benchmarks import convert, meter, peers, report, stages, tflite, usual_converter
 from checks import KERASES, call, randomise, samples
-from rewriter.litert import flatbuffer
+from rewriter.checking import interpreter
+from rewriter.litert import flatbuffer, writer
+from rewriter.lower import lower
 
 
 def test_difference_of_operator_counts() -> None:
@@ -106,8 +108,11 @@ def _measured(blocks: int) -> dict[str, Any]:
         **{stage: _reading(0.01 * blocks) for stage in stages.STAGES},
         "TFMOT": "no Keras 3",
         "per sample": sample,
-        "converter": 0.015 * blocks,
-        "stock converter": 0.025 * blocks,
+        "side": 0,
+        "operators": blocks,
+        "other operators": {"ADD": 1},
+        "usual converter": {"wall": 0.2 * blocks, "cpu": 0.1 * blocks, "peak": 50.0},
+        "added memory": {"export": 2.0, "usual converter": 50.0},
     }
 
 
@@ -118,12 +123,14 @@ def test_ratios_and_growth_of_a_conversion() -> None:
     assert found["TFMOT / clone"] is None
     assert found["calibrate / predict"] == pytest.approx(1.5)
     assert found["calibrate / predict, CPU"] == pytest.approx(2.0)
-    assert found["converter"] == pytest.approx(0.75)
-    assert found["export / stock"] == pytest.approx(0.8)
+    assert found["seconds"] == pytest.approx(0.1)
+    assert found["memory"] == pytest.approx(0.04)
     grown = {line[0]: line[1:] for line in convert.growth(rows)}
     assert grown["export"] == ["10.00", "1.000", "1.00, 1.00"]
     assert "TFMOT" not in grown
-    assert "| chain of 40 | 120 |" in convert.rendered(rows)
+    text = convert.rendered(rows)
+    assert "| chain of 40 | 120 |" in text
+    assert "| chain of 40 | 40 | +1 ADD | 0.80 | 8.00 | 1/10.0 | 2 | 50 | 1/25.0 |" in text
 
 
 @pytest.mark.parametrize("flavour", KERASES)
@@ -172,5 +179,36 @@ def test_every_stage_of_a_conversion_is_measured(
     monkeypatch.setattr(sys, "setrecursionlimit", lambda limit: None)  # other tests rely on it
     found = dict(stages.stages(stages.Case("keras", "chain", 3), 2, tmp_path))
     assert set(stages.STAGES) <= set(found)
-    assert 0 < found["converter"] < found["export"].wall
-    assert found["stock converter"] > 0
+    assert 0 < found["export"].wall < found["usual converter"].wall
+    assert found["other operators"] == {} and found["operators"] == 3
+
+
+def test_the_usual_converter_gets_the_same_operators() -> None:
+    k = KERASES["keras"]
+    inputs = k.Input((16, 16, 3))
+    x = k.layers.ReLU()(k.layers.BatchNormalization()(k.layers.Conv2D(8, 3)(inputs)))
+    y = k.layers.ReLU()(k.layers.BatchNormalization()(k.layers.DepthwiseConv2D(3)(x)))
+    gate = k.layers.Reshape((1, 1, 8))(k.layers.GlobalAveragePooling2D()(y))
+    gate = k.layers.Conv2D(8, 1, activation="sigmoid")(gate)
+    y = k.layers.Add()([k.layers.Multiply()([y, gate]), k.layers.Conv2D(8, 1)(y)])
+    y = k.layers.MaxPooling2D(2)(k.layers.ZeroPadding2D(1)(y))
+    model = k.Model(inputs, k.layers.Dense(4, activation="softmax")(k.layers.Flatten()(y)))
+    rng = np.random.default_rng(0)
+    (data,) = samples(model, rng)
+    randomise(model, rng, [data])
+    qat = rewriter.rewrite(model)
+    rewriter.calibrate(qat, data, progress=False)
+    program = lower(qat)
+    theirs = usual_converter.convert(usual_converter.converter(program))
+    counted = tflite.operators(theirs)
+    assert tflite.difference(counted, tflite.operators(writer.write(program))).keys() <= {"RESHAPE"}
+    assert flatbuffer.census(theirs).integer_only
+    real = interpreter.run(theirs, [data])[0].astype(np.int32)
+    ours = interpreter.run(writer.write(program), [data])[0].astype(np.int32)
+    assert np.mean(np.abs(real - ours) <= 2) > 0.9
+
+
+def test_added_memory_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "setrecursionlimit", lambda limit: None)
+    case = stages.Case("keras", "chain", 3)
+    assert all(stages.added_memory(case, s) >= 0 for s in ("export", "usual converter"))

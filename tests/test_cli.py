@@ -64,6 +64,27 @@ def test_export_is_integer_only(
     assert Interpreter(str(tmp_path / "f.tflite")).get_input_details()[0]["dtype"] == np.float32
 
 
+@pytest.mark.parametrize(("batch", "shape"), [("4", 4), ("any", -1)])
+def test_export_of_several_samples_at_a_time(
+    batch: str,
+    shape: int,
+    converted: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    path = tmp_path / "m.tflite"
+    output_of(capsys, "export", converted[0], "-o", path, "--batch", batch)
+    (source,) = Interpreter(str(path)).get_input_details()
+    assert source["shape_signature"][0] == shape
+    for wrong in ("0", "-1", "many", "1.5"):
+        with pytest.raises(SystemExit) as error:
+            main(["export", str(converted[0]), "-o", str(path), "--batch", wrong])
+        assert error.value.code == 2
+        assert "not a positive whole number" in capsys.readouterr().err
+
+
 def test_verify(
     converted: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

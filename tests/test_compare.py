@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from rewriter.litert.convert import convert_program
 
 import litert_programs as programs
+from litert_files import edited, store, written
 from rewriter.checking import compare
 from rewriter.checking.compare import compare_program
 from rewriter.errors import VerificationError
@@ -19,21 +19,8 @@ from rewriter.litert import flatbuffer
 @pytest.fixture(scope="module")
 def residual():
     program = programs.residual()
-    content, mapping = convert_program(program)
+    content, mapping = written(program)
     return program, content, mapping
-
-
-def edited(content, mapping, name, change):
-    """The file after ``change(model, operator)`` on the operator that writes tensor ``name``."""
-    model = flatbuffer.unpack(content)
-    op = flatbuffer.view(model).producers()[mapping.indexes[name]]
-    change(model, op)
-    return flatbuffer.pack(model)
-
-
-def store(model, index, values):
-    tensor = model.subgraphs[0].tensors[index]
-    model.buffers[tensor.buffer].data = np.frombuffer(values.tobytes(), np.uint8)
 
 
 def transpose_kernel(model, op):

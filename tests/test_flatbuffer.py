@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
-from rewriter.litert.convert import convert_program
 
 import litert_programs as programs
 from litert_builder import grid
+from litert_files import written
 from rewriter.checking import interpreter
 from rewriter.errors import ExportError
-from rewriter.litert import constants, flatbuffer
+from rewriter.litert import flatbuffer
 
 
 @pytest.fixture(scope="module")
 def residual():
     program = programs.residual()
-    content, mapping = convert_program(program)
+    content, mapping = written(program)
     return program, content, mapping
 
 
 @pytest.fixture(scope="module")
 def plain_dense():
-    """A dense layer as the converter makes it, with dynamic-range quantization."""
+    """A dense layer as TensorFlow's converter makes it, with dynamic-range quantization."""
     kernel = tf.constant(np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32))
     function = tf.function(lambda x: tf.nn.elu(tf.matmul(x, kernel))).get_concrete_function(
         tf.TensorSpec((1, 64), tf.float32)
@@ -69,18 +67,26 @@ def test_view(residual):
         np.testing.assert_array_equal(stored[o], operator.kernel[:, :, :, o])
 
 
-def test_reading_the_bytes_is_viewing_the_unpacked_file(residual, plain_dense):
+def test_the_view_is_the_unpacked_file(residual, plain_dense):
+    """Read field by field, against the schema's own objects."""
     for content in (residual[1], plain_dense):
-        packed, unpacked = flatbuffer.read(content), flatbuffer.view(flatbuffer.unpack(content))
-        assert packed.operators
-        for a, b in ((packed.tensors, unpacked.tensors), (packed.operators, unpacked.operators)):
-            for x, y in zip(a, b, strict=True):
-                for field in dataclasses.fields(x):
-                    ours, theirs = getattr(x, field.name), getattr(y, field.name)
-                    assert type(ours) is type(theirs)
-                    np.testing.assert_array_equal(ours, theirs)
-        rest = ("inputs", "outputs", "signature", "extra_subgraphs")
-        assert all(getattr(packed, name) == getattr(unpacked, name) for name in rest)
+        file, model = flatbuffer.read(content), flatbuffer.unpack(content)
+        graph = model.subgraphs[0]
+        assert file.operators and len(file.tensors) == len(graph.tensors)
+        for ours, theirs in zip(file.operators, graph.operators, strict=True):
+            assert ours.kind == flatbuffer.kind_of(model, theirs)
+            assert ours.inputs == tuple(theirs.inputs) and ours.outputs == tuple(theirs.outputs)
+        for ours, theirs in zip(file.tensors, graph.tensors, strict=True):
+            assert ours.name == theirs.name.decode()
+            assert ours.shape == tuple(() if theirs.shape is None else theirs.shape)
+            data = model.buffers[theirs.buffer].data
+            assert ours.constant == (data is not None and len(data) > 0)
+            scale = None if theirs.quantization is None else theirs.quantization.scale
+            np.testing.assert_array_equal(ours.scale, [] if scale is None else scale)
+        assert file.inputs == tuple(graph.inputs) and file.outputs == tuple(graph.outputs)
+        signature = model.signatureDefs[0] if model.signatureDefs else None
+        named = [] if signature is None else signature.outputs
+        assert [name for name, _ in file.signature[1]] == [m.name.decode() for m in named]
 
 
 def test_census(residual, plain_dense):
@@ -88,7 +94,7 @@ def test_census(residual, plain_dense):
     counted = flatbuffer.census(content)
     assert counted.operators["CONV_2D"] == 3 and counted.operators["QUANTIZE"] == 1
     assert counted.integer_only and counted.conversions == ("side_grid:out",)
-    with_float_border = flatbuffer.census(convert_program(program, float_io=True)[0])
+    with_float_border = flatbuffer.census(written(program, float_io=True)[0])
     assert with_float_border.integer_only
     assert with_float_border.operators["DEQUANTIZE"] == 3
     assert with_float_border.conversions == ("side_grid:out",)
@@ -96,7 +102,7 @@ def test_census(residual, plain_dense):
     assert not floating.integer_only
     assert len(floating.hybrid) == 1 and len(floating.float_tensors) == 3
     island = programs.with_float_layers(grid(0.02))
-    mixed = flatbuffer.census(convert_program(island, allow_float=True)[0])
+    mixed = flatbuffer.census(written(island, allow_float=True)[0])
     assert not mixed.integer_only and len(mixed.conversions) == 3, mixed
 
 
@@ -124,51 +130,6 @@ def test_tensors_are_refused_where_the_interpreter_drops_them(residual):
     assert found.tensors[index].shape == (1, 8, 8, 8)
 
 
-def test_patched_constants_do_not_touch_shared_ones():
-    """The file stores a kernel once for two operators; only one of them gets another grid."""
-    program = programs.shared_layer()
-    content, mapping = convert_program(program)
-    model = flatbuffer.unpack(content)
-    file = flatbuffer.view(model)
-    one, two = (file.producers()[mapping.indexes[n]] for n in ("call:out", "other:out"))
-    assert one is not two and one.inputs[1:] == two.inputs[1:]
-    step = program.steps[0]
-    operator = step.operator
-    finer = dataclasses.replace(
-        operator,
-        kernel=operator.kernel.copy(),
-        kernel_scale=operator.kernel_scale * np.float32(1.0005),
-        bias=np.rint(operator.bias / 1.0005).astype(np.int32),
-    )
-    new = dataclasses.replace(step, operator=finer)
-    constants.patch_constants(model, [(new, one, file.operators.index(one))])
-    content = flatbuffer.pack(model)
-    model = flatbuffer.unpack(content)
-    file = flatbuffer.view(model)
-    one, two = (file.producers()[mapping.indexes[n]] for n in ("call:out", "other:out"))
-    assert constants.constant_difference(model, one, finer) is None
-    assert constants.constant_difference(model, two, operator) is None
-    assert constants.constant_difference(model, two, finer) is not None
-    assert one.inputs[1:] != two.inputs[1:]
-
-
-def test_kernels_are_compared_with_the_programs(residual):
-    """One weight off by a step, and a scale off by more than half a step at the largest weight."""
-    program, content, mapping = residual
-    operator = program.steps[0].operator
-    model = flatbuffer.unpack(content)
-    conv = flatbuffer.view(model).producers()[mapping.indexes["stem/conv:out"]]
-    assert constants.kernel_disagreement(model, conv, operator) is None
-    kernel = operator.kernel.copy()
-    kernel[1, 1, 2, 5] -= np.sign(kernel[1, 1, 2, 5]) or 1
-    other = dataclasses.replace(operator, kernel=kernel)
-    assert "channels [5]" in constants.kernel_disagreement(model, conv, other)
-    scale = operator.kernel_scale.copy()
-    scale[3] *= np.float32(1 + 1 / 127)
-    other = dataclasses.replace(operator, kernel_scale=scale)
-    assert "channels [3]" in constants.kernel_disagreement(model, conv, other)
-
-
 def test_not_a_file():
     with pytest.raises(ExportError, match="TFL3"):
         flatbuffer.read(b"PK\x03\x04 something else")
@@ -179,7 +140,7 @@ def test_float_inputs_are_quantized_as_litert_does():
     program = programs.passthrough()
     inputs = programs.samples(program, 50)
     inputs[0][0] = (np.arange(48).reshape(4, 4, 3) - 20.5) * 0.02  # ties
-    content, mapping = convert_program(program, float_io=True)
+    content, mapping = written(program, float_io=True)
     index = mapping.indexes["x"]
     found = interpreter.Runner(content, all_tensors=True).run(inputs, tensors=[index])
     expected = interpreter.quantize(inputs[0], program.tensors["x"].quantization)

@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 import builders
-import int4_files
+import litert_files
 import litert_single_op
 import rewriter
 import widths
 from rewriter import grid
-from rewriter.litert import integer, integer_kernels
+from rewriter.checking import interpreter
+from rewriter.litert import integer, integer_kernels, writer
 from rewriter.lower import lower
 
 KERASES = builders.KERASES
@@ -83,5 +84,6 @@ def test_the_twin_is_litert(case, bits):
         )  # fmt: skip
         q = rng.integers(-128, 128, (3, *shape))
         expected = integer.compute(operator, tf.constant(q, tf.int32)).numpy()
-        content = int4_files.write(operator, shape, expected.shape[1:])
-        np.testing.assert_array_equal(int4_files.run(content, q), expected)
+        content = writer.write(litert_files.one_operator(operator, [shape], expected.shape[1:]))
+        (found,) = interpreter.run(content, [q.astype(np.int8)])
+        np.testing.assert_array_equal(found, expected)

@@ -14,7 +14,7 @@ from ai_edge_litert.interpreter import OpResolverType
 import rewriter
 from checks import KERASES, both
 from layer_norms import CASES, model_of, norm_of
-from litert_single_op import Case, computed, convert, run
+from litert_single_op import Case, computed, run, write
 from rewriter import lower_norms
 from rewriter.errors import RewriterError
 from rewriter.litert import integer
@@ -184,7 +184,7 @@ def test_l2_normalization_of_any_length_is_exact(depth: int, zero: int) -> None:
     q[3, 0] += towards
     q[4, [0, -1]] += towards
     q = np.clip(q, -128, 127).astype(np.int8)
-    content, actual = convert(case), computed(case, [q])
+    content, actual = write(case), computed(case, [q])
     for resolver in (OpResolverType.AUTO, OpResolverType.BUILTIN_REF):
         np.testing.assert_array_equal(actual, run(content, [q], resolver))
     exact = (q - float(zero)) / np.maximum(np.linalg.norm(q - float(zero), axis=1), 1)[:, None]

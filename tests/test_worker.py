@@ -13,12 +13,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from rewriter.litert.convert import convert_program
 
 import builders
 import litert_programs as programs
 import rewriter
 from commands import error_of
+from litert_files import written
 from rewriter.checking import child, interpreter, worker
 from rewriter.checking.crash import InterpreterCrash
 from rewriter.errors import VerificationError
@@ -47,7 +47,7 @@ def own():
 @pytest.fixture(scope="module")
 def residual():
     program = programs.residual()
-    content, _ = convert_program(program)
+    content, _ = written(program)
     return content, programs.samples(program, 5)
 
 
