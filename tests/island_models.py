@@ -62,17 +62,20 @@ def odd(k: Any, x: Any) -> Any:
 
 def two_outputs(k: Any, x: Any) -> Any:
     half = [(*SIZE, 4), (*SIZE, 4)]
-    split = layer_of(k, lambda t: [tf.sin(t[..., 4:]), tf.exp(-t[..., :4] ** 2)], half, name="two")
+    split = layer_of(
+        k, lambda t: [tf.sin(t[..., 4:]), tf.exp(-(t[..., :4] ** 2))], half, name="two"
+    )
     a, b = split(x)
     a = k.layers.ReLU()(a)
     return k.layers.Concatenate()([a, b])
 
 
 def two_islands(k: Any, x: Any) -> Any:
-    y = layer_of(k, tf.sin, name="first")(x)
+    """The second reads what the first made, beside an integer tensor that comes of it."""
+    first = layer_of(k, tf.sin, name="first")(x)
+    y = layer_of(k, tf.abs, name="also_first")(first)
     y = builders.conv_bn_relu(k.layers, y, "between", CHANNELS)
-    # Reads the output of another island beside an integer tensor that comes of it.
-    y = layer_of(k, lambda a, b: tf.cos(a) * b, name="second")([y, x])
+    y = layer_of(k, lambda a, b: tf.cos(a) * b, name="second")([y, first])
     return k.layers.Add()([x, y])
 
 
@@ -145,8 +148,6 @@ def windows(size: int) -> Any:
 
 
 def shared(k: Any, x: Any) -> Any:
-    twice = k.layers.PReLU(name="unused_slopes")
-    del twice
     dense = k.layers.Dense(CHANNELS, activation="softsign", name="shared")
     a = dense(x)
     b = dense(k.layers.ReLU()(k.layers.Conv2D(CHANNELS, 1, name="other")(x)))
@@ -200,7 +201,7 @@ CASES = {
     "bidirectional": (bidirectional, ["both_ways"]),
     "odd": (odd, ["odd"]),
     "two_outputs": (two_outputs, ["two"]),
-    "two_islands": (two_islands, ["first", "second"]),
+    "two_islands": (two_islands, ["first", "also_first", "second"]),
     "attention": (attention, ["attend"]),
     "multi_head": (multi_head, ["attention"]),
     "group_norm": (group_norm, ["groups"]),

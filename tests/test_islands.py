@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import island_models
 import numpy as np
 import pytest
 
 import builders
+import island_models
 import rewriter
 from rewriter.errors import ExportError
 

@@ -100,7 +100,7 @@ def compare_program(
         },
         differences=(*shapes.values(), *differences(program, content, mapping)),
         skipped=twin.skipped,
-        missing=tuple(name for name in program.tensors if name not in mapping.indexes),
+        missing=mapping.missing,
     )
 
 

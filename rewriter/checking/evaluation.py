@@ -22,7 +22,7 @@ def evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
         value if q is None else dequantized(value, q)
         for value, q in zip(values, op.inputs, strict=True)
     ]
-    result = op.real(*reals)
+    result = tf.cast(op.real(*reals), tf.float32)  # layers may return numbers of other types
     return result if op.output is None else quantized(result, op.output)
 
 

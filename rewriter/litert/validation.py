@@ -14,7 +14,7 @@ from rewriter.litert.rows import FUSED_ACTIVATIONS, ROWS, Row
 from rewriter.program import Operator, Step, Tensor
 
 if TYPE_CHECKING:
-    from rewriter.litert.islands import Island
+    from rewriter.partition import Island
 
 Shape = tuple[int, ...]
 

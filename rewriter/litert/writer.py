@@ -15,10 +15,10 @@ from rewriter.errors import ExportError
 from rewriter.litert import islands, validation
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.islands import Island
 from rewriter.litert.layouts import LAYOUTS
 from rewriter.litert.rows import ROWS
 from rewriter.litert.versions import Use
+from rewriter.partition import Island, schedule
 from rewriter.program import Operator, Program, Step
 
 
@@ -92,7 +92,7 @@ class _Writer:
             (given, self._input(name, given, float_io))
             for name, given in zip(program.inputs, program.input_names, strict=True)
         ]
-        for part in islands.schedule(program):
+        for part in schedule(program):
             if isinstance(part, Island):
                 self._island(part)
             else:
