@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter import graph
+from rewriter import graph, precisions
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.lower_linear import normalization
@@ -36,8 +36,14 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
         args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
         return tf.nest.flatten(call.layer(*args, **{**given, **kwargs}))
 
+    function: Callable[..., Any] = compute
+    layers = [call.layer, *low.flavour.sublayers(call.layer)]
+    own = [getattr(layer, "compute_dtype", None) for layer in layers]
+    if any(map(precisions.other, [*own, *call.dtypes, *call.input_dtypes])):
+        shapes = [low.tensors[name].shape for name in names]
+        function = precisions.in_float32(compute, shapes)
     return [
-        _step(low, call, names, (None, *shape[1:]), compute, part=index)
+        _step(low, call, names, (None, *shape[1:]), function, part=index)
         for index, shape in enumerate(call.shapes)
     ]
 
