@@ -1,4 +1,4 @@
-"""Functions of 16-bit and float64 layers in float32: LiteRT has float operators of no other type."""
+"""Functions of 16-bit and float64 layers in float32, as LiteRT has no operators of these types."""
 
 from __future__ import annotations
 
