@@ -179,6 +179,27 @@ def unread(k: Any, x: Any) -> Any:
     return layer_of(k, lambda a, b, c: tf.sin(c) - tf.exp(b), name="second_and_third")([y, x, x])
 
 
+def constant(k: Any, x: Any) -> Any:
+    """Outputs that do not depend on the input: of its shape, and of one sample."""
+    places = tf.reshape(tf.sin(tf.range(192.0)), [1, *SIZE, CHANNELS])
+    a = layer_of(k, tf.zeros_like, name="zeros")(x)
+    b = layer_of(k, lambda t: places, name="places")(x)
+    return k.layers.Add()([k.layers.Add()([x, a]), b])
+
+
+def turned(k: Any, x: Any) -> Any:
+    """Halves of images in a batch of their own, all first halves before all second ones."""
+
+    def apart(t: Any) -> Any:
+        return tf.concat(tf.split(t, 2, axis=2), axis=0)
+
+    y = layer_of(k, apart, (6, 2, CHANNELS), name="apart")(x)
+    y = k.layers.Conv2D(CHANNELS, 3, padding="same", name="halves")(y)
+    return layer_of(
+        k, lambda t: tf.concat(tf.split(t, 2, axis=0), axis=2), (*SIZE, CHANNELS), name="together"
+    )(y)
+
+
 def dropout(k: Any, x: Any) -> Any:
     class Drops(k.layers.Layer):  # type: ignore[name-defined]
         def __init__(self, **kwargs: Any):
@@ -214,6 +235,8 @@ CASES = {
     "adjacent": (adjacent, ["one", "two", "three"]),
     "unchanged": (unchanged, ["same", "twice", "sines"]),
     "unread": (unread, ["second_and_third"]),
+    "constant": (constant, ["zeros", "places"]),
+    "turned": (turned, ["apart", "together"]),
     "dropout": (dropout, ["one", "drops"]),
 }
 

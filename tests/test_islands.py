@@ -15,7 +15,9 @@ import builders
 import island_models
 import rewriter
 from rewriter import partition
+from rewriter.checking.compare import compare_program
 from rewriter.errors import ExportError
+from rewriter.litert import writer
 from rewriter.partition import schedule
 from rewriter.program import Operator, Program, Quantization, Step, Tensor
 
@@ -84,7 +86,17 @@ def interpreted(path: Any, data: Any, batch: int) -> list[np.ndarray]:
 
 @KERASES
 @pytest.mark.parametrize(
-    "case", ["odd", "two_outputs", "two_windows", "attention", "multi_head", "unchanged"]
+    "case",
+    [
+        "odd",
+        "two_outputs",
+        "two_windows",
+        "attention",
+        "multi_head",
+        "unchanged",
+        "constant",
+        "turned",
+    ],
 )
 def test_every_batch_size_gives_the_same_values(name, case, tmp_path):
     qat, data = prepared(builders.keras_of(name), island_models.CASES[case][0])
@@ -230,23 +242,30 @@ def test_errors_of_the_converter_name_the_layers(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-GRID = Quantization(0.1, 0)
+GRID, COARSE = Quantization(0.1, 0), Quantization(0.13, -5)
+
+
+def _float(*values: tf.Tensor) -> tf.Tensor:
+    return tf.sin(tf.add_n([value * (i + 1.0) for i, value in enumerate(values)]))
 
 
 @st.composite
 def programs(draw: Any) -> Program:
     """Steps on what was made before them, in any order of kinds."""
-    tensors, steps = {"x": Tensor("x", (None, 2), GRID)}, []
+    tensors, steps = {"x": Tensor("x", (None, 6), GRID)}, []
     for index in range(draw(st.integers(1, 14))):
-        known = sorted(tensors)
-        inputs = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3))
+        kind = draw(st.sampled_from(["FLOAT", "FLOAT", "QUANTIZE", "ADD"]))
+        known = sorted(n for n, t in tensors.items() if kind != "ADD" or t.quantization)
+        least, most = {"FLOAT": (1, 3), "QUANTIZE": (1, 1), "ADD": (2, 2)}[kind]
+        inputs = draw(st.lists(st.sampled_from(known), min_size=least, max_size=most))
         grids = tuple(tensors[n].quantization for n in inputs)
-        floats = draw(st.booleans())
-        operator = Operator("FLOAT" if floats else "ADD", grids, None if floats else GRID)
+        grid = None if kind == "FLOAT" else draw(st.sampled_from([GRID, COARSE]))
+        operator = Operator(kind, grids, grid, function=_float if kind == "FLOAT" else None)
         name = f"t{index}"
-        tensors[name] = Tensor(name, (None, 2), operator.output)
+        tensors[name] = Tensor(name, (None, 6), grid)
         steps.append(Step(name, name, operator, tuple(inputs), name))
-    outputs = tuple(draw(st.sets(st.sampled_from(sorted(tensors)), min_size=1)))
+    made = [step.output for step in steps]
+    outputs = tuple(draw(st.lists(st.sampled_from(made), min_size=1, max_size=3, unique=True)))
     return Program(("x",), outputs, tensors, tuple(steps), ("x",), outputs)
 
 
@@ -274,3 +293,14 @@ def test_islands_are_in_an_order_of_execution(program):
     assert known.issuperset(program.outputs)
     hidden = {step.output for part in islands for step in part.steps} - known
     assert partition.inside(program) == hidden
+
+
+@hypothesis.given(programs(), st.sampled_from([1, 3, None]))
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_random_programs_are_their_files(program, size):
+    content = writer.write(program, allow_float=True, batch_size=size)
+    found = compare_program(program, content, None, [builders.normal(7, 6)])
+    assert not found.differences and not found.skipped and not found.missing
+    for tensor in found.operator_by_operator:
+        exact = tensor.unit == "step"
+        assert tensor.identical == 1.0 if exact else tensor.maximum <= 1e-5, tensor

@@ -87,6 +87,8 @@ class Engine:
             self._interpreter.invoke()
             for index, store in kept.items():
                 values = self._interpreter.get_tensor(index).reshape(-1, *store.shape[1:])
+                if len(values) == 1:  # maybe one for all samples
+                    values = np.repeat(values, batch, axis=0)
                 if index not in rows:  # of an open batch the file does not say how many
                     rows[index] = len(values) // batch
                     store = np.empty((count * rows[index], *store.shape[1:]), store.dtype)
