@@ -101,7 +101,7 @@ class Runner:
             raise VerificationError(f"LiteRT cannot load this file: {error}") from error
 
     @property
-    def _batch(self) -> int:
+    def batch(self) -> int:
         """How many samples the file takes at a time."""
         shapes = [self.file.tensors[index].shape for index in self.file.inputs]
         return shapes[0][0] if shapes and shapes[0] else 1
@@ -195,7 +195,7 @@ class Runner:
                 progress(done, count)
 
         if self._engine is not None:
-            kept = self._engine.run(numbered, shapes, report, self._batch)
+            kept = self._engine.run(numbered, shapes, report, self.batch)
         else:
             kept = self._run_in_child(numbered, shapes, report)
         kept.update(zip(self.file.inputs, ready, strict=True))
@@ -207,10 +207,10 @@ class Runner:
         try:
             with child.shared.lock:
                 self._load()  # another file may have been, or the process be a new one
-                request = ("run", inputs, shapes, self._batch)
+                request = ("run", inputs, shapes, self.batch)
                 kept: dict[int, np.ndarray] = child.shared.request(request, progress)
         except child.Died as error:
-            batch = np.minimum(error.done + np.arange(self._batch), len(inputs[0][1]) - 1)
+            batch = np.minimum(error.done + np.arange(self.batch), len(inputs[0][1]) - 1)
             sample = [(index, array[batch]) for index, array in inputs]
             raise crash.explained(error, self._content, self._kernels, sample) from error
         return kept

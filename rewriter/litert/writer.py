@@ -19,8 +19,8 @@ from rewriter.litert import islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.islands import Island
 from rewriter.litert.rows import ROWS, Layout, problem
+from rewriter.partition import Island, schedule
 from rewriter.program import Operator, Program, Step
 
 Shape = tuple[int, ...]
@@ -96,7 +96,7 @@ class _Writer:
             (given, self._input(name, given, float_io))
             for name, given in zip(program.inputs, program.input_names, strict=True)
         ]
-        for part in islands.schedule(program):
+        for part in schedule(program):
             if isinstance(part, Island):
                 self._island(part)
             else:
