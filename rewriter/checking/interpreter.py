@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.checking import child, crash
+from rewriter.checking import child, crash, reading
 from rewriter.checking.worker import KERNELS, Engine
 from rewriter.errors import VerificationError
-from rewriter.litert import flatbuffer
 from rewriter.program import Quantization
 
 Progress = Callable[[int, int], None]
@@ -85,11 +84,11 @@ class Runner:
             raise VerificationError(
                 f"Unknown kernels. Expected one of {sorted(KERNELS)}. Received: {kernels!r}."
             )
-        self.file = flatbuffer.read(content)
+        self.file = reading.read(content)
         self._readable = set(self.file.outputs) | set(self.file.inputs)
         if all_tensors:
-            content = flatbuffer.with_all_outputs(content)
-            self._readable = set(flatbuffer.read(content).outputs) | set(self.file.inputs)
+            content = reading.with_all_outputs(content)
+            self._readable = set(reading.read(content).outputs) | set(self.file.inputs)
         self._content, self._kernels, self._num_threads = content, kernels, num_threads
         self._engine: Engine | None = None
         if isolated:
