@@ -15,6 +15,10 @@ class LoadError(RewriterError):
     """A file could not be read as a Keras model or as data."""
 
 
+class SaveError(RewriterError):
+    """A file could not hold a function of the model; the message names the layer."""
+
+
 class RecipeError(RewriterError):
     """A recipe has a bad field; the message names it."""
 

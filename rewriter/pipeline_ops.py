@@ -133,7 +133,9 @@ def _public(name: str) -> Any:
 
 def copy_op(op: Any) -> Any:
     """An instance of its own for one layer: quantizers and layers may have variables."""
-    if is_layer(op) or is_quantizer(op):
+    if is_layer(op):
+        return flavours.flavour_of(op).clone(op)
+    if is_quantizer(op):
         build = getattr(type(op), "from_config", None)
         return type(op)(**op.get_config()) if build is None else build(op.get_config())
     return op

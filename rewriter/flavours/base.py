@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from rewriter import stock_functions, trust
 from rewriter.errors import LoadError
+from rewriter.flavours import references
+from rewriter.flavours.adapter import QuantizerAdapter
 from rewriter.flavours.names import Names
 from rewriter.operations import Operation
 
@@ -138,14 +140,20 @@ class Flavour(Names):
         return self.keras.saving.register_keras_serializable(package=PACKAGE)(cls)
 
     def clone(self, layer: Any, name: str | None = None) -> Any:
-        """A new, unbuilt layer of the same configuration (weights are not copied)."""
-        config = layer.get_config()
+        """A new, unbuilt layer of the same configuration (weights are not copied).
+
+        Functions and objects of a user's are the layer's own, by reference. A file that could not
+        hold them is refused (``SaveError``) when the configuration of the new layer is asked for.
+        """
+        config, named = references.configuration(self, layer)
         if name is not None:
             config = {**config, "name": name}
-        with self.allow_lambda():  # the code is in this process already
+        # The code is in this process already.
+        with self.keras.saving.custom_object_scope(named), self.allow_lambda():
             new = type(layer).from_config(config)
         if name is not None and new.name != name:
             new._name = name  # a TensorFlowOpLayer puts a prefix before it
+        references.guard(self, new, layer.name)
         return new
 
     def is_layer_class(self, value: Any) -> bool:
@@ -251,40 +259,30 @@ class Flavour(Names):
 
         ``dtype``: of the variables; None: as the layer's own.
         """
-        return _QuantizerAdapter(self, layer, dtype)
+        return QuantizerAdapter(self, layer, dtype)
+
+    def is_lambda(self, layer: Any) -> bool:
+        """Whether it is a stock ``Lambda`` layer."""
+        return type(layer) is self.layer_class("Lambda")
+
+    keeps_globals: bool  # whether a lambda that is loaded finds the globals of its module
+
+    def keeps_code(self, function: Any) -> bool:
+        """Whether a ``Lambda`` layer is saved with the code of this function, not its name."""
+        raise NotImplementedError
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        """Put a function into the configuration of a ``Lambda`` layer, as it is.
+
+        ``named``: takes what ``from_config`` must find among the custom objects.
+        """
+        raise NotImplementedError
 
     def allow_lambda(self) -> Any:
         """A context in which layers that hold Python code may be deserialized."""
         raise NotImplementedError
-
-
-class _QuantizerAdapter:
-    """Offers ``add_weight(name, ...)`` as tf_keras has it, and hands out TensorFlow variables."""
-
-    def __init__(self, flavour: Flavour, layer: Any, dtype: str | None):
-        self._flavour = flavour
-        self._layer = layer
-        self._options = {} if dtype is None else {"dtype": dtype}
-
-    def add_weight(
-        self,
-        name: str,
-        shape: Sequence[int] | int | None = None,
-        initializer: Any = "zeros",
-        trainable: bool = True,
-        **options: Any,
-    ) -> tf.Variable:
-        # TFMOT's quantizers say None for a scalar, and a number for a vector.
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape or ())
-        options = {**self._options, **options}
-        variable = self._flavour.add_weight(
-            self._layer, name, sizes, initializer, trainable=trainable, **options
-        )
-        self._flavour.keep(self._layer, name, variable)
-        return self._flavour.tf_variable(variable)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
 
 
 def variable_dtype(layer: Any) -> str:

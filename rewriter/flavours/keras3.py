@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from rewriter import symbols
+from rewriter.flavours import references
 from rewriter.flavours.base import Flavour, variable_dtype
 
 
@@ -139,6 +140,17 @@ class Keras3(Flavour):
         )
 
     function_modules = ("activations", "losses", "metrics", "ops")
+
+    keeps_globals = False
+
+    def keeps_code(self, function: Any) -> bool:
+        return getattr(function, "__name__", "") == "<lambda>"
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        # Its `from_config` passes a mask on as it is.
+        config[key] = function if key == "mask" else references.by_name(function, named)
 
     def allow_lambda(self) -> Any:
         return importlib.import_module("keras.src.saving").serialization_lib.SafeModeScope(False)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -153,6 +154,17 @@ class TfKeras(Flavour):
 
     function_modules = ("activations", "losses", "metrics")
     more_functions = ("relu6", "leaky_relu", "silu", "log_softmax")  # of TensorFlow
+
+    keeps_globals = True
+
+    def keeps_code(self, function: Any) -> bool:
+        return isinstance(function, types.FunctionType)
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        module = "module" if key == "function" else f"{key}_module"
+        config.update({key: function, f"{key}_type": "raw", module: None})
 
     def allow_lambda(self) -> Any:
         return self.keras.saving.custom_object_scope({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from rewriter.flavours import Flavour
+from rewriter.flavours import Flavour, references
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.pipeline import BatchNormPipeline, Pipe
 
@@ -79,10 +79,10 @@ class NormArguments(PhasedMixin):
     def like(cls, original: Any, name: str) -> Any:
         """An unbuilt layer that computes what ``original``, a stock layer or ours, computes."""
         if isinstance(original, cls):
-            new = cls.from_config({**original._plain_config(), "name": name})
+            new = cls.from_config({**original._plain_config(serialized=False), "name": name})
             new.pipeline = original.pipeline
             return new
-        config = original.get_config()
+        config, _ = references.configuration(cls.flavour, original)
         parameters = inspect.signature(NormArguments.__init__).parameters
         kept = {key: config[key] for key in (*parameters, "trainable", "dtype") if key in config}
         kept.update(name=name, bessel_correction=cls.flavour.bessel_correction(original))
@@ -91,11 +91,15 @@ class NormArguments(PhasedMixin):
         return cls.from_config(kept)
 
     def get_config(self) -> dict[str, Any]:
+        references.refuse(self.flavour, self)
         pipeline = None if self.pipeline is None else self.pipeline.to_dict()
         return {**self._plain_config(), "pipeline": pipeline}
 
-    def _plain_config(self) -> dict[str, Any]:
-        """Without the pipeline, whose operations may have no name."""
+    def _plain_config(self, serialized: bool = True) -> dict[str, Any]:
+        """Without the pipeline, whose operations may have no name.
+
+        ``serialized``: with the configurations of the other objects, not the objects themselves.
+        """
         config = super().get_config()
         for name in _PLAIN:
             config[name] = getattr(self, name)
@@ -103,5 +107,5 @@ class NormArguments(PhasedMixin):
             serialize = getattr(self.flavour.keras, module).serialize
             for name in names:
                 value = getattr(self, name)
-                config[name] = None if value is None else serialize(value)
+                config[name] = serialize(value) if serialized and value is not None else value
         return config
