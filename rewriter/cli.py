@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import sys
@@ -11,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
-from rewriter import data, plan, rewrite
+from rewriter import data, flavours, outputs, plan, rewrite
 from rewriter.calibrate import calibrate
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
-from rewriter.errors import LoadError, RewriterError, VerificationError
+from rewriter.errors import LoadError, RewriterError, VerificationError, short
 from rewriter.export import export_tflite
 from rewriter.files import replacing
 from rewriter.load import load_model
@@ -34,6 +36,7 @@ def _inspect(args: Namespace) -> None:
 
 
 def _convert(args: Namespace) -> None:
+    _refuse_output(args, _MODELS, "A Keras model", args.recipe, args.calibrate)
     recipe = Recipe.load(args.recipe) if args.recipe else None
     # Entered first: an output that cannot be written is known before the work is done.
     with replacing(args.output) as path:
@@ -56,6 +59,7 @@ def _convert(args: Namespace) -> None:
 
 
 def _export(args: Namespace) -> None:
+    _refuse_output(args, (".tflite",), "A LiteRT file")
     report = export_tflite(
         _load(args),
         args.output,
@@ -163,16 +167,31 @@ def _source(
     )
 
 
+_HDF5 = (".h5", ".hdf5")
+_MODELS = (".keras", *_HDF5, "")
+
+
+def _refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: Any) -> None:
+    """Before the work is done: outputs that would take the place of something else."""
+    refusal = outputs.refusal(args.output, suffixes, what, (args.model, *more))
+    if refusal is not None:
+        raise RewriterError(refusal)
+
+
 def _save(model: Any, path: Path, shown: Path) -> None:
-    if path.suffix not in (".keras", ".h5", ".hdf5", ""):
-        raise RewriterError(
-            f"{str(shown)!r}: a Keras model is saved as .keras, .h5, or a SavedModel folder "
-            f"without a suffix. Received: {path.suffix!r}."
-        )
     try:
-        model.save(path)
-    except ValueError as error:
-        raise RewriterError(f"{str(shown)!r} cannot be saved: {error}") from error
+        if path.suffix in _HDF5:
+            # HDF5 ends the process when it cannot write: in memory it can.
+            content = io.BytesIO()
+            with h5py.File(content, "w") as file:
+                flavours.flavour_of(model).save_hdf5(model, file)
+            path.write_bytes(content.getbuffer())
+        else:
+            model.save(path)
+    except Exception as error:  # whatever Keras, HDF5, TensorFlow and the user's classes raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # as `replacing` says it
+        raise RewriterError(f"{str(shown)!r} cannot be saved: {short(error)}") from error
 
 
 def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from sklearn.model_selection import train_test_split
 
 from rewriter import calibrate, flavours, fold, phases, plan, rewrite
 from rewriter.checking import interpreter
+from rewriter.errors import RewriterError
 from rewriter.export import export_tflite
 from rewriter.files import replacing, write_bytes
 from rewriter.load import load_model
@@ -26,6 +28,9 @@ from rewriter.verify import verify
 
 MODEL = Path(__file__).parent / "assets" / "digits_saved_model"
 CALIBRATION_SAMPLES = 256
+_QAT, _RESULTS = "qat.keras", "results.json"
+_INTEGER, _FLOAT = "digits_int8.tflite", "digits_float.tflite"
+_FILES = (_QAT, _INTEGER, _FLOAT, _RESULTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,8 @@ def run(output: Path | None, *, epochs: int = 3, say: Callable[[str], None] = pr
     """Load, plan, calibrate, fine-tune, export and verify; say what comes out.
 
     Args:
-      output: a folder for the files, made if it is not there; None for a temporary one.
+      output: a folder for the files, made if it is not there; None for a temporary one. Files of
+        another run of the demo in it are replaced.
       epochs: of fine-tuning.
       say: gets the lines to show.
 
@@ -74,6 +80,13 @@ def _folder(output: Path | None) -> Iterator[Path]:
             yield Path(name)
     else:
         output.mkdir(parents=True, exist_ok=True)
+        # Where its own integer file lies it has been before, and may replace the others, too.
+        others = [name for name in _FILES if os.path.lexists(output / name)]
+        if others and not (output / _INTEGER).is_file():
+            raise RewriterError(
+                f"{str(output)!r} holds a file {others[0]!r}, which the demo would replace. "
+                "Choose another folder."
+            )
         yield output
 
 
@@ -95,16 +108,16 @@ def _run(folder: Path, epochs: int, say: Callable[[str], None]) -> None:
     )
     say(f"Fine-tuning in phase {phases.get_phase(qat)!r}:")
     qat.fit(data.x_train, data.y_train, epochs=epochs, batch_size=32, verbose=2)
-    with replacing(folder / "qat.keras") as path:
+    with replacing(folder / _QAT) as path:
         qat.save(path)
 
-    integer_path = folder / "digits_int8.tflite"
+    integer_path = folder / _INTEGER
     report = export_tflite(qat, integer_path)
     say(f"\nThe file:\n{report}")
     verification = verify(qat, integer_path, data.x_test, progress=False)
     say(f"\nThe file against its twin on the test images:\n{verification}")
     float_file = float_tflite(model)
-    write_bytes(folder / "digits_float.tflite", float_file)
+    write_bytes(folder / _FLOAT, float_file)
 
     results = Results(
         accuracy={
@@ -123,7 +136,7 @@ def _run(folder: Path, epochs: int, say: Callable[[str], None]) -> None:
         },
     )
     say(f"\n{results}")
-    write_bytes(folder / "results.json", results.to_json().encode())
+    write_bytes(folder / _RESULTS, results.to_json().encode())
 
 
 @dataclasses.dataclass(frozen=True)

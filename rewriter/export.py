@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rewriter import outputs
 from rewriter.checking import reading, trial
+from rewriter.errors import ExportError
 from rewriter.files import replacing
 from rewriter.litert import writer
 from rewriter.lower import lower
@@ -58,7 +60,8 @@ def export_tflite(
 
     Args:
       model: what :func:`rewriter.rewrite` returned, calibrated or trained.
-      path: where to write; an existing file is replaced only when the new one is complete.
+      path: where to write, with the suffix ``.tflite``. An existing file is replaced only when the
+        new one is complete, and only if it is a ``.tflite`` file.
       float_io: float inputs and outputs, converted inside the file.
       allow_float: let layers without an integer form be computed in float.
       batch_size: samples that the file takes at a time; None: any number, 1 until the application
@@ -66,10 +69,14 @@ def export_tflite(
 
     Raises:
       ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
-        take an operator; the message names the Keras layer.
+        take an operator; the message names the Keras layer. Also for a ``path`` with another
+        suffix, or that holds something else.
       OSError: if the file cannot be written.
       ValueError: for a batch size that is not positive.
     """
+    refusal = outputs.refusal(path, (".tflite",), "A LiteRT file")
+    if refusal is not None:
+        raise ExportError(refusal)
     program = lower(model)
     content, file = writer.assemble(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size

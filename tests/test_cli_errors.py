@@ -96,14 +96,17 @@ def test_outputs_that_cannot_be_written(
 def test_failures_keep_the_old_output(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "old"
-    output.write_text("as it was")
+    file, output = tmp_path / "old.tflite", tmp_path / "old.keras"
+    file.write_bytes(b"as_iTFL3")
+    output.write_bytes(b"PK as it was")
+    before = listing(tmp_path)
     uncalibrated = save(rewriter.rewrite(build(tf_keras)), folder / "uncalibrated.keras")
-    error_of(capsys, "export", uncalibrated, "-o", output)
+    assert "have not been set" in error_of(capsys, "export", uncalibrated, "-o", file)
     original = folder / "keras.keras"
-    error_of(capsys, "export", original, "-o", output)
-    error_of(capsys, "convert", original, "-o", output, "--calibrate", folder / "wrong.npy")
-    assert listing(tmp_path) == {"old": b"as it was"}
+    assert "Rewrite the model" in error_of(capsys, "export", original, "-o", file)
+    arguments = ["convert", original, "-o", output, "--calibrate", folder / "wrong.npy"]
+    assert "(6, 6, 3)" in error_of(capsys, *arguments)
+    assert listing(tmp_path) == before
 
 
 def test_layers_without_an_integer_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,11 +23,11 @@ def export(tmp_path, monkeypatch):
     def export(program, **options):
         monkeypatch.setattr(export_module, "lower", lambda model: program)
         path = tmp_path / "model.tflite"
-        path.write_bytes(b"as it was")
+        path.write_bytes(b"as_iTFL3")
         try:
             rewriter.export_tflite(None, path, **options)
         except ExportError:
-            assert path.read_bytes() == b"as it was"
+            assert path.read_bytes() == b"as_iTFL3"
             assert list(tmp_path.iterdir()) == [path]
             raise
         return path.read_bytes()

@@ -242,6 +242,10 @@ class Flavour(Names):
         """The TensorFlow variable under a Keras variable."""
         return variable
 
+    def save_hdf5(self, model: Any, file: Any) -> None:
+        """Save a model to an open ``h5py.File``."""
+        model.save(file)
+
     def keep(self, layer: Any, name: str, variable: Any) -> None:
         """Let TensorFlow's checkpoints of ``layer`` hold a variable that is no attribute of it."""
 

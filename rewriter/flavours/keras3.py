@@ -103,6 +103,10 @@ class Keras3(Flavour):
     def tf_variable(self, variable: Any) -> tf.Variable:
         return variable._value
 
+    def save_hdf5(self, model: Any, file: Any) -> None:
+        module = importlib.import_module("keras.src.legacy.saving.legacy_h5_format")
+        module.save_model_to_hdf5(model, file)
+
     def keep(self, layer: Any, name: str, variable: Any) -> None:
         # Only attributes get there, and Keras's own dicts do not count.
         setattr(layer, f"_{name}_variable", variable)
