@@ -183,7 +183,7 @@ def _filled(flavour: Any, layer: Any, config: Mapping[str, Any], named: dict[str
             filled[key] = own
         elif flavour.is_layer(own) and isinstance(value, Mapping) and "config" in value:
             filled[key] = _within(flavour, own, value, named)
-        elif _are_layers(flavour, own) and isinstance(value, (list, tuple)):
+        elif own is not None and _are_layers(flavour, own) and isinstance(value, (list, tuple)):
             pairs = zip(own, value, strict=True)
             filled[key] = [_within(flavour, part, entry, named) for part, entry in pairs]
     return filled
