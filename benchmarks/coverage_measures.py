@@ -163,10 +163,9 @@ def _kernel_noise(content: bytes, data: np.ndarray) -> tuple[float, float]:
 
     The noise floor of an end-to-end comparison: the same file on the same inputs.
     """
-    from rewriter.checking import interpreter
-    from rewriter.litert import flatbuffer
+    from rewriter.checking import interpreter, reading
 
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     made = [
         index
         for index in file.producers()

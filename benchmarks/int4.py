@@ -1,4 +1,4 @@
-"""4-bit kernels in 1x1 convolutions and the Dense layer: the file against the same network with 8 bits everywhere.
+"""4-bit kernels in 1x1 convolutions and Dense: the file beside that with 8 bits everywhere.
 
 MobileNetV2 at 224x224. Both files are loaded in one process by LiteRT's default kernels (XNNPACK)
 and take turns, round by round, on the same input; the ratio is the median over the rounds, with

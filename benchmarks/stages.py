@@ -135,19 +135,19 @@ def exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> Iterator[tuple[
     Also the difference of the operators of the two files, which should be empty.
     """
     from benchmarks import usual_converter
-    from rewriter.litert import flatbuffer
+    from rewriter.checking import reading
     from rewriter.lower import lower
 
     ours, theirs, content = [], [], b""
     for _ in range(rounds):
         ours.append(meter.read(lambda: rewriter.export_tflite(qat, path))[0])
         made = usual_converter.converter(lower(qat))
-        reading, content = meter.read(lambda made=made: usual_converter.convert(made))
-        theirs.append(reading)
+        taken, content = meter.read(lambda made=made: usual_converter.convert(made))
+        theirs.append(taken)
         del made
     yield "export", _median(ours)
     yield "usual converter", _median(theirs)
-    counts = [flatbuffer.census(c).operators for c in (content, path.read_bytes())]
+    counts = [reading.census(c).operators for c in (content, path.read_bytes())]
     gaps = {k: counts[0].get(k, 0) - counts[1].get(k, 0) for k in sorted({*counts[0], *counts[1]})}
     yield "operators", sum(counts[1].values())
     yield "other operators", {kind: gap for kind, gap in gaps.items() if gap}

@@ -30,8 +30,8 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from benchmarks import architectures, peers, report, step_models
+from rewriter.checking import reading
 from rewriter.checking.worker import Interpreter
-from rewriter.litert import flatbuffer
 from tests import real_models
 
 REAL = ("kws01", "ic01")
@@ -58,7 +58,7 @@ def load(keras: Any, name: str, samples: int) -> tuple[Any, np.ndarray]:
 
 def operators(content: bytes) -> dict[str, int]:
     """How many of each operator a file has."""
-    return flatbuffer.census(content).operators
+    return reading.census(content).operators
 
 
 def difference(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:

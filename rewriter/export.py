@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rewriter.checking import trial
+from rewriter.checking import reading, trial
 from rewriter.files import replacing
-from rewriter.litert import flatbuffer, writer
+from rewriter.litert import writer
 from rewriter.lower import lower
 
 
@@ -71,14 +71,13 @@ def export_tflite(
       ValueError: for a batch size that is not positive.
     """
     program = lower(model)
-    content = writer.write(
+    content, file = writer.assemble(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
     )
-    file = flatbuffer.read(content)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         trial.load(temporary, file, program)
-    census = flatbuffer.census(file)
+    census = reading.census(file)
     return ExportReport(
         path=str(path),
         bytes=len(content),

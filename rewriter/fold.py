@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import tensorflow as tf
 
 from rewriter import graph, layers, stack
 from rewriter.flavours import flavour_of
 from rewriter.lower import lower
-from rewriter.program import Program
+from rewriter.program import Operator, Program
 
 
 def fold(model: Any) -> Any:
@@ -54,14 +57,12 @@ def build_twin(model: Any, program: Program) -> Any:
     for step in program.steps:
         values = [tensors[name] for name in step.inputs]
         shape = (None, *program.tensors[step.output].shape[1:])
+        name = _free(last.get(step.output, step.name), taken, step.output in last)
         if step.operator.function is not None:
-            name = _free(last.get(step.output, step.name), taken, step.output in last)
             layer = flavour.keras.layers.Lambda(
-                lambda x, f=step.operator.real: f(*x) if isinstance(x, list) else f(x),
-                name=name,
+                _real(step.operator), output_shape=shape[1:], name=name, dtype="float32"
             )
         else:
-            name = _free(last.get(step.output, step.name), taken, step.output in last)
             layer = classes.IntegerOperator(step.operator, name=name).with_output_shape(shape)
         tensors[step.output] = layer(values[0] if len(values) == 1 else values)
     outputs = iter(program.outputs)
@@ -71,6 +72,16 @@ def build_twin(model: Any, program: Program) -> Any:
             outputs=graph.map_refs(read.outputs, lambda ref: tensors[next(outputs)]),
             name=f"{model.name}_twin",
         )
+
+
+def _real(operator: Operator) -> Callable[[Any], Any]:
+    """A step in float, as a function of one tensor or a list of them."""
+
+    def function(x: Any) -> Any:
+        values = x if isinstance(x, (list, tuple)) else [x]
+        return tf.cast(operator.real(*values), tf.float32)
+
+    return function
 
 
 def _free(name: str, taken: set[str], reserved: bool) -> str:

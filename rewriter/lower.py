@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from rewriter import fusions, graph, lower_float, lower_hosts, lower_ops, peephole, stock_layers
+from rewriter import (
+    fusions,
+    graph,
+    lower_float,
+    lower_hosts,
+    lower_ops,
+    peephole,
+    precisions,
+    stock_layers,
+)
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.program import Program, Tensor
@@ -80,7 +89,9 @@ class _Lowerer(ProgramBuilder):
             self._index = index
             for i, value in enumerate(self._call(call, env)):
                 env[Ref(index, i)] = value
-                if value.name is not None:  # what is pending is not on its grid in the model
+                # What is pending is not on its grid in the model; what is not in float32 there is
+                # not what the program has in float.
+                if value.name is not None and not self._in_other_float(call, i, value.name):
                     self._returned.setdefault(value.name, Source(index, index=i))
         if self.unset:
             raise ExportError(
@@ -108,6 +119,9 @@ class _Lowerer(ProgramBuilder):
         sources = {**self._returned, **self._quantized}
         kept = {names.get(n, n): source for n, source in sources.items() if n in same}
         return Lowered(program, self.graph, kept)
+
+    def _in_other_float(self, call: Call, index: int, name: str) -> bool:
+        return self.tensors[name].quantization is None and precisions.other(call.dtypes[index])
 
     def _drop_unused(self, outputs: Sequence[str]) -> None:
         """Forget steps that nothing reads: masks, and the statistics of a loss."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from rewriter import graph
+from rewriter import graph, precisions
 from rewriter.errors import ExportError
 from rewriter.graph import Call, Ref
 from rewriter.lower_linear import normalization
@@ -28,15 +28,22 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
     refs = list(dict.fromkeys(call.refs))
     dtypes = dict(zip(call.refs, call.input_dtypes, strict=True))
     names = [low.real(env[ref]) for ref in refs]
+    given = {"training": False} if "training" in _parameters(call) else {}
 
     def compute(*x: Any) -> list[Any]:
-        # The program has float tensors only; layers want their inputs' own dtypes.
+        # The program's tensors are float; layers want their inputs' own dtypes.
         tensors = {ref: tf.cast(v, dtypes[ref]) for ref, v in zip(refs, x, strict=True)}
         args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
-        return [tf.cast(t, tf.float32) for t in tf.nest.flatten(call.layer(*args, **kwargs))]
+        return tf.nest.flatten(call.layer(*args, **{**given, **kwargs}))
 
+    function: Callable[..., Any] = compute
+    layers = [call.layer, *low.flavour.sublayers(call.layer)]
+    own = [getattr(layer, "compute_dtype", None) for layer in layers]
+    if any(map(precisions.other, [*own, *call.dtypes, *call.input_dtypes])):
+        shapes = [low.tensors[name].shape for name in names]
+        function = precisions.in_float32(compute, shapes)
     return [
-        _step(low, call, names, (None, *shape[1:]), compute, part=index)
+        _step(low, call, names, (None, *shape[1:]), function, part=index)
         for index, shape in enumerate(call.shapes)
     ]
 
@@ -54,14 +61,19 @@ def _step(
     return low.add(call.path, operator, names, shape)
 
 
+def _parameters(call: Call) -> Collection[str]:
+    """The names of what the layer can be called with."""
+    try:
+        return inspect.signature(call.layer.call).parameters
+    except (AttributeError, TypeError, ValueError):  # an operation
+        return ()
+
+
 def _refuse_mask(call: Call) -> None:
     if not call.masked or "bool" in call.dtypes:
         return
-    try:
-        heeds = "mask" in inspect.signature(call.layer.call).parameters
-    except (AttributeError, TypeError, ValueError):  # an operation
-        heeds = False
-    if heeds:
+    # Beside `mask`: the masks of query, key and value; tf_keras's attention has only this one.
+    if any(name == "mask" or name.endswith("_mask") for name in _parameters(call)):
         raise ExportError(
             f"Layer {call.path!r} works under a mask (of Masking, or of an Embedding with "
             "mask_zero=True), and a LiteRT file carries none. Build the model without masks, or "

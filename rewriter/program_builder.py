@@ -221,8 +221,8 @@ class ProgramBuilder:
         tensor = self.tensors[value.name]
         if tensor.quantization == quantization:
             return value
-        made = {step.output for step in self.steps}
-        if tensor.quantization is None and value.name not in made:  # a model input
+        used = {name for step in self.steps for name in (step.output, *step.inputs)}
+        if tensor.quantization is None and value.name not in used:  # a model input
             self.tensors[value.name] = dataclasses.replace(tensor, quantization=quantization)
             return value
         operator = Operator("QUANTIZE", (tensor.quantization,), quantization)

@@ -123,8 +123,7 @@ class _ActivationQuantizer(_Sized):
         return Grid(self.num_bits)
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        """Quantize; in training a range that is observed follows the batch first."""
-        follow = False if training is None else training
+        follow = False if training is None else training  # an observed range: the batch, first
         outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, follow)
         return connected(outputs)
 

@@ -13,7 +13,7 @@ import numpy as np
 from rewriter import stock_activations
 from rewriter.flavours import Flavour
 from rewriter.graph import Call, Ref
-from rewriter.operations import Operation, affine, reshape, resize
+from rewriter.operations import Operation, affine, is_floating, reshape, resize
 from rewriter.stock_activations import Reader
 
 _KERAS_EPSILON = 1e-7
@@ -248,6 +248,8 @@ _HEED_MASKS = frozenset({"GlobalAveragePooling1D", "Softmax"})
 def read(flavour: Flavour, call: Call) -> Operation | None:
     """The operation of a call of a layer or an operation; None if it has no integer form."""
     layer, name = call.layer, flavour.class_name(call.layer)
+    if name != "InputLayer" and not any(map(is_floating, call.dtypes)):
+        return None  # words and masks are on no grid
     if name.startswith("ops."):
         return flavour.operation(call)
     if name == "Activation":

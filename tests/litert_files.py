@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from rewriter.checking import reading
 from rewriter.checking.mapping import FileMapping, mapping_from_names
 from rewriter.litert import flatbuffer, writer
 from rewriter.litert.file_model import FileOperator
@@ -23,7 +24,7 @@ RESOLVERS = {
 def written(program: Program, **options: Any) -> tuple[bytes, FileMapping]:
     """The file of a program, and where the program's tensors are in it."""
     content = writer.write(program, **options)
-    return content, mapping_from_names(program, flatbuffer.read(content))
+    return content, mapping_from_names(program, reading.read(content))
 
 
 def one_operator(
@@ -43,7 +44,7 @@ def edited(
 ) -> bytes:
     """The file after ``change(model, operator)`` on the operator that writes tensor ``name``."""
     model = flatbuffer.unpack(content)
-    change(model, flatbuffer.read(content).producers()[mapping.indexes[name]])
+    change(model, reading.read(content).producers()[mapping.indexes[name]])
     return flatbuffer.pack(model)
 
 

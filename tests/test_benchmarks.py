@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import rewriter
 from benchmarks import convert, meter, peers, report, stages, tflite, usual_converter
 from checks import KERASES, call, randomise, samples
-from rewriter.checking import interpreter
-from rewriter.litert import flatbuffer, writer
+from rewriter.checking import interpreter, reading
+from rewriter.litert import writer
 from rewriter.lower import lower
 
 
@@ -173,7 +173,7 @@ def test_files_of_the_peers() -> None:
     gaps = tflite.difference(tflite.operators(folded), tflite.operators(ours))
     assert gaps == {"ADD": 1, "DEPTHWISE_CONV_2D": -1, "MUL": 1}
     for content, dtype in ((ours, "INT8"), (folded, "INT8"), (floating, "FLOAT32")):
-        file = flatbuffer.read(content)
+        file = reading.read(content)
         assert [file.tensors[i].dtype for i in (*file.inputs, *file.outputs)] == [dtype] * 2
     times = tflite.latencies({peers.OURS: ours, peers.FOLDED: folded}, 1, 3)
     assert all(len(values) == 3 and min(values) > 0 for values in times.values())
@@ -208,7 +208,7 @@ def test_the_usual_converter_gets_the_same_operators() -> None:
     theirs = usual_converter.convert(usual_converter.converter(program))
     counted = tflite.operators(theirs)
     assert tflite.difference(counted, tflite.operators(writer.write(program))).keys() <= {"RESHAPE"}
-    assert flatbuffer.census(theirs).integer_only
+    assert reading.census(theirs).integer_only
     real = interpreter.run(theirs, [data])[0].astype(np.int32)
     ours = interpreter.run(writer.write(program), [data])[0].astype(np.int32)
     assert np.mean(np.abs(real - ours) <= 2) > 0.9

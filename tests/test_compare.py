@@ -10,10 +10,9 @@ import pytest
 
 import litert_programs as programs
 from litert_files import edited, store, written
-from rewriter.checking import compare
+from rewriter.checking import compare, reading
 from rewriter.checking.compare import compare_program
 from rewriter.errors import VerificationError
-from rewriter.litert import flatbuffer
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,13 @@ def residual():
 
 
 def transpose_kernel(model, op):
-    kernel = flatbuffer.stored(model, op.inputs[1])
+    kernel = reading.stored(model, op.inputs[1])
     store(model, op.inputs[1], np.ascontiguousarray(kernel.swapaxes(1, 2)))
 
 
 def move_bias(steps):
     def change(model, op):
-        bias = flatbuffer.stored(model, op.inputs[2])
+        bias = reading.stored(model, op.inputs[2])
         scales = model.subgraphs[0].tensors[op.inputs[2]].quantization.scale
         wide = 0.05 / scales if steps is None else steps
         store(model, op.inputs[2], (bias + wide).astype(np.int32))

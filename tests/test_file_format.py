@@ -13,6 +13,7 @@ import litert_programs as programs
 from litert_builder import CONV, Builder, grid
 from litert_operator_cases import CASES
 from litert_single_op import write
+from rewriter.checking import reading
 from rewriter.grid import kernel
 from rewriter.litert import flatbuffer, writer
 
@@ -161,7 +162,7 @@ def test_kernels_of_four_bits(name, axes, version, first):
     content = write(dataclasses.replace(case, operator=operator))
     assert litert_files.versions(content) == [(operator.kind, version)]
     assert runtime(content) == first
-    tensors = flatbuffer.read(content).tensors
+    tensors = reading.read(content).tensors
     (stored,) = (t for t in tensors if t.dtype == "INT4")
     model = flatbuffer.unpack(content)
     data = model.buffers[model.subgraphs[0].tensors[stored.index].buffer].data
@@ -195,7 +196,7 @@ def test_constants_are_aligned(name):
 def test_equal_constants_are_stored_once():
     program = programs.shared_layer()
     content = writer.write(program)
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     first, again, other = (op for op in file.operators if op.kind == "CONV_2D")
     assert first.inputs[1:] == again.inputs[1:] == other.inputs[1:]
     held = [t for t in file.tensors if t.constant]
@@ -215,9 +216,9 @@ def test_what_is_not_equal_is_not_shared():
     b.steps.append(dataclasses.replace(step, name="finer", operator=operator, output="finer:out"))
     b.tensors["finer:out"] = dataclasses.replace(b.tensors[first], name="finer:out")
     content = writer.write(b.program([first, "finer:out"]))
-    one, two = flatbuffer.read(content).operators
+    one, two = reading.read(content).operators
     assert not set(one.inputs[1:]) & set(two.inputs[1:])
-    mapping_scales = [flatbuffer.read(content).tensors[op.inputs[1]].scale for op in (one, two)]
+    mapping_scales = [reading.read(content).tensors[op.inputs[1]].scale for op in (one, two)]
     np.testing.assert_array_equal(mapping_scales[0], step.operator.kernel_scale)
     np.testing.assert_array_equal(mapping_scales[1], scales)
 
@@ -227,7 +228,7 @@ def test_computed_tensors_hold_no_data():
     model = flatbuffer.unpack(content)
     first = model.buffers[0].data
     assert first is None or len(first) == 0
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     for op in file.operators:
         for index in op.outputs:
             assert model.subgraphs[0].tensors[index].buffer == 0

@@ -9,7 +9,7 @@ import tensorflow as tf
 import litert_programs as programs
 from litert_builder import grid
 from litert_files import written
-from rewriter.checking import interpreter
+from rewriter.checking import interpreter, reading
 from rewriter.errors import ExportError
 from rewriter.litert import flatbuffer
 
@@ -54,7 +54,7 @@ def test_round_trip_keeps_the_model_and_aligns_buffers(residual):
 
 def test_view(residual):
     program, content, mapping = residual
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     conv = file.producers()[mapping.indexes["stem/conv:out"]]
     assert conv.kind == "CONV_2D"
     kernel = file.tensors[conv.inputs[1]]
@@ -62,7 +62,7 @@ def test_view(residual):
     assert (kernel.shape, kernel.dtype, kernel.quantized_dimension) == ((8, 3, 3, 3), "INT8", 0)
     assert kernel.constant and not file.tensors[conv.inputs[0]].constant
     np.testing.assert_array_equal(kernel.scale, operator.kernel_scale)
-    stored = flatbuffer.stored(flatbuffer.unpack(content), kernel.index)
+    stored = reading.stored(flatbuffer.unpack(content), kernel.index)
     for o in range(8):
         np.testing.assert_array_equal(stored[o], operator.kernel[:, :, :, o])
 
@@ -70,7 +70,7 @@ def test_view(residual):
 def test_the_view_is_the_unpacked_file(residual, plain_dense):
     """Read field by field, against the schema's own objects."""
     for content in (residual[1], plain_dense):
-        file, model = flatbuffer.read(content), flatbuffer.unpack(content)
+        file, model = reading.read(content), flatbuffer.unpack(content)
         graph = model.subgraphs[0]
         assert file.operators and len(file.tensors) == len(graph.tensors)
         for ours, theirs in zip(file.operators, graph.operators, strict=True):
@@ -91,26 +91,26 @@ def test_the_view_is_the_unpacked_file(residual, plain_dense):
 
 def test_census(residual, plain_dense):
     program, content, _ = residual
-    counted = flatbuffer.census(content)
+    counted = reading.census(content)
     assert counted.operators["CONV_2D"] == 3 and counted.operators["QUANTIZE"] == 1
     assert counted.integer_only and counted.conversions == ("side_grid:out",)
-    with_float_border = flatbuffer.census(written(program, float_io=True)[0])
+    with_float_border = reading.census(written(program, float_io=True)[0])
     assert with_float_border.integer_only
     assert with_float_border.operators["DEQUANTIZE"] == 3
     assert with_float_border.conversions == ("side_grid:out",)
-    floating = flatbuffer.census(plain_dense)
+    floating = reading.census(plain_dense)
     assert not floating.integer_only
     assert len(floating.hybrid) == 1 and len(floating.float_tensors) == 3
     island = programs.with_float_layers(grid(0.02))
-    mixed = flatbuffer.census(written(island, allow_float=True)[0])
+    mixed = reading.census(written(island, allow_float=True)[0])
     assert not mixed.integer_only and len(mixed.conversions) == 3, mixed
 
 
 @pytest.mark.parametrize("kernels", interpreter.KERNELS)
 def test_extra_outputs_change_nothing_else(residual, kernels):
     program, content, mapping = residual
-    everything = flatbuffer.with_all_outputs(content)
-    before, after = flatbuffer.read(content), flatbuffer.read(everything)
+    everything = reading.with_all_outputs(content)
+    before, after = reading.read(content), reading.read(everything)
     assert after.outputs[: len(before.outputs)] == before.outputs
     assert set(mapping.indexes.values()) <= set(after.outputs) | set(after.inputs)
     inputs = programs.samples(program, 4)
@@ -132,7 +132,7 @@ def test_tensors_are_refused_where_the_interpreter_drops_them(residual):
 
 def test_not_a_file():
     with pytest.raises(ExportError, match="TFL3"):
-        flatbuffer.read(b"PK\x03\x04 something else")
+        reading.read(b"PK\x03\x04 something else")
 
 
 def test_float_inputs_are_quantized_as_litert_does():

@@ -13,8 +13,8 @@ import rewriter
 from litert_builder import CONV, Builder, grid, replace_operator
 from litert_random_programs import random_program
 from rewriter import fusions
-from rewriter.checking import interpreter
-from rewriter.litert import flatbuffer, writer
+from rewriter.checking import interpreter, reading
+from rewriter.litert import writer
 from rewriter.lower import lower
 
 Q = grid(0.02, 3)
@@ -40,7 +40,7 @@ def check(program, expected=None, float_io=False):
     inputs = programs.samples(program, 5)
     contents = [writer.write(p, float_io=float_io) for p in (program, short)]
     if not float_io:
-        assert [op.kind for op in flatbuffer.read(contents[1]).operators] == kinds(short)
+        assert [op.kind for op in reading.read(contents[1]).operators] == kinds(short)
     for kernels in ("xnnpack", "builtin"):
         long, less = (interpreter.run(c, inputs, kernels=kernels) for c in contents)
         assert max(len(np.unique(a)) for a in long) > 5
@@ -241,7 +241,7 @@ def test_what_is_computed_twice_is_computed_once():
     assert short.steps[1].inputs == ("first:out", "first:out")
     assert short.outputs[1:] == ("first:out", "first:out")
     content = writer.write(short)
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     assert file.outputs[1] == file.outputs[2]
     assert [name for name, _ in file.signature[1]] == ["head_0", "head_1", "head_2"]
     check(twice(), ["CONV_2D", "ADD", "ADD"], float_io=True)
@@ -312,7 +312,7 @@ def test_outputs_of_a_model_that_are_equal_keep_their_names(flavour, tmp_path):
     qat = builders.calibrated(model, data)
     assert kinds(lower(qat)) == ["CONV_2D", "RESHAPE"]
     rewriter.export_tflite(qat, tmp_path / "m.tflite")
-    file = flatbuffer.read((tmp_path / "m.tflite").read_bytes())
+    file = reading.read((tmp_path / "m.tflite").read_bytes())
     assert len({name for name, _ in file.signature[1]}) == 2
     found = rewriter.verify(qat, tmp_path / "m.tflite", data, progress=False).comparison
     assert min(a.identical for a in found.end_to_end) == 1.0

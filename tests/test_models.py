@@ -15,8 +15,7 @@ import claims
 import real_models
 import rewriter
 from litert_files import run_batch
-from rewriter.checking import interpreter
-from rewriter.litert import flatbuffer
+from rewriter.checking import interpreter, reading
 
 # Every model once, in one Keras or the other; the rest has the mark.
 FAST = {
@@ -98,7 +97,7 @@ def test_training_in_float_is_the_original(case, shared):
 
 def test_file_holds_integers_only(exported):
     content = exported.path.read_bytes()
-    census = flatbuffer.census(content)
+    census = reading.census(content)
     assert not census.float_tensors and not exported.report.float_tensors
     details = claims.details(content)
     assert {d["dtype"] for d in details.inputs + details.outputs} == {np.int8}

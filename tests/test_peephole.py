@@ -12,8 +12,7 @@ import pytest
 import rewriter
 from checks import KERASES, randomise, samples
 from rewriter import peephole
-from rewriter.checking import interpreter
-from rewriter.litert import flatbuffer
+from rewriter.checking import interpreter, reading
 
 
 def _squeeze(k: Any) -> Any:
@@ -105,7 +104,7 @@ def test_same_integers_from_fewer_operators(
     monkeypatch.setattr(peephole, "simplify", lambda steps, tensors, outputs: (steps, tensors))
     rewriter.export_tflite(qat, tmp_path / "long.tflite")
     short, long = ((tmp_path / f"{part}.tflite").read_bytes() for part in ("short", "long"))
-    a, b = (flatbuffer.census(content).operators for content in (short, long))
+    a, b = (reading.census(content).operators for content in (short, long))
     assert {kind: n - a.get(kind, 0) for kind, n in b.items() if n != a.get(kind, 0)} == gone
     for x, y in zip(interpreter.run(short, [data]), interpreter.run(long, [data]), strict=True):
         assert len(np.unique(y)) > 5  # otherwise equal outputs prove nothing

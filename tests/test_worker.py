@@ -136,7 +136,7 @@ def test_a_crash_while_running_is_searched_for(residual, monkeypatch):
 
     def request(self, message, progress=None):
         if message[0] == "load":
-            loaded.append(interpreter.flatbuffer.read(message[1]))
+            loaded.append(interpreter.reading.read(message[1]))
         if message[0] == "run" and len(loaded[-1].operators) >= 3:
             message = (Calls(os._exit, 7),)
         return whole(self, message, progress)

@@ -13,11 +13,11 @@ import litert_programs as programs
 from litert_builder import CONV, Builder, grid
 from litert_files import edited, store, written
 from litert_random_programs import random_program
-from rewriter.checking import interpreter
+from rewriter.checking import interpreter, reading
 from rewriter.checking.compare import compare_program
 from rewriter.checking.differences import differences
 from rewriter.errors import ExportError
-from rewriter.litert import flatbuffer, writer
+from rewriter.litert import writer
 
 
 def conv_in_float64(program, image):
@@ -54,8 +54,8 @@ def test_file_computes_the_program(name, float_io):
     assert report.skipped == {}
     for agreement in (*report.operator_by_operator, *report.end_to_end):
         assert agreement.identical == 1, agreement
-    assert flatbuffer.census(content).integer_only
-    file = flatbuffer.read(content)
+    assert reading.census(content).integer_only
+    file = reading.read(content)
     border = [file.tensors[i] for i in (*file.inputs, *file.outputs)]
     assert {t.dtype for t in border} == {"FLOAT32" if float_io else "INT8"}
     kinds = [op.kind for op in file.operators]
@@ -73,8 +73,8 @@ def test_random_graphs(seed):
     content, mapping = written(program)
     report = compare_program(program, content, mapping, programs.samples(program, 3))
     assert report.differences == () and report.skipped == {}
-    assert flatbuffer.census(content).integer_only
-    kinds = [op.kind for op in flatbuffer.read(content).operators]
+    assert reading.census(content).integer_only
+    kinds = [op.kind for op in reading.read(content).operators]
     assert kinds == [step.operator.kind for step in program.steps]
     for agreement in (*report.operator_by_operator, *report.end_to_end):
         assert agreement.identical == 1, agreement
@@ -92,9 +92,9 @@ def test_float_layers_are_kept_only_if_allowed(quantization):
     assert "elu:out" not in units  # within an island, whose inside is the converter's
     for agreement in report.operator_by_operator:
         assert agreement.identical == 1, agreement
-    assert not flatbuffer.census(content).integer_only
+    assert not reading.census(content).integer_only
     dtypes = [
-        t.dtype for t in map(flatbuffer.read(content).tensors.__getitem__, mapping.indexes.values())
+        t.dtype for t in map(reading.read(content).tensors.__getitem__, mapping.indexes.values())
     ]
     assert dtypes.count("INT8") == sum(
         program.tensors[name].quantization is not None for name in mapping.indexes
@@ -104,7 +104,7 @@ def test_float_layers_are_kept_only_if_allowed(quantization):
 def test_names_and_order_of_inputs_and_outputs():
     program = programs.residual()
     content, mapping = written(program)
-    file = flatbuffer.read(content)
+    file = reading.read(content)
     assert [file.tensors[i].name for i in file.inputs] == list(program.input_names)
     assert [file.tensors[i].name for i in file.outputs] == list(program.output_names)
     assert [n for n, _ in file.signature[0]] == list(program.input_names)
@@ -136,7 +136,7 @@ FAULTS = {
 
 
 def _restored(model, op, place, change):
-    values = flatbuffer.stored(model, op.inputs[place])
+    values = reading.stored(model, op.inputs[place])
     store(model, op.inputs[place], np.ascontiguousarray(change(values)))
 
 

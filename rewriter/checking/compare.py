@@ -18,7 +18,7 @@ import tensorflow as tf
 from rewriter.checking import crash, interpreter
 from rewriter.checking.comparison import Comparison, TensorAgreement
 from rewriter.checking.differences import differences
-from rewriter.checking.evaluation import evaluate, same_order
+from rewriter.checking.evaluation import same_order, twofold
 from rewriter.checking.mapping import FileMapping, mapping_from_names
 from rewriter.errors import RewriterError, VerificationError
 from rewriter.program import Program
@@ -70,7 +70,7 @@ def compare_program(
         if wrong := [shapes[name] for name in program.inputs if name in shapes]:
             raise VerificationError(f"The file is not of this model: {wrong[0]}.")
         indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
-        twin = _Twin(program, indexes)
+        twin = _Twin(program, indexes, runner.batch)
         by_operator, end_to_end = _Counter(), _Counter()
         top1 = np.zeros((len(twin.classified), 2))
         for start in range(0, total, batch):
@@ -80,7 +80,9 @@ def compare_program(
                 tensors=list(indexes.values()),
                 progress=progress and _shifted(progress, start, total),
             ).tensors
-            step_counts, whole_counts, votes = twin({n: found[i] for n, i in indexes.items()})
+            step_counts, whole_counts, votes = twin(
+                {n: found[i] for n, i in indexes.items()}, len(chunk[0])
+            )
             by_operator.add(step_counts)
             end_to_end.add(whole_counts)
             top1 += votes
@@ -100,7 +102,7 @@ def compare_program(
         },
         differences=(*shapes.values(), *differences(program, content, mapping)),
         skipped=twin.skipped,
-        missing=tuple(name for name in program.tensors if name not in mapping.indexes),
+        missing=mapping.missing,
     )
 
 
@@ -150,8 +152,8 @@ class _Twin:
     Eagerly: tracing a hundred steps costs more than running them on hundreds of samples.
     """
 
-    def __init__(self, program: Program, held: Collection[str]):
-        self._program = program
+    def __init__(self, program: Program, held: Collection[str], batch: int):
+        self._program, self._batch = program, batch
         self._held = [name for name in program.tensors if name in held]
         held = set(self._held)
         self.skipped: dict[str, str] = {}
@@ -165,12 +167,13 @@ class _Twin:
         ]
 
     def __call__(
-        self, tensors: Mapping[str, np.ndarray]
+        self, tensors: Mapping[str, np.ndarray], samples: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Counts operator by operator and end to end ``[compared, 4]``, and top-1 votes.
 
         Args:
           tensors: the file's tensors, samples first, by the program's names.
+          samples: how many.
         """
         program = self._program
         found = {name: self._raw(name, tensors[name]) for name in self._held}
@@ -180,11 +183,8 @@ class _Twin:
         for step in program.steps:
             name, real = step.output, found.get(step.output)
             try:
-                # Both comparisons in one evaluation, one after the other along the batch.
-                both = evaluate(
-                    step, [tf.concat([single[i], whole[i]], axis=0) for i in step.inputs]
-                )
-                one, whole[name] = tf.split(both, 2)
+                a, b = ([values[i] for i in step.inputs] for values in (single, whole))
+                one, whole[name] = twofold(step, a, b, samples, self._batch)
             except (RewriterError, NotImplementedError) as error:
                 if real is None:
                     raise

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.checking import reading
 from rewriter.checking.mapping import FileMapping
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_model import FileOperator
@@ -17,7 +18,7 @@ from rewriter.program import Operator, Program
 
 def differences(program: Program, content: bytes, mapping: FileMapping) -> Iterator[str]:
     """Constants, scales and zero points of a file that are not the program's, to the bit."""
-    model, file = flatbuffer.unpack(content), flatbuffer.read(content)
+    model, file = flatbuffer.unpack(content), reading.read(content)
     producers = file.producers()
     for name, index in mapping.indexes.items():
         wanted, tensor = program.tensors[name].quantization, file.tensors[index]
@@ -81,7 +82,7 @@ def _holds(model: Any, op: FileOperator, place: int, values: np.ndarray, scale: 
         return False
     found = model.subgraphs[0].tensors[index].quantization
     return (
-        np.array_equal(flatbuffer.stored(model, index), values)
+        np.array_equal(reading.stored(model, index), values)
         and found is not None
         and np.array_equal(np.asarray(found.scale, np.float32), np.asarray(scale, np.float32))
     )

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import graph, phases
-from rewriter.checking.evaluation import evaluate, quantized, same_order
+from rewriter.checking.evaluation import for_all, quantized, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
 from rewriter.graph import Ref
@@ -137,7 +137,7 @@ def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Ten
             else inside.get((source.call, id(source.layer)))
         )
         if values is not None:
-            found[name] = values
+            found[name] = for_all(values, len(inputs[0]))
     return found
 
 
@@ -173,7 +173,7 @@ class _Twin:
           model: the real values of the model's tensors, by the program's names.
           inputs: real values.
         """
-        program = self._program
+        program, samples = self._program, len(inputs[0])
         self._model, self._whole, self._single = model, {}, {}
         for name, array in zip(program.inputs, inputs, strict=True):
             stored = _stored(array, program.tensors[name])
@@ -182,15 +182,15 @@ class _Twin:
             if not all(name in self._whole for name in step.inputs):
                 self._go_on_from(step.output)
                 continue
-            # Both in one evaluation, one after the other along the batch.
-            pairs = [tf.concat([self._whole[i], self._single[i]], axis=0) for i in step.inputs]
+            a, b = ([values[i] for i in step.inputs] for values in (self._whole, self._single))
             try:
-                both = evaluate(step, pairs)
+                # The model computes all samples at a time.
+                both = twofold(step, a, b, samples, samples)
             except (RewriterError, NotImplementedError) as error:
                 self.skipped[step.output] = f"layer '{step.layer}': {error}"
                 self._go_on_from(step.output)
                 continue
-            self._keep(step.output, *tf.split(both, 2))
+            self._keep(step.output, *both)
 
     def _keep(self, name: str, whole: tf.Tensor, single: tf.Tensor) -> None:
         """Compare one tensor, and keep it for the steps that read it."""

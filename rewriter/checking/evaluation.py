@@ -13,6 +13,51 @@ from rewriter.litert import integer
 from rewriter.program import Quantization, Step
 
 
+def twofold(
+    step: Step, a: list[tf.Tensor], b: list[tf.Tensor], samples: int, batch: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """One step on two sets of raw values, as :func:`evaluate` would do for a few samples at a time.
+
+    Args:
+      step: what to compute.
+      a, b: its inputs, samples first, maybe several rows a sample.
+      samples: how many there are in each.
+      batch: how many are computed at a time in what this is compared with. A layer in float may
+        mix them, put them in another order, or return one row for all.
+    """
+    if step.operator.function is None:
+        both = evaluate(step, [tf.concat(pair, axis=0) for pair in zip(a, b, strict=True)])
+        first, second = tf.split(both, 2)
+        return first, second
+    return _in_batches(step, a, samples, batch), _in_batches(step, b, samples, batch)
+
+
+def _in_batches(step: Step, values: list[tf.Tensor], samples: int, batch: int) -> tf.Tensor:
+    def part(start: int, stop: int) -> tf.Tensor:
+        cut = [v[len(v) * start // samples : len(v) * stop // samples] for v in values]
+        return for_all(evaluate(step, cut), stop - start)
+
+    whole = part(0, samples)
+    if samples <= batch:
+        return whole
+    first = part(0, batch)
+    # Nearly all layers treat every sample by itself, and are faster with all of them at once.
+    if len(whole) * batch == len(first) * samples and _near(whole[: len(first)], first):
+        return whole
+    starts = range(0, samples, batch)
+    return tf.concat([part(start, min(start + batch, samples)) for start in starts], axis=0)
+
+
+def _near(a: tf.Tensor, b: tf.Tensor) -> bool:
+    return np.allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max(initial=0), equal_nan=True)
+
+
+def for_all(value: tf.Tensor, samples: int) -> tf.Tensor:
+    """A row for every sample, where there is one for all of them."""
+    single = value.shape.rank and len(value) == 1
+    return tf.repeat(value, samples, axis=0) if single else value
+
+
 def evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
     """One step on raw values: int32 where quantized, float32 where not."""
     op = step.operator
@@ -22,7 +67,7 @@ def evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
         value if q is None else dequantized(value, q)
         for value, q in zip(values, op.inputs, strict=True)
     ]
-    result = op.real(*reals)
+    result = tf.cast(op.real(*reals), tf.float32)  # layers may return numbers of other types
     return result if op.output is None else quantized(result, op.output)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.checking import child, crash
+from rewriter.checking import child, crash, reading
 from rewriter.checking.worker import KERNELS, Engine
 from rewriter.errors import VerificationError
-from rewriter.litert import flatbuffer
 from rewriter.program import Quantization
 
 Progress = Callable[[int, int], None]
@@ -85,11 +84,11 @@ class Runner:
             raise VerificationError(
                 f"Unknown kernels. Expected one of {sorted(KERNELS)}. Received: {kernels!r}."
             )
-        self.file = flatbuffer.read(content)
+        self.file = reading.read(content)
         self._readable = set(self.file.outputs) | set(self.file.inputs)
         if all_tensors:
-            content = flatbuffer.with_all_outputs(content)
-            self._readable = set(flatbuffer.read(content).outputs) | set(self.file.inputs)
+            content = reading.with_all_outputs(content)
+            self._readable = set(reading.read(content).outputs) | set(self.file.inputs)
         self._content, self._kernels, self._num_threads = content, kernels, num_threads
         self._engine: Engine | None = None
         if isolated:
@@ -101,7 +100,7 @@ class Runner:
             raise VerificationError(f"LiteRT cannot load this file: {error}") from error
 
     @property
-    def _batch(self) -> int:
+    def batch(self) -> int:
         """How many samples the file takes at a time."""
         shapes = [self.file.tensors[index].shape for index in self.file.inputs]
         return shapes[0][0] if shapes and shapes[0] else 1
@@ -195,7 +194,7 @@ class Runner:
                 progress(done, count)
 
         if self._engine is not None:
-            kept = self._engine.run(numbered, shapes, report, self._batch)
+            kept = self._engine.run(numbered, shapes, report, self.batch)
         else:
             kept = self._run_in_child(numbered, shapes, report)
         kept.update(zip(self.file.inputs, ready, strict=True))
@@ -207,10 +206,10 @@ class Runner:
         try:
             with child.shared.lock:
                 self._load()  # another file may have been, or the process be a new one
-                request = ("run", inputs, shapes, self._batch)
+                request = ("run", inputs, shapes, self.batch)
                 kept: dict[int, np.ndarray] = child.shared.request(request, progress)
         except child.Died as error:
-            batch = np.minimum(error.done + np.arange(self._batch), len(inputs[0][1]) - 1)
+            batch = np.minimum(error.done + np.arange(self.batch), len(inputs[0][1]) - 1)
             sample = [(index, array[batch]) for index, array in inputs]
             raise crash.explained(error, self._content, self._kernels, sample) from error
         return kept

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rewriter.errors import ExportError
 from rewriter.litert.file_model import FileModel
+from rewriter.partition import inside
 from rewriter.program import Program
 
 
@@ -17,7 +18,7 @@ class FileMapping:
     Attributes:
       indexes: the tensor's index in the file, by the name of the program's tensor.
       names: its name in the file.
-      missing: program tensors that the file does not hold.
+      missing: program tensors that the file does not hold, other than those inside islands.
       file: what the file consists of.
     """
 
@@ -54,10 +55,11 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
     }
     indexes.update(zip(program.outputs, _outputs(program, file), strict=True))
     indexes.update(_inputs(program, file))
+    known = indexes.keys() | inside(program)
     return FileMapping(
         indexes=indexes,
         names={name: file.tensors[i].name for name, i in indexes.items()},
-        missing=tuple(name for name in program.tensors if name not in indexes),
+        missing=tuple(name for name in program.tensors if name not in known),
         file=file,
     )
 

@@ -72,15 +72,12 @@ class Engine:
           batch: how many samples the file takes. The last run is filled up with the last sample.
 
         Returns:
-          The values of ``tensors``, samples first: several rows a sample where a shape begins
-          with several.
+          The values of ``tensors``, samples first: several rows a sample where the interpreter has
+          several.
         """
         count = len(inputs[0][1]) if inputs else 0
-        rows = {i: (shape[0] if shape else 1) // batch for i, (shape, _) in tensors.items()}
-        kept = {
-            index: np.empty((count * rows[index], *shape[1:]), dtype)
-            for index, (shape, dtype) in tensors.items()
-        }
+        rows: dict[int, int] = {}
+        kept = {i: np.empty((0, *shape[1:]), dtype) for i, (shape, dtype) in tensors.items()}
         for start in range(0, count, batch):
             stop = min(start + batch, count)
             for index, array in inputs:
@@ -90,6 +87,12 @@ class Engine:
             self._interpreter.invoke()
             for index, store in kept.items():
                 values = self._interpreter.get_tensor(index).reshape(-1, *store.shape[1:])
+                if len(values) == 1:  # maybe one for all samples
+                    values = np.repeat(values, batch, axis=0)
+                if index not in rows:  # of an open batch the file does not say how many
+                    rows[index] = len(values) // batch
+                    store = np.empty((count * rows[index], *store.shape[1:]), store.dtype)
+                    kept[index] = store
                 store[start * rows[index] : stop * rows[index]] = values[
                     : (stop - start) * rows[index]
                 ]

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from rewriter.litert import flatbuffer
-from rewriter.litert.file_model import schema
+from rewriter.litert.file_model import (
+    OPERATORS,
+    TYPES,
+    FileModel,
+    FileOperator,
+    FileTensor,
+    schema,
+)
 from rewriter.litert.flatbuffer import packed
 
 _TYPES = {
@@ -172,6 +179,35 @@ class FileBuilder:
     def require(self, runtime: str) -> None:
         """Say that the file needs at least this version of the runtime."""
         self._runtime = max(self._runtime, tuple(int(part) for part in runtime.split(".")))
+
+    def view(self, inputs: Sequence[int], outputs: Sequence[int]) -> FileModel:
+        """What the main graph consists of: what reading the packed file would tell."""
+        operators = [
+            FileOperator(
+                OPERATORS[self._codes[op.opcodeIndex].builtinCode],
+                tuple(op.inputs.tolist()),
+                tuple(op.outputs.tolist()),
+            )
+            for op in self._operators
+        ]
+        tensors = []
+        for index, t in enumerate(self._tensors):
+            grid = t.quantization or schema.QuantizationParametersT()
+            tensor = FileTensor(
+                index=index,
+                name=t.name,
+                shape=tuple(t.shape.tolist()),
+                dtype=TYPES[t.type],
+                scale=np.asarray(() if grid.scale is None else grid.scale, np.float32),
+                zero_point=np.asarray(() if grid.zeroPoint is None else grid.zeroPoint, np.int64),
+                quantized_dimension=grid.quantizedDimension,
+                constant=t.buffer > 0,
+            )
+            tensors.append(tensor)
+        extra = len(self.subgraphs)
+        return FileModel(
+            tuple(operators), tuple(inputs), tuple(outputs), tuple(tensors), extra_subgraphs=extra
+        )
 
     def pack(self, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]]) -> bytes:
         """The bytes of the file.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -84,72 +83,3 @@ class FileModel:
             for tensor in dict.fromkeys(op.inputs):
                 found[tensor].append(op)
         return found
-
-
-def from_bytes(content: bytes) -> FileModel:
-    """The main subgraph of the packed file ``content``, field by field.
-
-    The schema's mutable objects hold every option and every table of the file, which takes
-    several times as long to make.
-    """
-    model = schema.Model.GetRootAs(content, 0)
-    graph = model.Subgraphs(0)
-    stored = [model.Buffers(i).DataLength() > 0 for i in range(model.BuffersLength())]
-    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
-    kinds = [OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes]
-    operators = []
-    for place in range(graph.OperatorsLength()):
-        op = graph.Operators(place)
-        operators.append(
-            FileOperator(
-                kinds[op.OpcodeIndex()],
-                _ints(op.InputsLength(), op.InputsAsNumpy),
-                _ints(op.OutputsLength(), op.OutputsAsNumpy),
-            )
-        )
-    return FileModel(
-        tuple(operators),
-        _ints(graph.InputsLength(), graph.InputsAsNumpy),
-        _ints(graph.OutputsLength(), graph.OutputsAsNumpy),
-        tuple(_tensor(graph, index, stored) for index in range(graph.TensorsLength())),
-        _signature(model),
-        model.SubgraphsLength() - 1,
-    )
-
-
-def _ints(length: int, values: Any) -> tuple[int, ...]:
-    return tuple(values().tolist()) if length else ()
-
-
-def _tensor(graph: Any, index: int, stored: list[bool]) -> FileTensor:
-    tensor = graph.Tensors(index)
-    quantization = tensor.Quantization()
-    scale: Any = ()
-    zero_point: Any = ()
-    axis = 0
-    if quantization is not None:
-        scale = quantization.ScaleAsNumpy() if quantization.ScaleLength() else ()
-        zero_point = quantization.ZeroPointAsNumpy() if quantization.ZeroPointLength() else ()
-        axis = quantization.QuantizedDimension()
-    return FileTensor(
-        index=index,
-        name=(tensor.Name() or b"").decode(),
-        shape=_ints(tensor.ShapeLength(), tensor.ShapeAsNumpy),
-        dtype=TYPES[tensor.Type()],
-        scale=np.array(scale, np.float32),  # a copy: the file need not be kept for it
-        zero_point=np.array(zero_point, np.int64),
-        quantized_dimension=axis,
-        constant=stored[tensor.Buffer()],
-    )
-
-
-def _signature(model: Any) -> Any:
-    if not model.SignatureDefsLength():
-        return (), ()
-    first = model.SignatureDefs(0)
-    inputs = [first.Inputs(i) for i in range(first.InputsLength())]
-    outputs = [first.Outputs(i) for i in range(first.OutputsLength())]
-    return tuple(
-        tuple(((m.Name() or b"").decode(), m.TensorIndex()) for m in maps)
-        for maps in (inputs, outputs)
-    )

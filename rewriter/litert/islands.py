@@ -1,15 +1,13 @@
 """Layers that stay in float: converted by TensorFlow's converter alone, and copied into the file.
 
-Adjacent float steps are one *island*. The converter sees an island's function and nothing of what
-stands around it, so it can neither move nor quantize that; and since it is not asked to optimize,
-it leaves the island in float.
+The converter sees the function of an island (:mod:`rewriter.partition`) and nothing of what stands
+around it, so it can neither move nor quantize that; and since it is not asked to optimize, it
+leaves the island in float.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
 import logging
 import os
 import re
@@ -25,105 +23,23 @@ import tensorflow as tf
 from rewriter.errors import ExportError
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_builder import FileBuilder
+from rewriter.partition import Island
 from rewriter.program import Program, Step
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Island:
-    """Float steps that are converted together.
-
-    Attributes:
-      steps: in topological order.
-      inputs: the tensors that they read and do not make.
-      outputs: the tensors that others read, or that the program returns.
-    """
-
-    steps: tuple[Step, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-    @property
-    def where(self) -> str:
-        """The Keras layers, for messages."""
-        layers = list(dict.fromkeys(step.layer for step in self.steps))
-        return f"Layer{'s' * (len(layers) > 1)} {', '.join(map(repr, layers))}"
-
-
-def schedule(program: Program) -> Iterator[Step | Island]:
-    """The program's steps in an order of execution, with float steps gathered into islands.
-
-    All integer steps that can be computed come first, then all float steps that can be computed
-    from them: so no island waits for a tensor that is computed from another of its own.
-    """
-    waiting = list(program.steps)
-    known = set(program.inputs)
-    while waiting:
-        ready: list[Step] = []
-        for kind in (False, True):
-            made, rest = [], []
-            for step in waiting:
-                if (step.operator.kind == "FLOAT") == kind and known.issuperset(step.inputs):
-                    made.append(step)
-                    known.add(step.output)
-                else:
-                    rest.append(step)
-            waiting = rest
-            if kind:
-                yield from _islands(program, made)
-            else:
-                yield from made
-            ready += made
-        if not ready:
-            raise ExportError(
-                f"Layer '{waiting[0].layer}': step '{waiting[0].name}' reads tensors that no step "
-                f"makes: {sorted(set(waiting[0].inputs) - known)}. Please report this model."
-            )
-
-
-def _islands(program: Program, steps: Sequence[Step]) -> Iterator[Island]:
-    """Steps that are connected with each other, as one island each."""
-    group: dict[str, list[Step]] = {}
-    for step in steps:
-        own = [step]
-        for joined in {id(group[n]): group[n] for n in step.inputs if n in group}.values():
-            own = joined + own
-            for member in joined:
-                group[member.output] = own
-        for member in own:
-            group[member.output] = own
-    readers = collections.defaultdict(set)
-    for step in program.steps:
-        for name in step.inputs:
-            readers[name].add(step.name)
-    order = {step.name: place for place, step in enumerate(steps)}
-    for own in {id(found): found for found in group.values()}.values():
-        members = sorted(own, key=lambda step: order[step.name])
-        made = {step.output for step in members}
-        inside = {step.name for step in members}
-        read = dict.fromkeys(n for step in members for n in step.inputs if n not in made)
-        outputs = [
-            step.output
-            for step in members
-            if step.output in program.outputs or readers[step.output] - inside
-        ]
-        yield Island(tuple(members), tuple(read), tuple(outputs))
-
-
 def compute(island: Island, values: Sequence[Any]) -> list[Any]:
-    """The outputs of an island, real-valued.
+    """The outputs of an island, real-valued; steps that are outputs of one layer share its call.
 
-    Steps that are the outputs of one layer share its computation.
+    Between the steps tensors keep the types that the layers gave them.
     """
     tensors = dict(zip(island.inputs, values, strict=True))
     found: dict[Any, Any] = {}
     for step in island.steps:
-        operator = step.operator
-        arguments = [tensors[name] for name in step.inputs]
-        key = (operator.function, step.inputs)
+        key = (step.operator.function, step.inputs)
         if key not in found:
-            found[key] = _called(step, arguments)
-        tensors[step.output] = operator.part(found[key])
-    return [tensors[name] for name in island.outputs]
+            found[key] = _called(step, [tensors[name] for name in step.inputs])
+        tensors[step.output] = step.operator.part(found[key])
+    return [tf.cast(tensors[name], tf.float32) for name in island.outputs]
 
 
 def _called(step: Step, arguments: list[Any]) -> Any:
@@ -161,22 +77,16 @@ def splice(
     Raises:
       ExportError: the converter cannot convert it; the message names the Keras layers.
     """
-    shapes = [
-        (None if open_batch else batch, *program.tensors[name].shape[1:])
-        for name, batch in zip(island.inputs, batches, strict=True)
-    ]
-    model = flatbuffer.unpack(_convert(island, shapes))
+    model = flatbuffer.unpack(_convert(program, island, batches, open_batch))
     _refuse_others(island, model)
-    main = model.subgraphs[0]
-    copy = _Copy(file, model, island.steps[0].name)
-    named = {flatbuffer.text(main.tensors[i].name): int(i) for i in main.inputs}
-    for place, index in enumerate(inputs):
-        found = named.get(f"x{place:04d}")
-        if found is not None:  # the converter may drop an input that nothing reads
-            copy.tensors[found] = index
-    for index, tensor in enumerate(main.tensors):
-        if index not in copy.tensors:
-            copy.tensors[index] = copy.tensor(tensor)
+    main, copy = model.subgraphs[0], _Copy(file, model)
+    # By name: the converter may drop an input that nothing reads.
+    given = {f"x{place:04d}": index for place, index in enumerate(inputs)}
+    computed = {int(i) for operator in main.operators for i in operator.outputs}
+    for tensor in main.tensors:
+        name = flatbuffer.text(tensor.name)
+        tensor.name = f"{island.steps[0].name}/{name}"
+        copy.tensors.append(given[name] if name in given else copy.tensor(tensor))
     for operator in main.operators:
         file.append(copy.operator(operator))
     for graph in model.subgraphs[1:]:
@@ -184,23 +94,39 @@ def splice(
             tensor.buffer = copy.buffer(tensor.buffer)
         for operator in graph.operators:
             copy.relink(operator)
-        file.subgraphs.append(graph)
+    file.subgraphs += model.subgraphs[1:]
     file.require(_runtime(model))
-    places = [copy.tensors[int(index)] for index in main.outputs]
-    return dict(zip(island.outputs, places, strict=True))
+    found = {}
+    for name, place in zip(island.outputs, map(int, main.outputs), strict=True):
+        found[name] = copy.tensors[place]
+        if place not in computed:  # an input, a constant, or what another output is, too
+            found[name] = _copied(file, found[name], name, open_batch)
+        computed.discard(place)
+    return found
+
+
+def _copied(file: FileBuilder, index: int, name: str, open_batch: bool) -> int:
+    """A tensor of its own with the values of another."""
+    shape = file.shape(index)
+    sizes = np.asarray([-1, *shape[1:]] if open_batch else shape, np.int32)
+    copied = file.activation(name, shape)
+    file.operator("RESHAPE", 1, [index, file.constant(f"{name}/shape", sizes)], [copied])
+    return copied
 
 
 def _refuse_others(island: Island, model: Any) -> None:
     """An island is built in operators that come with LiteRT, and keeps no state."""
     state = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE", "CUSTOM")
     for graph in model.subgraphs:
-        for operator in graph.operators:
-            kind = flatbuffer.kind_of(model, operator)
-            if kind in state:
-                raise ExportError(
-                    f"{island.where}: the TensorFlow Lite converter makes {kind} of it, which a "
-                    "file of plain operators cannot hold. Replace the layer."
-                )
+        kinds = [flatbuffer.kind_of(model, operator) for operator in graph.operators]
+        found = [kind for kind in kinds if kind in state]
+        # A variable tensor is not reset from one sample to the next.
+        found += ["a variable"] * any(tensor.isVariable for tensor in graph.tensors)
+        if found:
+            raise ExportError(
+                f"{island.where}: the TensorFlow Lite converter makes {found[0]} of it, which a "
+                "file of plain operators cannot hold. Replace the layer."
+            )
 
 
 def _runtime(model: Any) -> str:
@@ -222,14 +148,14 @@ class _Copy:
     """Moves parts of a converted model into a file.
 
     Attributes:
-      tensors: the file's tensor of each tensor of the main graph.
+      tensors: the file's tensor of each tensor of the main graph, as far as they have been moved.
     """
 
-    def __init__(self, file: FileBuilder, model: Any, scope: str):
-        self._file, self._model, self._scope = file, model, scope
+    def __init__(self, file: FileBuilder, model: Any):
+        self._file, self._model = file, model
         self._buffers: dict[int, int] = {}
         self._first = len(file.subgraphs)  # the main graph stays the first
-        self.tensors: dict[int, int] = {}
+        self.tensors: list[int] = []
 
     def buffer(self, index: int) -> int:
         """The file's buffer of a buffer; what holds nothing shares the first."""
@@ -242,7 +168,6 @@ class _Copy:
 
     def tensor(self, tensor: Any) -> int:
         tensor.buffer = self.buffer(tensor.buffer)
-        tensor.name = f"{self._scope}/{flatbuffer.text(tensor.name)}"
         return self._file.tensor(tensor)
 
     def operator(self, operator: Any) -> Any:
@@ -266,8 +191,13 @@ class _Copy:
                 setattr(operator.builtinOptions, field, named + self._first)
 
 
-def _convert(island: Island, shapes: Sequence[Sequence[int | None]]) -> bytes:
-    specs = [tf.TensorSpec(shape, tf.float32, f"x{i:04d}") for i, shape in enumerate(shapes)]
+def _convert(program: Program, island: Island, batches: Sequence[int], open_batch: bool) -> bytes:
+    specs = [
+        tf.TensorSpec(
+            (None if open_batch else batch, *program.tensors[name].shape[1:]), name=f"x{i:04d}"
+        )
+        for i, (name, batch) in enumerate(zip(island.inputs, batches, strict=True))
+    ]
 
     def function(*values: tf.Tensor) -> tuple[tf.Tensor, ...]:
         # A name of its own for every output: the converter merges equal ones otherwise.
@@ -281,13 +211,16 @@ def _convert(island: Island, shapes: Sequence[Sequence[int | None]]) -> bytes:
         try:
             return converter.convert()
         except Exception as error:  # the converter raises many types, all of them final
-            raise ExportError(f"{island.where}: {_reasons(error, log())}") from error
+            reasons = _reasons(error, log())
+            raise ExportError(f"{island.where}: {reasons}") from error
 
 
 def _reasons(error: Exception, log: str) -> str:
     """The converter's complaints without its stack traces."""
     found = dict.fromkeys(re.findall(r"error: (?:loc\(.*?\): )?(?!loc\()(.+)", f"{error}\n{log}"))
     reasons = "; ".join(found) or str(error).split("<unknown>:0: error:")[0].strip()
+    if "TensorList" in reasons:  # it wants to know how large a list of all steps will be
+        reasons = "a loop over steps needs a fixed batch_size, or unroll=True in the layer"
     return f"the TensorFlow Lite converter failed: {reasons[:2000]}"
 
 

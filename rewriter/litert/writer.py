@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +17,23 @@ from rewriter.errors import ExportError
 from rewriter.grid import BITS
 from rewriter.litert import islands
 from rewriter.litert.file_builder import FileBuilder
+from rewriter.litert.file_model import FileModel
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.islands import Island
 from rewriter.litert.rows import ROWS, Layout, problem
+from rewriter.partition import Island, schedule
 from rewriter.program import Operator, Program, Step
 
 Shape = tuple[int, ...]
 
 
-def write(
+def assemble(
     program: Program,
     *,
     float_io: bool = False,
     allow_float: bool = False,
     batch_size: int | None = 1,
-) -> bytes:
-    """The file of a program.
+) -> tuple[bytes, FileModel]:
+    """The file of a program, and what it consists of.
 
     Tensors carry the program's names, inputs and outputs those of the Keras model; the signature
     is ``serving_default``.
@@ -62,6 +64,11 @@ def write(
     return _Writer(program, batch_size).write(float_io)
 
 
+def write(program: Program, **options: Any) -> bytes:
+    """The bytes of a program's file; ``options`` as for :func:`assemble`."""
+    return assemble(program, **options)[0]
+
+
 class _Writer:
     """Writes one program.
 
@@ -80,7 +87,7 @@ class _Writer:
         self._outer: dict[str, str] = {}
         self._read = {n for step in program.steps for n in step.inputs} | {*program.outputs}
 
-    def write(self, float_io: bool) -> bytes:
+    def write(self, float_io: bool) -> tuple[bytes, FileModel]:
         program = self._program
         self._names = dict(_border_names(program))
         if float_io:
@@ -89,7 +96,7 @@ class _Writer:
             (given, self._input(name, given, float_io))
             for name, given in zip(program.inputs, program.input_names, strict=True)
         ]
-        for part in islands.schedule(program):
+        for part in schedule(program):
             if isinstance(part, Island):
                 self._island(part)
             else:
@@ -98,7 +105,9 @@ class _Writer:
             (given, self._real(name) if float_io else self._index[name])
             for name, given in zip(program.outputs, program.output_names, strict=True)
         ]
-        return self._file.pack(inputs, outputs)
+        places = ([index for _, index in pairs] for pairs in (inputs, outputs))
+        file = self._file.view(*places)
+        return self._file.pack(inputs, outputs), file
 
     def _behind_the_border(self) -> dict[str, str]:
         """Float inputs and outputs carry the Keras names; the integers behind them one like it."""
