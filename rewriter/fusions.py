@@ -14,6 +14,7 @@ import collections
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ class _Fusion:
         operator = step.operator
         if operator.kind == "FLOAT":
             return None
-        attributes = json.dumps(operator.attributes, sort_keys=True, default=str)
+        attributes = json.dumps(operator.attributes, sort_keys=True, default=_plain)
         grids = operator.inputs, operator.output, operator.activation, operator.kernel_grid
         key = (operator.kind, step.inputs, attributes, *grids)
         others = self._seen.setdefault(key, [])
@@ -180,6 +181,11 @@ def _same_zeros(operator: Operator, sizes: Sequence[int | None]) -> list[list[in
         total = max((-(-n // stride) - 1) * stride + (k - 1) * dilation + 1 - n, 0)
         found.append([total // 2, total - total // 2])
     return found
+
+
+def _plain(values: Any) -> Any:
+    """An attribute of NumPy's as JSON values."""
+    return np.asarray(values).tolist()
 
 
 def _same_constants(a: Operator, b: Operator) -> bool:
