@@ -14,7 +14,6 @@ measured from the Keras model to the file that LiteRT has loaded. The two take t
 is measured in processes of their own.
 
     python benchmarks/convert.py --quick
-    python benchmarks/convert.py --export-only --blocks 50 100 200 400
     python benchmarks/convert.py --keras tf_keras keras --results benchmarks/RESULTS.md
 """
 
@@ -57,7 +56,7 @@ def _gaps(gaps: Mapping[str, int]) -> str:
 
 
 def ratios(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """What the comparisons of the stages are about."""
+    """What the bars and the comparisons are about."""
     sample, clone = row["per sample"], row["clone"]["cpu"]
     peer = row["TFMOT"]
     return {
@@ -65,27 +64,19 @@ def ratios(row: Mapping[str, Any]) -> dict[str, float | None]:
         "TFMOT / clone": None if isinstance(peer, str) else peer["cpu"] / clone,
         "calibrate / predict": sample["calibrate wall"] / sample["predict wall"],
         "calibrate / predict, CPU": sample["calibrate cpu"] / sample["predict cpu"],
-    }
-
-
-def shares(row: Mapping[str, Any]) -> dict[str, float]:
-    """What the export takes of what the usual converter does."""
-    ours, theirs, memory = row["export"], row["usual converter"], row["added memory"]
-    return {
-        "seconds": ours["wall"] / theirs["wall"],
-        "CPU": ours["cpu"] / theirs["cpu"],
-        "memory": memory["export"] / memory["usual converter"],
+        "seconds": row["export"]["wall"] / row["usual converter"]["wall"],
+        "memory": row["added memory"]["export"] / row["added memory"]["usual converter"],
     }
 
 
 def growth(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """How each stage grows with the number of blocks: CPU seconds, by scaling's exponents."""
     lines = []
-    for stage in (*STAGES, "usual converter"):
+    for stage in STAGES:
         kept = [
             {"blocks": row["blocks"], stage: row[stage]["cpu"]}
             for row in rows
-            if not isinstance(row.get(stage, ""), str)
+            if not isinstance(row[stage], str)
         ]
         if len(kept) > 2:
             slope, quality = scaling.fit(kept, stage)
@@ -94,14 +85,11 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return lines
 
 
-def _label(row: Mapping[str, Any]) -> str:
-    return str(Case(row["keras"], row["name"], row["blocks"], row["side"]))
-
-
-def _stage_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    times, peaks, bars = [], [], []
-    for row in rows:
-        name = _label(row)
+def rendered(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The tables in Markdown, for one Keras."""
+    label = [str(Case(row["keras"], row["name"], row["blocks"], row["side"])) for row in rows]
+    times, peaks, bars, beside = [], [], [], []
+    for name, row in zip(label, rows, strict=True):
         times.append([name, row["layers"], *(_cell(row[stage]) for stage in STAGES)])
         peaks.append([name, *("" if isinstance(row[stage], str) else f"{row[stage]['peak']:.0f}"
                               for stage in STAGES)])  # fmt: skip
@@ -117,7 +105,21 @@ def _stage_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{found['calibrate / predict, CPU']:.2f}",
             ]
         )
-    return [
+        memory, theirs = row["added memory"], row["usual converter"]
+        beside.append(
+            [
+                name,
+                row["operators"],
+                _gaps(row["other operators"]),
+                f"{row['export']['wall']:.2f}",
+                f"{theirs['wall']:.2f}",
+                f"1/{1 / found['seconds']:.1f}",
+                f"{memory['export']:.0f}",
+                f"{memory['usual converter']:.0f}",
+                f"1/{1 / found['memory']:.1f}",
+            ]
+        )
+    parts = [
         "CPU seconds (those of the clock). *calibrate*: one batch of "
         f"{stages.BATCH}, with the tracing; *verify*: two samples.",
         report.table(["model", "layers", *STAGES], times),
@@ -129,43 +131,16 @@ def _stage_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
              "calibrate / predict", "the same, CPU"],
             bars,
         ),
-    ]  # fmt: skip
-
-
-def _export_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for row in rows:
-        memory, found = row["added memory"], shares(row)
-        lines.append(
-            [
-                _label(row),
-                row["operators"],
-                _gaps(row["other operators"]),
-                _cell(row["export"]),
-                _cell(row["usual converter"]),
-                *(f"1/{1 / found[key]:.1f}" for key in ("CPU", "seconds")),
-                f"{memory['export']:.1f}",
-                f"{memory['usual converter']:.1f}",
-                f"1/{1 / found['memory']:.1f}",
-            ]
-        )
-    return [
-        "The export beside `TFLiteConverter.from_concrete_functions(...).convert()`. Bars: at most "
-        f"1/{1 / SECONDS_BAR:.0f} of the seconds, 1/{1 / MEMORY_BAR:.0f} of the added memory. CPU "
-        "seconds (those of the clock); MB, in processes of their own. *theirs*: the operators that "
-        "the converter's file has more or less.",
+        f"Bars of the export beside `TFLiteConverter.from_concrete_functions(...).convert()`: at "
+        f"most 1/{1 / SECONDS_BAR:.0f} of the seconds (of the clock), 1/{1 / MEMORY_BAR:.0f} of "
+        "the added memory (MB, in processes of their own). *operators*: of our file; *theirs*: "
+        "what the converter's has more or less.",
         report.table(
-            ["model", "operators", "theirs", "export s", "converter s", "CPU", "clock",
+            ["model", "operators", "theirs", "export s", "converter s", "seconds",
              "export MB", "converter MB", "memory"],
-            lines,
+            beside,
         ),
     ]  # fmt: skip
-
-
-def rendered(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The tables in Markdown, for one Keras."""
-    parts = _stage_tables(rows) if "per sample" in rows[0] else []
-    parts += _export_table(rows)
     for kind in dict.fromkeys(row["name"] for row in rows if row["blocks"]):
         lines = growth([row for row in rows if row["name"] == kind and row["blocks"]])
         if lines:
@@ -190,9 +165,9 @@ def _in_process(function: Any, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def measured(case: Case, rounds: int, export_only: bool) -> dict[str, Any]:
+def measured(case: Case, rounds: int) -> dict[str, Any]:
     """One row."""
-    row: dict[str, Any] = _in_process(stages.measure, case, rounds, export_only)
+    row: dict[str, Any] = _in_process(stages.measure, case, rounds)
     row["added memory"] = {
         stage: _in_process(stages.added_memory, case, stage)
         for stage in ("export", "usual converter")
@@ -211,7 +186,6 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="of calibrate and predict, and of export"
     )
-    parser.add_argument("--export-only", action="store_true", help="the export and the converter")
     parser.add_argument("--quick", action="store_true", help=f"chains of {QUICK} blocks only")
     parser.add_argument("--results", type=Path, help="replace this benchmark's section of the file")
     parser.add_argument("--json", type=Path, help="append the rows to this file")
@@ -227,7 +201,7 @@ def main() -> None:
     bar = tqdm(todo, desc="models")
     for case in bar:
         bar.set_postfix_str(f"{case.keras}: {case}")
-        row = measured(case, args.rounds, args.export_only)
+        row = measured(case, args.rounds)
         found[case.keras].append(row)
         if args.json:
             with args.json.open("a") as file:
@@ -235,8 +209,7 @@ def main() -> None:
     for keras, rows in found.items():
         text = f"`{report.command()}`; at the start: {before}.\n\n{rendered(rows)}"
         if args.results:
-            title = "Export" if args.export_only else "Conversion"
-            report.replace_section(args.results, f"{title} ({keras})", text)
+            report.replace_section(args.results, f"Conversion ({keras})", text)
         print(f"{text}\n")
 
 

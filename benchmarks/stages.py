@@ -233,23 +233,10 @@ def per_sample(
     }
 
 
-def only_exports(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
-    """As :func:`stages`, but nothing of what comes before the export, or after it."""
-    import rewriter
-
-    _first_uses(rewriter, importlib.import_module(case.keras), folder)
-    _allow_deep(case)
-    qat = rewriter.rewrite(case.build())
-    yield "layers", len(qat.layers)
-    rewriter.calibrate(qat, case.data(BATCH), batch_size=BATCH, progress=False)
-    yield from exports(rewriter, qat, folder / "model.tflite", rounds)
-
-
-def measure(case: Case, rounds: int, export_only: bool = False) -> dict[str, Any]:
+def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Everything about one case, as JSON values."""
-    measured = only_exports if export_only else stages
     with tempfile.TemporaryDirectory() as folder:
-        found = dict(measured(case, rounds, Path(folder)))
+        found = dict(stages(case, rounds, Path(folder)))
     plain = {
         key: dataclasses.asdict(value) if isinstance(value, meter.Reading) else value
         for key, value in found.items()

@@ -14,7 +14,6 @@ import builders
 import claims
 import real_models
 import rewriter
-from litert_files import run_batch
 from rewriter.checking import interpreter, reading
 
 # Every model once, in one Keras or the other; the rest has the mark.
@@ -160,27 +159,6 @@ def test_reference_kernels(case, exported, shared):
     others = [a for a in found.comparison.operator_by_operator if "global_average" not in a.name]
     assert min(a.identical for a in others) >= 0.99
     assert "reference" in str(found)
-
-
-@pytest.mark.parametrize("kernels", ["xnnpack", "builtin"])
-def test_any_batch(case, exported, shared, tmp_path, kernels):
-    """Four samples at a time, or any number, give the integers of one at a time."""
-    name, _, _ = case
-    x = real_models.MODELS[name].test(shared, 28)
-    given = x if isinstance(x, list) else [x]
-    runner = interpreter.Runner(exported.path.read_bytes())
-    arrays = runner.prepare(given)
-    (expected,) = interpreter.run(exported.path.read_bytes(), arrays, kernels=kernels)
-    transposed = "TRANSPOSE_CONV" in exported.report.ops
-    for batch_size, sizes in ((4, (4,)), (None, (1, 4, 7))):
-        path = tmp_path / f"{batch_size}.tflite"
-        rewriter.export_tflite(exported.qat, path, batch_size=batch_size)
-        for size in sizes:
-            if transposed and kernels == "builtin" and batch_size is None and size > 1:
-                continue  # refused: tests/test_batches.py
-            chunks = [[a[i : i + size] for a in arrays] for i in range(0, 28, size)]
-            parts = [run_batch(path.read_bytes(), c, kernels)[0] for c in chunks]
-            np.testing.assert_array_equal(np.concatenate(parts), expected)
 
 
 # Accuracy
