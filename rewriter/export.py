@@ -83,7 +83,7 @@ def export_tflite(
     )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
-        trial.load(temporary, file, program)
+        trial.load(temporary, file, program, open_batch=batch_size is None)
     census = reading.census(file)
     return ExportReport(
         path=str(path),

@@ -13,7 +13,7 @@ from rewriter.litert.islands import quiet
 from rewriter.program import Program
 
 
-def load(path: Path, file: FileModel, program: Program) -> None:
+def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = False) -> None:
     """Let LiteRT prepare a file: with its builtin kernels, and with those that it uses by default.
 
     The builtin kernels work out every shape from those of the inputs, which must come out as the
@@ -23,15 +23,19 @@ def load(path: Path, file: FileModel, program: Program) -> None:
       path: the file.
       file: what it consists of.
       program: what it was written from, to name the Keras layer in an error.
+      open_batch: whether the application sets the first size of all tensors; of layers in float the
+        file does not say how many rows a sample has there.
 
     Raises:
       ExportError: LiteRT refuses the file, or makes tensors of other shapes.
     """
     shapes = _prepared(path, "builtin", file, program)
+    first = 1 if open_batch else 0
     for index, tensor in enumerate(file.tensors):
-        if shapes.get(index, tensor.shape) != tensor.shape:
+        found = shapes.get(index, tensor.shape)
+        if len(found) != len(tensor.shape) or found[first:] != tensor.shape[first:]:
             raise ExportError(
-                f"{_layer(program, tensor.name)}: LiteRT makes a tensor of shape {shapes[index]} "
+                f"{_layer(program, tensor.name)}: LiteRT makes a tensor of shape {found} "
                 f"of '{tensor.name}', not of {tensor.shape}. Please report this model."
             )
     _prepared(path, "xnnpack", file, program)
