@@ -196,27 +196,27 @@ def test_the_figures():
 
 def _bits(bits):
     def patch(monkeypatch):
-        whole, coarse = folding.kernel_grid, 2 ** (8 - bits)
+        whole, coarse = folding.kernel_integers, 2 ** (8 - bits)
 
-        def wrong(kernel, axes, scale=None):
-            integers, scale = whole(kernel, axes, scale)
+        def wrong(kernel, grid, scale=None):
+            integers, scale = whole(kernel, grid, scale)
             return (np.rint(integers / coarse) * coarse).clip(-127, 127).astype(np.int8), scale
 
-        monkeypatch.setattr(folding, "kernel_grid", wrong)
+        monkeypatch.setattr(folding, "kernel_integers", wrong)
 
     return patch
 
 
 def _axis(kernel_axes):
     def patch(monkeypatch):
-        whole = folding.kernel_grid
+        whole = folding.kernel_integers
 
-        def wrong(kernel, axes, scale=None):
-            integers, other = whole(kernel, kernel_axes, scale)
-            own = whole(kernel, axes, scale)[1]
+        def wrong(kernel, grid, scale=None):
+            integers, other = whole(kernel, dataclasses.replace(grid, axes=kernel_axes), scale)
+            own = whole(kernel, grid, scale)[1]
             return integers, np.broadcast_to(other, own.shape).copy()
 
-        monkeypatch.setattr(folding, "kernel_grid", wrong)
+        monkeypatch.setattr(folding, "kernel_integers", wrong)
 
     return patch
 
@@ -229,8 +229,8 @@ def _function(name, change):
     return patch
 
 
-def _zero_point(whole, low, high, bits=8):
-    grid = whole(low, high, bits)
+def _zero_point(whole, *arguments):
+    grid = whole(*arguments)
     return dataclasses.replace(grid, zero_point=max(-128, min(127, grid.zero_point - 3)))
 
 
