@@ -1,8 +1,9 @@
 """The command ``rewriter``: its arguments, and how errors are shown.
 
-It lies outside the package because importing that imports TensorFlow, which takes seconds and
-writes to stderr: ``--help`` and usage errors need not wait for it, and what it writes there can
-be kept from drowning the one line that matters.
+It lies outside the package, because to import that is to import TensorFlow: after ``import
+rewriter`` the Kerases must know our layers. That takes seconds and writes to stderr; ``--help`` and
+usage errors need not wait for it, and what it writes there can be kept from drowning the one line
+that matters.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     with contextlib.nullcontext() if args.debug else _quiet_libraries():
-        from rewriter import cli
+        from rewriter.cli import commands
         from rewriter.errors import RewriterError
 
         try:
-            cli.COMMANDS[args.command](args)
+            commands.COMMANDS[args.command](args)
         except (RewriterError, OSError) as error:
             if args.debug:
                 raise

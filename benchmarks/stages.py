@@ -102,7 +102,7 @@ def stages(case: Case, rounds: int, folder: Path) -> Iterator[tuple[str, Any]]:
 def _first_uses(rewriter: Any, keras: Any, folder: Path) -> None:
     """Imports and first uses are nobody's."""
     from benchmarks import usual_converter
-    from rewriter.lower import lower
+    from rewriter.lowering.lower import lower
 
     model, data = scaling.chain(keras, 2), np.ones((4, 2, 2, 2), "float32")
     model.save(folder / "first.keras")
@@ -136,7 +136,7 @@ def exports(rewriter: Any, qat: Any, path: Path, rounds: int) -> Iterator[tuple[
     """
     from benchmarks import usual_converter
     from rewriter.checking import reading
-    from rewriter.lower import lower
+    from rewriter.lowering.lower import lower
 
     ours, theirs, content = [], [], b""
     for _ in range(rounds):
@@ -166,7 +166,7 @@ def added_memory(case: Case, stage: str) -> float:
     """
     import rewriter
     from benchmarks import usual_converter
-    from rewriter.lower import lower
+    from rewriter.lowering.lower import lower
 
     keras = importlib.import_module(case.keras)
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def per_sample(
     From one batch to the next, the first ones left out, so that tracing does not count; medians
     over all batches of all rounds, which take turns.
     """
-    module = sys.modules["rewriter.calibrate"]
+    module = sys.modules["rewriter.training.calibrate"]
     original, stamps = module.batches_of, []
 
     def stamp(*_: Any, **__: Any) -> None:

@@ -1,22 +1,22 @@
 """Trained Keras models into quantization-aware, fine-tunable ones, and into integer files."""
 
 from rewriter import layers
-from rewriter.calibrate import calibrate
+from rewriter.checking.fold import fold
+from rewriter.checking.verify import Verification, verify
 from rewriter.errors import RewriterError
 from rewriter.export import ExportReport, export_tflite
-from rewriter.fixed_point import Clip, FixedPoint, PowerOfTwo
-from rewriter.fold import fold
-from rewriter.load import load_model
 from rewriter.phases import get_phase, set_phase
-from rewriter.pipeline import BatchNormPipeline
-from rewriter.pipeline_ops import register_op
-from rewriter.plan import Plan, PlanEntry, plan
-from rewriter.quantizers import PerChannelQuantizer, PerTensorQuantizer, register_quantizer
-from rewriter.recipe import Recipe
-from rewriter.reestimate import reestimate_batch_norm
-from rewriter.rewrite import rewrite
-from rewriter.schedule import QuantizationSchedule, freeze_batch_norm
-from rewriter.verify import Verification, verify
+from rewriter.reading.load import load_model
+from rewriter.rewriting.plan import Plan, PlanEntry, plan
+from rewriter.rewriting.recipe import Recipe
+from rewriter.rewriting.rewrite import rewrite
+from rewriter.training.calibrate import calibrate
+from rewriter.training.fixed_point import Clip, FixedPoint, PowerOfTwo
+from rewriter.training.pipeline import BatchNormPipeline
+from rewriter.training.pipeline_ops import register_op
+from rewriter.training.quantizers import PerChannelQuantizer, PerTensorQuantizer, register_quantizer
+from rewriter.training.reestimate import reestimate_batch_norm
+from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
 
 __version__ = "0.1.0"
 

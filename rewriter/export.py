@@ -6,12 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rewriter import outputs
 from rewriter.checking import reading, trial
 from rewriter.errors import ExportError
-from rewriter.files import replacing
+from rewriter.files import outputs
+from rewriter.files.replacing import replacing
 from rewriter.litert import writer
-from rewriter.lower import lower
+from rewriter.lowering.lower import lower
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,8 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import grid as grids
-from rewriter.folding import NEGLIGIBLE
 from rewriter.gradients import Pending, tensor
-from rewriter.grid import Grid
+from rewriter.grid import NEGLIGIBLE, Grid
 from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.switch import Switch
 

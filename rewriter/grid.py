@@ -11,12 +11,15 @@ specification (https://ai.google.dev/edge/litert/models/quantization_spec).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from rewriter.errors import RecipeError
 
 BITS = 8  # where nobody says otherwise
+# A channel of a kernel that stays below is one of zeros: its scale would have no inverse.
+NEGLIGIBLE = 2.0**-110
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +95,21 @@ def of(quantizer: Any) -> Grid:
 
 
 ACTIVATION = activation()
+
+# What LiteRT prescribes. LOGISTIC and SOFTMAX: scale 1/256, zero point -128; TANH: scale 1/128,
+# zero point 0.
+UNIT_RANGE = (0.0, ACTIVATION.steps / (ACTIVATION.steps + 1))
+TANH_RANGE = (-1.0, ACTIVATION.qmax / (ACTIVATION.qmax + 1))
+# Saturation at both ends of this range is the clipping of a hard sigmoid.
+HARD_RANGE = (0.0, 1.0)
+
+# The activations that LiteRT fuses into an operator: the smallest and the largest output.
+FUSED_ACTIVATIONS: dict[str, tuple[float, float]] = {
+    "none": (-math.inf, math.inf),
+    "relu": (0.0, math.inf),
+    "relu6": (0.0, 6.0),
+    "relu_n1_to_1": (-1.0, 1.0),
+}
 
 # Of what a file stores, the widths that it can have. A tensor takes the smallest that holds it.
 KERNEL_WIDTHS = (4, 8)

@@ -3,8 +3,8 @@
 A :class:`Program` is the last form of a model before it becomes a file. It knows nothing of
 Keras: tensors have names, and every :class:`Step` applies one LiteRT operator to them. The
 twin (:func:`rewriter.fold`) evaluates it in Keras, :mod:`rewriter.export` turns it into a
-``.tflite`` file, and :mod:`rewriter.verify` compares the two, so all three see the same scales,
-zero points, kernels and biases.
+``.tflite`` file, and :mod:`rewriter.checking.verify` compares the two, so all three see the same
+scales, zero points, kernels and biases.
 
 Quantized values follow the LiteRT 8-bit specification
 (https://ai.google.dev/edge/litert/models/quantization_spec): ``real = scale * (q - zero_point)``.

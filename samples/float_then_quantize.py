@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow as tf
 
 import rewriter
-from rewriter import demo
+from rewriter.cli import demo
 
 VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 COLOURS = {"stock": "#8a8a8a", "ours": "#1f5fa8", "file": "#c4451c"}

@@ -12,7 +12,7 @@ import sys
 import tf_keras
 
 import rewriter
-from rewriter import demo  # its model and its data
+from rewriter.cli import demo  # its model and its data
 
 
 def main(path: str) -> None:

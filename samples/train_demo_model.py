@@ -14,8 +14,8 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers
 
-from rewriter import demo
-from rewriter.files import replacing
+from rewriter.cli import demo
+from rewriter.files.replacing import replacing
 
 
 def build() -> tf_keras.Model:

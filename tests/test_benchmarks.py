@@ -16,7 +16,7 @@ from benchmarks import convert, meter, peers, report, stages, tflite, usual_conv
 from checks import KERASES, call, randomise, samples
 from rewriter.checking import interpreter, reading
 from rewriter.litert import writer
-from rewriter.lower import lower
+from rewriter.lowering.lower import lower
 
 
 def test_difference_of_operator_counts() -> None:

@@ -21,8 +21,8 @@ from rewriter.checking.differences import differences
 from rewriter.checking.evaluation import same_order, twofold
 from rewriter.checking.mapping import FileMapping, mapping_from_names
 from rewriter.errors import RewriterError, VerificationError
+from rewriter.lowering.values import Shape
 from rewriter.program import Program
-from rewriter.values import Shape
 
 # Shares of the largest magnitude that stand for "identical" and "one step" of a float tensor.
 _FLOAT_IDENTICAL, _FLOAT_STEP = 1e-6, 1e-3

@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter import graph, phases
-from rewriter.checking.evaluation import for_all, quantized, same_order, twofold
+from rewriter import phases
+from rewriter.checking.evaluation import for_all, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
-from rewriter.graph import Ref
 from rewriter.layers.quantize import observed
-from rewriter.lower import Lowered
+from rewriter.litert import affine
+from rewriter.lowering.lower import Lowered
+from rewriter.lowering.values import read as read_variable
 from rewriter.program import Program, Step, Tensor
-from rewriter.values import read as read_variable
+from rewriter.reading import graph
+from rewriter.reading.graph import Ref
 
 
 def compare_training(
@@ -220,4 +222,4 @@ class _Twin:
 
 def _stored(value: Any, tensor: Tensor) -> tf.Tensor:
     real = tf.cast(value, tf.float32)
-    return real if tensor.quantization is None else quantized(real, tensor.quantization)
+    return real if tensor.quantization is None else affine.quantize(real, tensor.quantization)

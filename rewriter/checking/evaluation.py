@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from rewriter.litert import integer
-from rewriter.program import Quantization, Step
+from rewriter.litert import affine, integer
+from rewriter.program import Step
 
 
 def twofold(
@@ -64,25 +64,11 @@ def evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
     if op.function is None:
         return integer.compute(op, *values)
     reals = [
-        value if q is None else dequantized(value, q)
+        value if q is None else affine.dequantize(value, q)
         for value, q in zip(values, op.inputs, strict=True)
     ]
     result = tf.cast(op.real(*reals), tf.float32)  # layers may return numbers of other types
-    return result if op.output is None else quantized(result, op.output)
-
-
-def dequantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    """Real values of stored integers, float32."""
-    steps = tf.cast(value - quantization.zero_point, tf.float32)
-    return steps * np.float32(quantization.scale)
-
-
-def quantized(value: tf.Tensor, quantization: Quantization) -> tf.Tensor:
-    """Stored integers of real values, int32, as LiteRT's QUANTIZE makes them."""
-    steps = tf.round(value * (np.float32(1.0) / np.float32(quantization.scale)))
-    low = quantization.qmin - quantization.zero_point
-    high = quantization.qmax - quantization.zero_point
-    return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
+    return result if op.output is None else affine.quantize(result, op.output)
 
 
 def same_order(a: Sequence[int | None], b: Sequence[int | None]) -> bool:

@@ -11,34 +11,22 @@ import numpy as np
 from rewriter.checking import child, crash, reading
 from rewriter.checking.worker import KERNELS, Engine
 from rewriter.errors import VerificationError
+from rewriter.grid import BITS
+from rewriter.litert import affine
 from rewriter.program import Quantization
 
 Progress = Callable[[int, int], None]
 
 
 def quantize(real: np.ndarray, quantization: Quantization) -> np.ndarray:
-    """``clip(rint(real * (1 / scale)) + zero_point)``, in float32, as LiteRT's QUANTIZE does.
-
-    Multiplying by the rounded reciprocal, not dividing: at ties the two can differ by one step.
-
-    Returns:
-      int8 or int16, in the shape of ``real``.
-    """
-    inverse = np.float32(1.0) / np.float32(quantization.scale)
-    steps = np.rint(np.asarray(real, np.float32) * inverse)
-    limited = np.clip(
-        steps,
-        quantization.qmin - quantization.zero_point,
-        quantization.qmax - quantization.zero_point,
-    )
-    dtype = np.int8 if quantization.bits == 8 else np.int16
-    return (limited + quantization.zero_point).astype(dtype)
+    """:func:`rewriter.litert.affine.quantize` of an array: int8 or int16, in its shape."""
+    dtype = np.int8 if quantization.bits == BITS else np.int16
+    return affine.quantize(real, quantization).numpy().astype(dtype)
 
 
 def dequantize(stored: np.ndarray, quantization: Quantization) -> np.ndarray:
-    """``scale * (stored - zero_point)`` in float32."""
-    steps = (np.asarray(stored, np.int32) - quantization.zero_point).astype(np.float32)
-    return steps * np.float32(quantization.scale)
+    """:func:`rewriter.litert.affine.dequantize` of an array: float32, in its shape."""
+    return affine.dequantize(stored, quantization).numpy()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

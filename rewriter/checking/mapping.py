@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rewriter.errors import ExportError
 from rewriter.litert.file_model import FileModel
-from rewriter.partition import inside
+from rewriter.litert.partition import inside
 from rewriter.program import Program
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rewriter import flavours
-from rewriter.flavours import Flavour
+from rewriter import keras_compat
+from rewriter.keras_compat import Flavour
 from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
 from rewriter.layers.host import QuantizedHostMixin
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
@@ -49,7 +49,7 @@ def _define(flavour: Flavour) -> Layers:
     return Layers(**classes)
 
 
-_BY_FLAVOUR = {flavour.name: _define(flavour) for flavour in flavours.usable()}
+_BY_FLAVOUR = {flavour.name: _define(flavour) for flavour in keras_compat.usable()}
 
 
 def of(flavour: Flavour) -> Layers:

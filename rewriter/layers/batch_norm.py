@@ -9,8 +9,8 @@ import tensorflow as tf
 from rewriter import composed_norm, fused_norm, moments, nodes, phases
 from rewriter.gradients import connected, tensor
 from rewriter.layers.norm_arguments import NormArguments
-from rewriter.pipeline import VARIABLES, Pipe, piped
-from rewriter.pipeline_ops import copy_op, is_layer
+from rewriter.training.pipeline import VARIABLES, Pipe, piped
+from rewriter.training.pipeline_ops import copy_op, is_layer
 
 
 class FusedBatchNormalizationMixin(NormArguments):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter import phases, quantizers
+from rewriter import phases
 from rewriter.gradients import Pending, connected, tensor
-from rewriter.hosts import HOSTS
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.values import read
+from rewriter.lowering.values import read
+from rewriter.reading.hosts import HOSTS
+from rewriter.training import quantizers
 
 
 class QuantizedHostMixin(PhasedMixin):

@@ -8,10 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import layer_norms, phases
+from rewriter import phases
 from rewriter.gradients import connect
+from rewriter.grid import TANH_RANGE
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.ops import TANH_RANGE
+from rewriter.reading import layer_norms
 from rewriter.switch import Switch
 
 _ANY = tf.TensorSpec(None, tf.float32)

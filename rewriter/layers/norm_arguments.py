@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from rewriter.flavours import Flavour, references
+from rewriter.keras_compat import Flavour, references
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.pipeline import BatchNormPipeline, Pipe
+from rewriter.training.pipeline import BatchNormPipeline, Pipe
 
 _PLAIN = (
     "axis",

@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import grid as grids
-from rewriter.flavours import Flavour
 from rewriter.grid import Grid
-from rewriter.litert import integer
+from rewriter.keras_compat import Flavour
+from rewriter.litert import affine, integer
 from rewriter.program import Operator, Quantization
 
 
@@ -102,11 +102,11 @@ class IntegerOperatorMixin:
         operator = self.operator
         tensors = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
         values = [
-            x if grid is None else to_integers(x, grid)
+            x if grid is None else affine.quantize(x, grid)
             for x, grid in zip(tensors, operator.inputs, strict=True)
         ]
         result = integer.compute(operator, *values)
-        return result if operator.output is None else to_real(result, operator.output)
+        return result if operator.output is None else affine.dequantize(result, operator.output)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return tuple(self._config["output_shape"])
@@ -137,7 +137,7 @@ class QuantizeInputMixin:
 
     @tf.autograph.experimental.do_not_convert  # as above
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        return to_real(to_integers(inputs, self.quantization), self.quantization)
+        return affine.dequantize(affine.quantize(inputs, self.quantization), self.quantization)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
@@ -146,18 +146,6 @@ class QuantizeInputMixin:
         grid = self.quantization
         own = {"scale": grid.scale, "zero_point": grid.zero_point, "bits": grid.bits}
         return {**super().get_config(), **own}
-
-
-def to_integers(x: Any, grid: Quantization) -> Any:
-    """The stored integers (int32) of real values, rounded half to even and clamped."""
-    q = tf.round(tf.cast(x, tf.float32) * (np.float32(1.0) / np.float32(grid.scale)))
-    q = tf.clip_by_value(q, grid.qmin - grid.zero_point, grid.qmax - grid.zero_point)
-    return tf.cast(q, tf.int32) + grid.zero_point
-
-
-def to_real(q: Any, grid: Quantization) -> Any:
-    """The real values (float32) of stored integers."""
-    return tf.cast(q - grid.zero_point, tf.float32) * np.float32(grid.scale)
 
 
 def _spread(scale: Any, shape: tuple[int, ...], kind: str) -> np.ndarray:

@@ -9,9 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import phases, quantizers, scalars, shared_ranges
-from rewriter.flavours import Flavour
+from rewriter import phases, shared_ranges
 from rewriter.gradients import connected, tensor
+from rewriter.keras_compat import Flavour
+from rewriter.training import quantizers, scalars
 
 _CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 

@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.grid import BITS
+from rewriter.grid import BITS, FUSED_ACTIVATIONS
 from rewriter.litert.file_model import schema
 from rewriter.litert.integer_spatial import slice_arguments
 from rewriter.program import Operator
 
-FUSED_ACTIVATIONS = {
-    "none": schema.ActivationFunctionType.NONE,
-    "relu": schema.ActivationFunctionType.RELU,
-    "relu_n1_to_1": schema.ActivationFunctionType.RELU_N1_TO_1,
-    "relu6": schema.ActivationFunctionType.RELU6,
+_ACTIVATION_TYPES = {
+    name: getattr(schema.ActivationFunctionType, name.upper()) for name in FUSED_ACTIVATIONS
 }
 
 Shapes = Sequence[tuple[int, ...]]  # of the activations that an operator reads, batch first
@@ -99,7 +96,7 @@ def ints(attribute: str, name: str = "") -> Values:
 
 
 def fused(operator: Operator) -> dict[str, Any]:
-    return {"fusedActivationFunction": FUSED_ACTIVATIONS[operator.activation]}
+    return {"fusedActivationFunction": _ACTIVATION_TYPES[operator.activation]}
 
 
 def addition(operator: Operator) -> dict[str, Any]:

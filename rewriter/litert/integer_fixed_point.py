@@ -12,24 +12,18 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
+from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.program import Quantization
-
-_ACTIVATION_RANGES = {
-    "none": (-math.inf, math.inf),
-    "relu": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-    "relu_n1_to_1": (-1.0, 1.0),
-}
 
 
 def activation_range(activation: str) -> tuple[float, float]:
     """The real bounds of a fused activation; raises ``RewriterError`` for an unknown one."""
-    if activation not in _ACTIVATION_RANGES:
+    if activation not in FUSED_ACTIVATIONS:
         raise RewriterError(
-            f"The fused activation must be one of {sorted(_ACTIVATION_RANGES)}. "
+            f"The fused activation must be one of {sorted(FUSED_ACTIVATIONS)}. "
             f"Received: {activation!r}."
         )
-    return _ACTIVATION_RANGES[activation]
+    return FUSED_ACTIVATIONS[activation]
 
 
 def activation_limits(activation: str, output: Quantization) -> tuple[int, int]:

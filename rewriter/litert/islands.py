@@ -1,8 +1,8 @@
 """Layers that stay in float: converted by TensorFlow's converter alone, and copied into the file.
 
-The converter sees the function of an island (:mod:`rewriter.partition`) and nothing of what stands
-around it, so it can neither move nor quantize that; and since it is not asked to optimize, it
-leaves the island in float.
+The converter sees the function of an island (:mod:`rewriter.litert.partition`) and nothing of what
+stands around it, so it can neither move nor quantize that; and since it is not asked to optimize,
+it leaves the island in float.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import tensorflow as tf
 from rewriter.errors import ExportError
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_builder import FileBuilder
-from rewriter.partition import Island
+from rewriter.litert.partition import Island
 from rewriter.program import Program, Step
 
 

@@ -19,8 +19,8 @@ from rewriter.litert import islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.integer_elementwise import constant
+from rewriter.litert.partition import Island, schedule
 from rewriter.litert.rows import ROWS, Layout, problem
-from rewriter.partition import Island, schedule
 from rewriter.program import Operator, Program, Step
 
 Shape = tuple[int, ...]

@@ -1,0 +1,213 @@
+"""What the commands do; their arguments are in :mod:`rewriter_command`."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from rewriter import keras_compat
+from rewriter.checking.comparison import Comparison
+from rewriter.checking.training_agreement import TrainingComparison
+from rewriter.checking.verify import verify
+from rewriter.cli import data
+from rewriter.errors import LoadError, RewriterError, VerificationError, short
+from rewriter.export import export_tflite
+from rewriter.files import outputs
+from rewriter.files.replacing import replacing
+from rewriter.reading.load import load_model
+from rewriter.rewriting.plan import plan
+from rewriter.rewriting.recipe import Recipe
+from rewriter.rewriting.rewrite import rewrite
+from rewriter.training.calibrate import calibrate
+
+
+def _inspect(args: Namespace) -> None:
+    result = plan(_load(args))
+    _show(args, result, result.to_dict())
+
+
+def _convert(args: Namespace) -> None:
+    _refuse_output(args, _MODELS, "A Keras model", args.recipe, args.calibrate)
+    recipe = Recipe.load(args.recipe) if args.recipe else None
+    # Entered first: an output that cannot be written is known before the work is done.
+    with replacing(args.output) as path:
+        model = _load(args)
+        source = _source(args, args.calibrate, data.FOR_CALIBRATION) if args.calibrate else None
+        values = data.read(source, data.input_shapes(model)).inputs if source else None
+        planned = plan(model, recipe)
+        qat = rewrite(model, recipe)
+        if values is not None:
+            calibrate(qat, values, progress=_progress())
+        _save(qat, path, args.output)
+    state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
+    text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
+    _show(
+        args,
+        text,
+        {"path": str(args.output), "calibrated": args.calibrate is not None}
+        | {"plan": planned.to_dict()},
+    )
+
+
+def _export(args: Namespace) -> None:
+    _refuse_output(args, (".tflite",), "A LiteRT file")
+    report = export_tflite(
+        _load(args),
+        args.output,
+        float_io=args.float_io,
+        allow_float=args.allow_float,
+        batch_size=args.batch,
+    )
+    _show(args, report, report.to_dict())
+
+
+def _verify(args: Namespace) -> None:
+    model = _load(args)
+    source = _source(args, args.data, data.FOR_VERIFICATION, args.labels)
+    read = data.read(source, data.input_shapes(model))
+    result = verify(model, args.file, read.inputs, kernels=args.kernels, progress=_progress())
+    text, values = str(result), result.to_dict()
+    if read.labels is not None:
+        values["accuracy"] = _accuracy(model, args.file, read, args.kernels)
+        text += "".join(
+            f"\naccuracy of the {name}: {100 * share:.2f} %"
+            for name, share in values["accuracy"].items()
+        )
+    _show(args, text, values)
+    if args.min_snr is not None:
+        _require_snr(result.training, args.min_snr)
+    if args.min_identical is not None:
+        _require_identical(result.comparison, args.min_identical)
+
+
+def _require_snr(training: TrainingComparison, bound: float) -> None:
+    fault, weakest = training.fault, training.weakest
+    if fault is None and training.skipped:
+        name, reason = next(iter(training.skipped.items()))
+        fault = f"not computed: {name}: {reason}"
+    if fault is None and weakest is None:
+        fault = "no output of the trained model could be compared"
+    if fault is None and weakest is not None and weakest.snr_db < bound:
+        fault = (
+            f"the tensor {weakest.name!r} of layer {weakest.layer!r} is at "
+            f"{weakest.snr_db:.1f} dB of the trained model's"
+        )
+    if fault is not None:
+        raise VerificationError(f"--min-snr {bound:g} is not met: {fault}.")
+
+
+def _require_identical(comparison: Comparison, share: float) -> None:
+    # Where a tensor could not be computed, the file's own values stand in: identical to themselves.
+    faults = [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
+    faults += comparison.differences
+    worst = comparison.worst
+    if worst is not None and worst.identical < share:
+        faults.append(
+            f"only {worst.identical:.6f} of the elements of the tensor {worst.name!r} are identical"
+        )
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise VerificationError(f"--min-identical {share} is not met: {faults[0]}{more}.")
+
+
+def _demo(args: Namespace) -> None:
+    from rewriter.cli import demo
+
+    demo.run(args.output, epochs=args.epochs, say=lambda text: print(text, flush=True))
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "inspect": _inspect,
+    "convert": _convert,
+    "export": _export,
+    "verify": _verify,
+    "demo": _demo,
+}
+
+
+def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2) if args.json else text)
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _load(args: Namespace) -> Any:
+    if args.imports and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
+    for name in args.imports:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a module of the user's may raise anything
+            raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
+    return load_model(args.model, flavour=args.keras, allow_lambda=args.allow_lambda)
+
+
+def _source(
+    args: Namespace, path: Path, preferred: tuple[str, ...], labels: str | None = None
+) -> data.Source:
+    return data.Source(
+        path,
+        array=args.array,
+        labels=labels,
+        scale=args.scale,
+        offset=args.offset,
+        samples=args.samples,
+        preferred=preferred,
+    )
+
+
+_HDF5 = (".h5", ".hdf5")
+_MODELS = (".keras", *_HDF5, "")
+
+
+def _refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: Any) -> None:
+    """Before the work is done: outputs that would take the place of something else."""
+    refusal = outputs.refusal(args.output, suffixes, what, (args.model, *more))
+    if refusal is not None:
+        raise RewriterError(refusal)
+
+
+def _save(model: Any, path: Path, shown: Path) -> None:
+    try:
+        if path.suffix in _HDF5:
+            # HDF5 ends the process when it cannot write: in memory it can.
+            content = io.BytesIO()
+            with h5py.File(content, "w") as file:
+                keras_compat.flavour_of(model).save_hdf5(model, file)
+            path.write_bytes(content.getbuffer())
+        else:
+            model.save(path)
+    except Exception as error:  # whatever Keras, HDF5, TensorFlow and the user's classes raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # as `replacing` says it
+        raise RewriterError(f"{str(shown)!r} cannot be saved: {short(error)}") from error
+
+
+def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:
+    """Shares of samples with the right class, for a model with one input and one output."""
+    from rewriter.checking import interpreter
+
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise RewriterError(
+            "--labels needs a model with one input and one output. "
+            f"Received: {len(model.inputs)} and {len(model.outputs)}."
+        )
+    inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
+    found = {"file": scores, "model": model.predict(inputs, verbose=0)}
+    return {
+        name: float(np.mean(np.argmax(value.reshape(len(inputs), -1), -1) == read.labels))
+        for name, value in found.items()
+    }

@@ -1,0 +1,294 @@
+"""What the package needs from a Keras, and what is the same in both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from rewriter.errors import LoadError
+from rewriter.keras_compat import references, trust
+from rewriter.keras_compat.adapter import QuantizerAdapter
+from rewriter.keras_compat.names import Names
+
+_TENSORFLOW_FUNCTIONS = {
+    tf.identity: "linear",
+    tf.nn.relu: "relu",
+    tf.nn.relu6: "relu6",
+    tf.nn.leaky_relu: "leaky_relu",
+    tf.nn.elu: "elu",
+    tf.nn.gelu: "gelu",
+    tf.nn.silu: "silu",
+    tf.nn.sigmoid: "sigmoid",
+    tf.nn.tanh: "tanh",
+    tf.nn.softmax: "softmax",
+}
+
+PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
+
+
+class Flavour(Names):
+    """What the package needs from one Keras.
+
+    Attributes:
+      name: ``"tf_keras"`` or ``"keras"``.
+      keras: the Keras module itself.
+    """
+
+    name: str
+
+    def __init__(self, keras: ModuleType):
+        self.keras = keras
+        self.registered: dict[str, type] = {}
+
+    def __repr__(self) -> str:
+        return f"<Flavour {self.name} {self.keras.__version__}>"
+
+    def layer_class(self, name: str) -> type | None:
+        """The layer class called ``name``, or None if this Keras has none."""
+        return getattr(self.keras.layers, name, None)
+
+    def class_name(self, layer: Any) -> str:
+        """The canonical name of a stock layer or operation; ``""`` for anything of a user's.
+
+        A subclass of a stock layer may compute anything, so only exact types have a name.
+        """
+        cls = type(layer)
+        # Layers of `applications` (StochasticDepth, ...) are not among `layers`.
+        root, *parts = cls.__module__.split(".")
+        known = root == self.keras.__name__ and "applications" in parts
+        if known or self.layer_class(cls.__name__) is cls:
+            return cls.__name__
+        return self._operation_name(layer)
+
+    def specification(self, layer: Any) -> str | None:
+        """The row of :mod:`rewriter.keras_compat.symbols` of an operation, or None."""
+        return self.symbols.get(self._operation_name(layer).removeprefix("ops."))
+
+    def arguments(self, call: Any) -> tuple[tuple, dict[str, Any]]:
+        """What a call of an operation is given, constants that it keeps itself included."""
+        return call.args, call.kwargs
+
+    def activation_name(self, function: Any) -> str:
+        """The name of a stock activation function, the same in both Kerases; ``""`` for others.
+
+        A user's function may have any name, so its module is looked at too.
+        """
+        if function is None:
+            return "linear"
+        module = getattr(function, "__module__", None) or ""
+        if module.split(".")[0] == self.keras.__name__:
+            name = getattr(function, "__name__", "")
+            return self.activation_names.get(name, name)
+        try:
+            return _TENSORFLOW_FUNCTIONS.get(function, "")
+        except TypeError:  # an object that is not hashable
+            return ""
+
+    def sublayers(self, layer: Any) -> list[Any]:
+        """All layers inside ``layer``; none for an operation."""
+        flatten = getattr(layer, "_flatten_layers", None)
+        return [inner for inner in flatten() if inner is not layer] if flatten else []
+
+    def own_variables(self, layer: Any) -> list[Any]:
+        """The variables of ``layer`` that belong to no layer inside it."""
+        inner = {id(v) for part in self.sublayers(layer) for v in part.variables}
+        return [v for v in layer.variables if id(v) not in inner]
+
+    def is_model(self, layer: Any) -> bool:
+        return isinstance(layer, self.keras.Model)
+
+    def is_batch_norm(self, layer: Any) -> bool:
+        """Whether it is a stock BatchNormalization, or ours in a model built with it."""
+        ours = self.registered.get("FusedBatchNormalization")
+        return isinstance(layer, self.batch_norm_classes) or type(layer) is ours
+
+    def is_layer(self, layer: Any) -> bool:
+        return isinstance(layer, self.keras.layers.Layer)
+
+    def serialize(self, layer: Any) -> dict[str, Any]:
+        """A layer inside another layer's config, in a form that every file format keeps.
+
+        Keras's own form changes with the format being written, and rebuilds the layer on its
+        own, before the layer around it gives the variables their scopes.
+        """
+        return {"class_name": type(layer).__name__, "config": layer.get_config()}
+
+    def deserialize(self, config: Mapping[str, Any]) -> Any:
+        """The layer that :meth:`serialize` described: one of ours or a stock one.
+
+        Raises:
+          LoadError: if it is of another class, or its configuration names what may not be called.
+        """
+        trust.check(config, self, "a part of a layer")
+        name = config["class_name"]
+        cls: Any = self.registered.get(name) or self.layer_class(name)
+        if not self.is_layer_class(cls) or not isinstance(config.get("config"), Mapping):
+            raise LoadError(
+                f"A part of a layer is written as the name of a layer class of {self.name}, and "
+                f"its configuration. Received: {dict(config)!r}."
+            )
+        return cls.from_config(dict(config["config"]))
+
+    def register(self, cls: type) -> type:
+        """Make ``cls`` known to this Keras's loaders."""
+        self.registered[cls.__name__] = cls
+        return self.keras.saving.register_keras_serializable(package=PACKAGE)(cls)
+
+    def clone(self, layer: Any, name: str | None = None) -> Any:
+        """A new, unbuilt layer of the same configuration (weights are not copied).
+
+        Functions and objects of a user's are the layer's own, by reference. A file that could not
+        hold them is refused (``SaveError``) when the configuration of the new layer is asked for.
+        """
+        config, named = references.configuration(self, layer)
+        if name is not None:
+            config = {**config, "name": name}
+        # The code is in this process already.
+        with self.keras.saving.custom_object_scope(named), self.allow_lambda():
+            new = type(layer).from_config(config)
+        if name is not None and new.name != name:
+            new._name = name  # a TensorFlowOpLayer puts a prefix before it
+        references.guard(self, new, layer.name)
+        return new
+
+    def is_layer_class(self, value: Any) -> bool:
+        return isinstance(value, type) and issubclass(value, self.keras.layers.Layer)
+
+    # What subclasses supply.
+    symbols: Mapping[str, str]
+    activation_names: ClassVar[Mapping[str, str]]
+    batch_norm_classes: tuple[type, ...]
+
+    def _operation_name(self, layer: Any) -> str:
+        raise NotImplementedError
+
+    def places(self, layer: Any) -> int:
+        """In how many places of its model a layer stands; 0 for a part of another layer."""
+        return len(layer._inbound_nodes)
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        """``(layer, args, kwargs, outputs)`` of each call, in topological order."""
+        raise NotImplementedError
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        """The model's symbolic inputs and outputs, nested as the user gave them."""
+        raise NotImplementedError
+
+    def output_names(self, model: Any) -> Sequence[str]:
+        """One name per flattened output of a functional model or Sequential."""
+        return model.output_names
+
+    def is_functional(self, model: Any) -> bool:
+        raise NotImplementedError
+
+    def is_tensor(self, value: Any) -> bool:
+        """Whether ``value`` is a symbolic Keras tensor."""
+        raise NotImplementedError
+
+    def input_spec_of(self, model: Any) -> Any:
+        """Structure of ``(shape, dtype)`` that a subclassed model was built on, or None."""
+        raise NotImplementedError
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        """Whether this stock layer puts the n/(n-1) corrected variance into its average."""
+        raise NotImplementedError
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        """Whether the stock layer would use the fused kernel for this axis (from 0 on)."""
+        raise NotImplementedError
+
+    def signature_only(self) -> bool:
+        """Whether a layer is being called only to learn the shape and dtype of its output.
+
+        A layer may then return a placeholder. tf_keras makes such a call for every layer of a
+        functional model and throws the graph away; Keras 3 asks ``compute_output_shape``.
+        """
+        return False
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        """The attribute that holds the kernel ``name`` of the tf_keras layer ``class_name``."""
+        raise NotImplementedError
+
+    def add_weight(
+        self,
+        layer: Any,
+        name: str,
+        shape: Sequence[int],
+        initializer: Any,
+        *,
+        dtype: str | None = None,
+        trainable: bool = True,
+        statistic: bool = False,
+        **options: Any,
+    ) -> Any:
+        """A variable of ``layer``, never autocast; ``statistic``: a moving average of batches."""
+        raise NotImplementedError
+
+    def part_scope(self, name: str) -> Any:
+        """The TensorFlow name scope of variables, whatever scope it stands in.
+
+        For the parts of a layer: their weights are called as in the original model. For our
+        scalars: the same few names in every layer, because TensorFlow keeps some 35 KB for every
+        name that a variable was ever created under.
+        """
+        return tf.name_scope(name + "/")
+
+    def tf_variable(self, variable: Any) -> tf.Variable:
+        """The TensorFlow variable under a Keras variable."""
+        return variable
+
+    def save_hdf5(self, model: Any, file: Any) -> None:
+        """Save a model to an open ``h5py.File``."""
+        model.save(file)
+
+    def keep(self, layer: Any, name: str, variable: Any) -> None:
+        """Let TensorFlow's checkpoints of ``layer`` hold a variable that is no attribute of it."""
+
+    def static_training(self, training: Any) -> Any:
+        """``training`` as a bool where it is known while tracing, else a tensor."""
+        if training is None:
+            return False
+        if isinstance(training, (bool, int)):
+            return bool(training)
+        value = tf.get_static_value(training)
+        return training if value is None else bool(value)
+
+    def quantizer_adapter(self, layer: Any, dtype: str | None = None) -> Any:
+        """What a TFMOT quantizer's ``build`` gets as its layer: tf_keras's ``add_weight``.
+
+        ``dtype``: of the variables; None: as the layer's own.
+        """
+        return QuantizerAdapter(self, layer, dtype)
+
+    def is_lambda(self, layer: Any) -> bool:
+        """Whether it is a stock ``Lambda`` layer."""
+        return type(layer) is self.layer_class("Lambda")
+
+    keeps_globals: bool  # whether a lambda that is loaded finds the globals of its module
+
+    def keeps_code(self, function: Any) -> bool:
+        """Whether a ``Lambda`` layer is saved with the code of this function, not its name."""
+        raise NotImplementedError
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        """Put a function into the configuration of a ``Lambda`` layer, as it is.
+
+        ``named``: takes what ``from_config`` must find among the custom objects.
+        """
+        raise NotImplementedError
+
+    def allow_lambda(self) -> Any:
+        """A context in which layers that hold Python code may be deserialized."""
+        raise NotImplementedError
+
+
+def variable_dtype(layer: Any) -> str:
+    """The dtype of the variables that ``layer`` adds."""
+    # Statistics and ranges of 16-bit layers are kept in float32, as the stock layers do.
+    dtype = layer.dtype or "float32"
+    return "float32" if dtype in ("float16", "bfloat16") else dtype

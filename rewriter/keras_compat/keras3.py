@@ -1,0 +1,159 @@
+"""Keras 3 on TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import tensorflow as tf
+
+from rewriter.keras_compat import references, symbols
+from rewriter.keras_compat.base import Flavour, variable_dtype
+
+
+class Keras3(Flavour):
+    name = "keras"
+    symbols = symbols.KERAS3
+    activation_names: ClassVar[Mapping[str, str]] = {}
+
+    @functools.cached_property
+    def batch_norm_classes(self) -> tuple[type, ...]:  # type: ignore[override]
+        return (self.keras.layers.BatchNormalization,)
+
+    def _operation_name(self, layer: Any) -> str:
+        cls = type(layer)
+        if cls.__module__.startswith("keras.src.ops"):
+            return "ops." + cls.__name__
+        return ""
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        model = self._functional(model)
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    yield node.operation, (), {}, node.outputs
+                else:
+                    arguments = node.arguments
+                    yield node.operation, arguments.args, arguments.kwargs, node.outputs
+
+    def _functional(self, model: Any) -> Any:
+        return getattr(model, "_functional", None) or model
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        functional = self._functional(model)
+        return functional._inputs_struct, functional._outputs_struct
+
+    def output_names(self, model: Any) -> Sequence[str]:
+        return self._functional(model).output_names
+
+    def is_functional(self, model: Any) -> bool:
+        return hasattr(self._functional(model), "_nodes_by_depth")
+
+    def is_tensor(self, value: Any) -> bool:
+        return isinstance(value, self.keras.KerasTensor)
+
+    def input_spec_of(self, model: Any) -> Any:
+        shapes = getattr(model, "_build_shapes_dict", None)
+        if not shapes:
+            return None
+        values = list(shapes.values())
+        spec = values[0] if len(values) == 1 else values
+        if isinstance(spec, (tuple, list)) and all(isinstance(d, (int, type(None))) for d in spec):
+            return (tuple(spec), "float32")
+        return None
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        return False
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        return False
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        if class_name.startswith("DepthwiseConv") and name == "depthwise_kernel":
+            return "kernel"
+        return name
+
+    def add_weight(
+        self, layer, name, shape, initializer, *, dtype=None, trainable=True, statistic=False,
+        synchronization=None, aggregation=tf.VariableAggregation.NONE, **options,
+    ):  # fmt: skip
+        if statistic:
+            trainable, aggregation = False, tf.VariableAggregation.MEAN
+        with self.part_scope(name):
+            return layer.add_weight(
+                name=name,
+                shape=shape,
+                initializer=initializer,
+                dtype=dtype or variable_dtype(layer),
+                trainable=trainable,
+                autocast=False,
+                aggregation=aggregation.name.lower(),
+                **options,
+            )
+
+    def part_scope(self, name: str) -> Any:
+        # Variables have their paths from Keras. TensorFlow compiles an operation of its own for
+        # every new name of a variable, which takes longer than everything else about it.
+        return tf.name_scope("")
+
+    def tf_variable(self, variable: Any) -> tf.Variable:
+        return variable._value
+
+    def save_hdf5(self, model: Any, file: Any) -> None:
+        module = importlib.import_module("keras.src.legacy.saving.legacy_h5_format")
+        module.save_model_to_hdf5(model, file)
+
+    def keep(self, layer: Any, name: str, variable: Any) -> None:
+        # Only attributes get there, and Keras's own dicts do not count.
+        setattr(layer, f"_{name}_variable", variable)
+
+    def lookups(self) -> Iterator[Mapping[str, Any]]:
+        for module in ("layers", "models", "dtype_policies", "activations", "initializers",
+                       "regularizers", "constraints", "quantizers", "losses", "metrics",
+                       "optimizers"):  # fmt: skip
+            inner = importlib.import_module(f"keras.src.{module}")
+            yield getattr(inner, "ALL_OBJECTS_DICT", vars(inner))
+        yield vars(self.keras.optimizers.schedules)
+
+    def symbol(self, module: str, name: str) -> Any:
+        if module.split(".")[0] != "keras":
+            return None
+        export = importlib.import_module("keras.src.api_export")
+        found = export.get_symbol_from_name(f"{module}.{name}")
+        return found if found is not None else vars(sys.modules.get(module, object)).get(name)
+
+    @functools.cached_property
+    def stock_bases(self) -> tuple[type, ...]:  # type: ignore[override]
+        keras = self.keras
+        saveable = importlib.import_module("keras.src.saving.keras_saveable").KerasSaveable
+        return (
+            saveable,  # layers, operations, losses, metrics and optimizers
+            keras.Initializer,
+            keras.Regularizer,
+            keras.Quantizer,
+            keras.InputSpec,
+            keras.DTypePolicy,
+            keras.constraints.Constraint,
+            keras.random.SeedGenerator,
+            keras.optimizers.schedules.LearningRateSchedule,
+            keras.dtype_policies.DTypePolicyMap,
+        )
+
+    function_modules = ("activations", "losses", "metrics", "ops")
+
+    keeps_globals = False
+
+    def keeps_code(self, function: Any) -> bool:
+        return getattr(function, "__name__", "") == "<lambda>"
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        # Its `from_config` passes a mask on as it is.
+        config[key] = function if key == "mask" else references.by_name(function, named)
+
+    def allow_lambda(self) -> Any:
+        return importlib.import_module("keras.src.saving").serialization_lib.SafeModeScope(False)

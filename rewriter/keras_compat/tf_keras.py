@@ -1,0 +1,167 @@
+"""tf_keras (Keras 2)."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import tensorflow as tf
+from tensorflow.python.util import tf_export
+
+from rewriter.keras_compat import symbols
+from rewriter.keras_compat.base import Flavour, variable_dtype
+
+
+class TfKeras(Flavour):
+    name = "tf_keras"
+    symbols = symbols.TENSORFLOW
+    # Its hard sigmoid is clip(x / 5 + 1/2, 0, 1), that of Keras 3 relu6(x + 3) / 6.
+    activation_names: ClassVar[Mapping[str, str]] = {
+        "swish": "silu",
+        "hard_sigmoid": "hard_sigmoid_fifth",
+    }
+
+    @functools.cached_property
+    def batch_norm_classes(self) -> tuple[type, ...]:  # type: ignore[override]
+        base = importlib.import_module(
+            "tf_keras.src.layers.normalization.batch_normalization"
+        ).BatchNormalizationBase
+        return (base,)
+
+    def _operation_name(self, layer: Any) -> str:
+        kind = type(layer).__name__
+        if kind in ("TFOpLambda", "SlicingOpLambda"):
+            return "ops." + layer.symbol
+        if kind == "TensorFlowOpLayer":
+            return "ops.raw." + layer.node_def.op
+        return ""
+
+    def arguments(self, call: Any) -> tuple[tuple, dict[str, Any]]:
+        layer = call.layer
+        if type(layer).__name__ != "TensorFlowOpLayer":
+            return super().arguments(call)
+        tensors, constants = iter(call.refs), layer.constants
+        args = [
+            constants[i] if i in constants else next(tensors)
+            for i in range(len(call.refs) + len(constants))
+        ]
+        attributes = layer.node_def.attr  # looking up what is not there would add it
+        kept = "keep_dims" in attributes and attributes["keep_dims"].b
+        return tuple(args), {"keepdims": kept}
+
+    def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                if node.is_input:
+                    yield node.layer, (), {}, node.outputs
+                else:
+                    yield node.layer, node.call_args, node.call_kwargs, node.outputs
+
+    def structure(self, model: Any) -> tuple[Any, Any]:
+        return model._nested_inputs, model._nested_outputs
+
+    def is_functional(self, model: Any) -> bool:
+        return bool(getattr(model, "_is_graph_network", False))
+
+    def is_tensor(self, value: Any) -> bool:
+        return hasattr(value, "_keras_history")
+
+    def input_spec_of(self, model: Any) -> Any:
+        spec = getattr(model, "_saved_model_inputs_spec", None)
+        if spec is None:
+            shape = getattr(model, "_build_input_shape", None)
+            if shape is None:
+                return None
+            return (tuple(shape), "float32")
+        return tf.nest.map_structure(lambda s: (tuple(s.shape), s.dtype.name), spec)
+
+    def bessel_correction(self, batch_norm: Any) -> bool:
+        return bool(batch_norm.fused)
+
+    def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
+        return rank in (4, 5) and axis in (1, rank - 1) and dtype != "float64"
+
+    def signature_only(self) -> bool:
+        if tf.executing_eagerly():
+            return False
+        # The name that `Layer._infer_output_signature` gives its graph.
+        name = getattr(tf.compat.v1.get_default_graph(), "name", "")
+        return name.endswith("_scratch_graph")
+
+    def kernel_attribute(self, class_name: str, name: str) -> str:
+        return name
+
+    def add_weight(
+        self, layer, name, shape, initializer, *, dtype=None, trainable=True, statistic=False,
+        **options,
+    ):  # fmt: skip
+        if statistic:
+            trainable = False
+            options["synchronization"] = tf.VariableSynchronization.ON_READ
+            options["aggregation"] = tf.VariableAggregation.MEAN
+        return layer.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=dtype or variable_dtype(layer),
+            trainable=trainable,
+            experimental_autocast=False,
+            **options,
+        )
+
+    def lookups(self) -> Iterator[Mapping[str, Any]]:
+        layers = importlib.import_module("tf_keras.src.layers.serialization")
+        layers.populate_deserializable_objects()
+        yield layers.LOCAL.ALL_OBJECTS
+        initializers = importlib.import_module("tf_keras.src.initializers")
+        initializers.populate_deserializable_objects()
+        yield initializers.LOCAL.ALL_OBJECTS
+        for module in ("regularizers", "constraints", "losses", "metrics", "optimizers",
+                       "layers.activation", "activations", "mixed_precision.policy"):  # fmt: skip
+            yield vars(importlib.import_module(f"tf_keras.src.{module}"))
+        yield vars(self.keras.optimizers.schedules)
+
+    def symbol(self, module: str, name: str) -> Any:
+        found = tf_export.get_symbol_from_name(f"{module.removeprefix('tf_')}.{name}")
+        if found is not None:
+            return found
+        inner = module if module.startswith("tf_") else f"tf_{module}"
+        return vars(sys.modules.get(inner, object)).get(name)
+
+    @functools.cached_property
+    def stock_bases(self) -> tuple[type, ...]:  # type: ignore[override]
+        keras = self.keras
+        optimizer = importlib.import_module("tf_keras.src.optimizers.optimizer")._BaseOptimizer
+        return (
+            keras.layers.Layer,  # metrics too
+            keras.layers.InputSpec,
+            keras.initializers.Initializer,
+            keras.regularizers.Regularizer,
+            keras.constraints.Constraint,
+            keras.mixed_precision.Policy,
+            keras.losses.Loss,
+            keras.optimizers.legacy.Optimizer,
+            keras.optimizers.schedules.LearningRateSchedule,
+            optimizer,
+        )
+
+    function_modules = ("activations", "losses", "metrics")
+    more_functions = ("relu6", "leaky_relu", "silu", "log_softmax")  # of TensorFlow
+
+    keeps_globals = True
+
+    def keeps_code(self, function: Any) -> bool:
+        return isinstance(function, types.FunctionType)
+
+    def give_lambda(
+        self, config: dict[str, Any], key: str, function: Any, named: dict[str, Any]
+    ) -> None:
+        module = "module" if key == "function" else f"{key}_module"
+        config.update({key: function, f"{key}_type": "raw", module: None})
+
+    def allow_lambda(self) -> Any:
+        return self.keras.saving.custom_object_scope({})

@@ -1,0 +1,112 @@
+"""Layers without an integer form: kept as they are, computed in float between the integers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.errors import ExportError
+from rewriter.lowering import precisions
+from rewriter.lowering.linear import normalization
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Shape, Value
+from rewriter.program import Operator
+from rewriter.reading import graph
+from rewriter.reading.graph import Call, Ref
+
+
+def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
+    """One FLOAT step for each output of a layer or an operation.
+
+    Raises:
+      ExportError: if the layer works under a mask, which no tensor of a file carries.
+    """
+    _refuse_mask(call)
+    refs = list(dict.fromkeys(call.refs))
+    dtypes = dict(zip(call.refs, call.input_dtypes, strict=True))
+    names = [low.real(env[ref]) for ref in refs]
+    given = {"training": False} if "training" in _parameters(call) else {}
+
+    def compute(*x: Any) -> list[Any]:
+        # The program's tensors are float; layers want their inputs' own dtypes.
+        tensors = {ref: tf.cast(v, dtypes[ref]) for ref, v in zip(refs, x, strict=True)}
+        args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
+        return tf.nest.flatten(call.layer(*args, **{**given, **kwargs}))
+
+    function: Callable[..., Any] = compute
+    layers = [call.layer, *low.flavour.sublayers(call.layer)]
+    own = [getattr(layer, "compute_dtype", None) for layer in layers]
+    if any(map(precisions.other, [*own, *call.dtypes, *call.input_dtypes])):
+        shapes = [low.tensors[name].shape for name in names]
+        function = precisions.in_float32(compute, shapes)
+    return [
+        _step(low, call, names, (None, *shape[1:]), function, part=index)
+        for index, shape in enumerate(call.shapes)
+    ]
+
+
+def _step(
+    low: ProgramBuilder,
+    call: Call,
+    names: Sequence[str],
+    shape: Shape,
+    function: Callable[..., Any],
+    **attributes: int,
+) -> Value:
+    grids = tuple(low.tensors[name].quantization for name in names)
+    operator = Operator("FLOAT", grids, None, attributes, function=function)
+    return low.add(call.path, operator, names, shape)
+
+
+def _parameters(call: Call) -> Collection[str]:
+    """The names of what the layer can be called with."""
+    try:
+        return inspect.signature(call.layer.call).parameters
+    except (AttributeError, TypeError, ValueError):  # an operation
+        return ()
+
+
+def _refuse_mask(call: Call) -> None:
+    if not call.masked or "bool" in call.dtypes:
+        return
+    # Beside `mask`: the masks of query, key and value; tf_keras's attention has only this one.
+    if any(name == "mask" or name.endswith("_mask") for name in _parameters(call)):
+        raise ExportError(
+            f"Layer {call.path!r} works under a mask (of Masking, or of an Embedding with "
+            "mask_zero=True), and a LiteRT file carries none. Build the model without masks, or "
+            "export the part after this layer."
+        )
+
+
+def activation(low: ProgramBuilder, call: Call, x: Value) -> Value:
+    """The activation of a host, where it has no integer form."""
+    return _step(low, call, [low.real(x)], x.shape, call.layer.host.activation)
+
+
+def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
+    """A host that LiteRT has no integer kernel for, with its normalization and activation."""
+    layer = call.layer
+    kernels = [np.asarray(kernel) for kernel in layer.quantized_kernels()]
+    channels = call.shapes[0][-1] or 0
+    factor, bias = np.ones(channels), np.zeros(channels)
+    if layer.host.use_bias:
+        bias = np.asarray(layer.host.bias, np.float64)
+    if layer.batch_norm is not None:
+        factor, bias = normalization(layer.batch_norm, bias)
+
+    def compute(value: Any) -> Any:
+        tensors = [tf.constant(kernel) for kernel in kernels]
+        flat = value
+        if layer.distributed:
+            flat = tf.reshape(value, [-1, *value.shape[2:]])
+        y = layer.row.linear(layer.host, flat, tensors, lambda tensor: tensor, False)
+        if layer.distributed:
+            y = tf.reshape(y, [-1, *call.shapes[0][1:]])
+        y = y * tf.constant(factor, tf.float32) + tf.constant(bias, tf.float32)
+        return y if layer.host.activation is None else layer.host.activation(y)
+
+    return _step(low, call, [low.real(x)], (None, *call.shapes[0][1:]), compute)

@@ -1,0 +1,149 @@
+"""The algebra of folding and of integer grids: pure NumPy, float64 inside.
+
+With ``s = gamma / sqrt(variance + epsilon)`` a batch normalization after a linear layer becomes
+the kernel ``W * s`` and the bias ``(b - mean) * s + beta``. On a symmetric per-channel grid
+``Q(W * s) = s * Q(W)``: only the scale changes, by ``|s|``, and the integers take the sign of s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.grid import ACTIVATION, NEGLIGIBLE, Grid
+from rewriter.program import Quantization
+
+_BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
+# XNNPACK requantizes by scales of at least 2**-32.
+_REQUANTIZE_MIN = 2.0**-31
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# The converter widens any range below 1e-6 (kNearZeroTolerance in its quantization_utils.h).
+_NARROWEST = np.float32(2e-6)
+
+
+def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) -> Quantization:
+    """The affine grid on ``[low, high]``, nudged so that 0 is exact.
+
+    As ``tf.quantization.fake_quant_with_min_max_vars`` does, in float32: the zero point is the
+    rounded place of 0 (arXiv:1712.05877, section 3).
+
+    Args:
+      low, high: the range; widened to hold 0, and to a width of 2e-6 if it is not all 0.
+      grid: an affine one.
+    """
+    low32 = np.float32(min(low, 0.0))
+    high32 = np.float32(max(high, 0.0))
+    levels = np.float32(grid.steps)
+    if 0 < high32 - low32 < _NARROWEST:
+        high32 = low32 + _NARROWEST
+    scale = np.float32((high32 - low32) / levels)
+    if not scale > _SMALLEST_SCALE:  # a tensor that is always 0: any grid holds it
+        scale = np.float32(1.0)
+    zero_point = int(np.clip(np.floor(-low32 / scale + np.float32(0.5)), 0, levels)) + grid.qmin
+    return Quantization(float(scale), zero_point, grid.bits)
+
+
+def batch_norm_scale(gamma: Any, variance: Any, epsilon: float) -> np.ndarray:
+    """``gamma / sqrt(variance + epsilon)``, float64, shape (C,); gamma None is 1."""
+    variance = np.asarray(variance, np.float64)
+    gamma = np.ones_like(variance) if gamma is None else np.asarray(gamma, np.float64)
+    return gamma / np.sqrt(variance + epsilon)
+
+
+def batch_norm_bias(scale: np.ndarray, mean: Any, beta: Any, bias: Any) -> np.ndarray:
+    """``(bias - mean) * scale + beta``, float64, shape (C,); None is 0."""
+    mean = np.asarray(mean, np.float64)
+    bias = np.zeros_like(mean) if bias is None else np.asarray(bias, np.float64)
+    beta = np.zeros_like(mean) if beta is None else np.asarray(beta, np.float64)
+    return (bias - mean) * scale + beta
+
+
+def kernel_integers(
+    kernel: np.ndarray, grid: Grid, scale: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers and scales of a kernel on a symmetric, narrow-range grid of up to 8 bits.
+
+    Args:
+      kernel: float32.
+      grid: its axes index the output channels.
+      scale: the scales if they are given; otherwise ``max|w| / qmax`` (1 for a zero channel), with
+        integers of a product by its inverse, as in training.
+
+    Returns:
+      int8 integers of the kernel's shape, and float32 scales of shape (channels,).
+    """
+    kernel = np.asarray(kernel, np.float32)
+    moved, shape = _channels_last(kernel, grid.axes)
+    if scale is None:
+        top, largest = np.float32(grid.qmax), np.abs(moved).max(axis=0)
+        largest = np.where(largest > NEGLIGIBLE, largest, top)
+        scale = largest / top
+        steps = moved * (top / largest)
+    else:
+        steps = moved / scale
+    np.clip(np.rint(steps, out=steps), grid.qmin, grid.qmax, out=steps)
+    return _restore(steps.astype(np.int8), shape, kernel.ndim, grid.axes), scale
+
+
+def fold_scale(
+    integers: np.ndarray, scale: np.ndarray, factor: np.ndarray, channel_axes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The grid of ``kernel * factor`` (one factor a channel): ``Q(W * s) = s * Q(W)``."""
+    moved, shape = _channels_last(integers, channel_axes)
+    sign = np.where(factor < 0, -1, 1).astype(np.int8)
+    folded = _restore(moved * sign, shape, integers.ndim, channel_axes)
+    return folded, (scale.astype(np.float64) * np.abs(factor)).astype(np.float32)
+
+
+def bound_scale(
+    integers: np.ndarray,
+    scale: np.ndarray,
+    bias: np.ndarray,
+    channel_axes: Sequence[int],
+    input_scale: float,
+    output_scale: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raise scales so small that the int32 bias or the requantization would overflow.
+
+    Where gamma is 0 or a channel is dead, ``|bias| / (s_x * s_w)`` leaves int32. A channel whose
+    scale is raised contributes less than a hundredth of an output step either way.
+    """
+    smallest = np.maximum(np.abs(bias) / _BIAS_MAX, output_scale * _REQUANTIZE_MIN) / input_scale
+    smallest = np.maximum(smallest, _SMALLEST_SCALE)
+    moved, shape = _channels_last(integers, channel_axes)
+    # A kernel of zeros has no scale of its own: the finest keeps its bias exact.
+    low = (scale < smallest) | ~moved.any(axis=0)
+    if not low.any():
+        return integers, scale
+    raised = np.where(low, smallest, scale).astype(np.float32)
+    rounded = np.rint(moved * (scale.astype(np.float64) / raised)).astype(np.int8)
+    moved = np.where(low, rounded, moved)
+    return _restore(moved, shape, integers.ndim, channel_axes), raised
+
+
+def bias_grid(bias: np.ndarray, scale: np.ndarray, input_scale: float) -> np.ndarray:
+    """The int32 bias: ``round(bias / (s_x * s_w))``, with the file's float32 product."""
+    step = (np.float32(input_scale) * scale.astype(np.float32)).astype(np.float64)
+    limit = 2.0**31 - 1
+    return np.clip(np.rint(bias / step), -limit, limit).astype(np.int32)
+
+
+def _channels_last(
+    kernel: np.ndarray, channel_axes: Sequence[int]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """``kernel`` as (rest, channels), and the shape it had with the channel axes last."""
+    axes = [axis % kernel.ndim for axis in channel_axes]
+    rest = [axis for axis in range(kernel.ndim) if axis not in axes]
+    moved = kernel.transpose([*rest, *axes])
+    channels = int(np.prod([kernel.shape[axis] for axis in axes]))
+    return moved.reshape(-1, channels), moved.shape
+
+
+def _restore(
+    moved: np.ndarray, shape: tuple[int, ...], rank: int, channel_axes: Sequence[int]
+) -> np.ndarray:
+    axes = [axis % rank for axis in channel_axes]
+    order = [axis for axis in range(rank) if axis not in axes] + axes
+    return np.ascontiguousarray(moved.reshape(shape).transpose(np.argsort(order)))

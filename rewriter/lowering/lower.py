@@ -1,0 +1,201 @@
+"""From the quantization-aware model to the integer program.
+
+Walks the model's calls and adds what each becomes to a :class:`ProgramBuilder`. That is in
+:mod:`rewriter.lowering.host_layers` for the linear layers and batch normalizations, and in
+:mod:`rewriter.lowering.operators` for everything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import ExportError
+from rewriter.lowering import float_steps, fusions, host_layers, operators, peephole, precisions
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Value, batched
+from rewriter.program import Program, Tensor
+from rewriter.reading import graph, stock_layers
+from rewriter.reading.graph import Call, Ref
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the quantization-aware model has a tensor of the program.
+
+    Attributes:
+      call: the index of the call in the graph.
+      layer: the Quantize layer, part of the called one or itself, whose output it is; ``None``: it
+        is an output of the call.
+      index: which output of the call.
+    """
+
+    call: int
+    layer: Any = None
+    index: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A program with what it came from.
+
+    Attributes:
+      program: the program.
+      graph: the calls of the quantization-aware model.
+      sources: for each tensor of the program that the model has too, where.
+    """
+
+    program: Program
+    graph: graph.Graph
+    sources: Mapping[str, Source]
+
+
+class _Lowerer(ProgramBuilder):
+    """Adds a model's calls, one after the other, and finishes the program."""
+
+    def __init__(self, model: Any):
+        self.graph = graph.read(model)
+        super().__init__(self.graph.flavour)
+        self._index = 0  # of the call that is lowered
+        self._quantized: dict[str, Source] = {}
+        self._returned: dict[str, Source] = {}
+
+    def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:
+        done = super().quantize(value, layer, path, least)
+        # A grid that was made coarser is not the model's.
+        if done.name is not None and (not least or self.grid(done).scale > np.float32(least)):
+            self._quantized.setdefault(done.name, Source(self._index, layer))
+        return done
+
+    def run(self) -> Lowered:
+        """Lower every call.
+
+        Raises:
+          ExportError: naming the layers whose ranges are not set, or that have no integer form.
+        """
+        env: dict[Ref, Value] = {}
+        for index, call in enumerate(self.graph.calls):
+            self._index = index
+            for i, value in enumerate(self._call(call, env)):
+                env[Ref(index, i)] = value
+                # What is pending is not on its grid in the model; what is not in float32 there is
+                # not what the program has in float.
+                if value.name is not None and not self._in_other_float(call, i, value.name):
+                    self._returned.setdefault(value.name, Source(index, index=i))
+        if self.unset:
+            raise ExportError(
+                f"The ranges of {len(self.unset)} activations have not been set: "
+                f"{', '.join(self.unset)}. Run rewriter.calibrate(model, data), or train in phase "
+                "'observe' or 'quantize', before exporting."
+            )
+        outputs = [self._output(env[ref]) for ref in self.graph.output_refs()]
+        self._drop_unused(outputs)
+        before = {name: tensor.quantization for name, tensor in self.tensors.items()}
+        self.steps, self.tensors = peephole.simplify(self.steps, self.tensors, outputs)
+        self.steps, self.tensors, outputs = fusions.fuse(self.steps, self.tensors, outputs)
+        inputs = [env[ref].name or "" for ref in self.graph.input_refs()]
+        # A tensor that got another grid has other values than in the model.
+        same = {n for n, tensor in self.tensors.items() if before.get(n) == tensor.quantization}
+        outputs, names = self._name_outputs(outputs)
+        program = Program(
+            inputs=tuple(inputs),
+            outputs=tuple(outputs),
+            tensors=self.tensors,
+            steps=tuple(self.steps),
+            input_names=tuple(inputs),
+            output_names=self.graph.output_names,
+        )
+        sources = {**self._returned, **self._quantized}
+        kept = {names.get(n, n): source for n, source in sources.items() if n in same}
+        return Lowered(program, self.graph, kept)
+
+    def _in_other_float(self, call: Call, index: int, name: str) -> bool:
+        return self.tensors[name].quantization is None and precisions.other(call.dtypes[index])
+
+    def _drop_unused(self, outputs: Sequence[str]) -> None:
+        """Forget steps that nothing reads: masks, and the statistics of a loss."""
+        live, kept = set(outputs), []
+        for step in reversed(self.steps):
+            if step.output in live:
+                live.update(step.inputs)
+                kept.append(step)
+            else:
+                del self.tensors[step.output]
+        self.steps = kept[::-1]
+
+    def _name_outputs(self, outputs: list[str]) -> tuple[list[str], dict[str, str]]:
+        """Call the output tensors what Keras calls the outputs; also the new names by the old.
+
+        The file's outputs carry these names, so no other tensor may have one of them: the logits
+        of ``Dense(10, activation="softmax", name="digit")`` are not ``digit``.
+        """
+        made = {step.output for step in self.steps}
+        names: dict[str, str] = {}
+        for tensor, name in zip(outputs, self.graph.output_names, strict=True):
+            if tensor in made and name not in names.values():
+                names.setdefault(tensor, name)
+        given = set(names.values())
+        for tensor in self.tensors:
+            if tensor in given and tensor not in names and tensor in made:
+                names[tensor] = self.unique(tensor)
+        self.tensors = {
+            names.get(key, key): dataclasses.replace(tensor, name=names.get(key, key))
+            for key, tensor in self.tensors.items()
+        }
+        self.steps = [
+            dataclasses.replace(
+                step,
+                inputs=tuple(names.get(name, name) for name in step.inputs),
+                output=names.get(step.output, step.output),
+            )
+            for step in self.steps
+        ]
+        return [names.get(name, name) for name in outputs], names
+
+    def _call(self, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
+        kind = type(call.layer).__name__
+        if kind == "InputLayer":
+            return [self._input(call)]
+        if kind == "Quantize":
+            return [self.quantize(env[call.refs[0]], call.layer, call.path)]
+        if kind in host_layers.LOWER:
+            return [host_layers.LOWER[kind](self, call, env[call.refs[0]])]
+        operation = stock_layers.read(self.flavour, call)
+        if operation is not None:
+            values = [env[ref] for ref in operation.operands]
+            result = operators.ROWS[operation.name](self, call, operation, values)
+            return [result] if isinstance(result, Value) else result
+        return float_steps.lower(self, call, env)
+
+    def _input(self, call: Call) -> Value:
+        name = self.unique(call.layer.name)
+        self.tensors[name] = Tensor(name, batched(call.shapes[0]), None)
+        return Value(batched(call.shapes[0]), name)
+
+    def _output(self, value: Value) -> str:
+        if value.name is None:
+            raise ExportError(
+                f"The output of {value.layer!r} has no quantization. Rewrite the model with "
+                "rewriter.rewrite, so that every output gets one."
+            )
+        return value.name
+
+
+def lower(model: Any) -> Program:
+    """The integer program of a calibrated quantization-aware model.
+
+    Args:
+      model: what :func:`rewriter.rewrite` returned, calibrated or trained.
+
+    Raises:
+      ExportError: if ranges are not set, or a layer has no integer form; it names them.
+    """
+    return lower_with_sources(model).program
+
+
+def lower_with_sources(model: Any) -> Lowered:
+    """As :func:`lower`, with where the model has the program's tensors."""
+    return _Lowerer(model).run()

@@ -1,0 +1,20 @@
+"""What the operations that are not linear layers become on the device.
+
+One row for every operation of :mod:`rewriter.reading.operations`: a function of the lowerer, the
+call, the operation and its operands that returns a value, or one for each output.
+"""
+
+from __future__ import annotations
+
+from rewriter.lowering.operators import activations, arithmetic, moves, pooling
+from rewriter.lowering.operators.activations import activate
+from rewriter.lowering.operators.rows import Row
+
+ROWS: dict[str, Row] = {
+    **activations.ROWS,
+    **arithmetic.ROWS,
+    **moves.ROWS,
+    **pooling.ROWS,
+}
+
+__all__ = ["ROWS", "activate"]

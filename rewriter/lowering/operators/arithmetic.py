@@ -1,0 +1,210 @@
+"""Sums, products, extremes and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rewriter.errors import ExportError
+from rewriter.lowering import folding
+from rewriter.lowering.linear import channel_affine
+from rewriter.lowering.operators.rows import Row, constant, multiplied, scaled
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Shape, Value, batched
+from rewriter.program import Quantization
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import Operation
+
+Range = tuple[float, float]
+
+
+def _broadcast(a: Value, b: Value) -> Shape:
+    """The shape of an element-by-element result; the batch stays unknown."""
+    rank = max(len(a.shape), len(b.shape))
+    first, second = ((1,) * (rank - len(v.shape)) + v.shape for v in (a, b))
+    return (
+        None,
+        *(m if n == 1 else n for n, m in zip(first[1:], second[1:], strict=True)),
+    )
+
+
+def _chain(
+    low: ProgramBuilder,
+    call: Call,
+    x: Sequence[Value],
+    kind: str,
+    combine: Callable[[Range, Range], Range],
+) -> Value:
+    """All but the last operand: partial results get the range that cannot overflow."""
+    first = x[0]
+    for other in x[1:-1]:
+        grid = folding.activation_quantization(
+            *combine(low.grid(first).range, low.grid(other).range)
+        )
+        first = low.apply(kind, call, [first, other], _broadcast(first, other), quantization=grid)
+    return first
+
+
+def _sums(a: Range, b: Range) -> Range:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _products(a: Range, b: Range) -> Range:
+    corners = [p * q for p in a for q in b]
+    return min(corners), max(corners)
+
+
+def _add(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    scales = operation.options.get("scales", [1.0] * len(x))
+    x = [
+        value if scale == 1 else _scaled_operand(low, call, value, scale)
+        for value, scale in zip(x, scales, strict=True)
+    ]
+    if len(x) == 1:
+        return x[0]
+    first = _chain(low, call, x, "ADD", _sums)
+    return low.free("ADD", call, [first, x[-1]], fusable=True)
+
+
+def _scaled_operand(low: ProgramBuilder, call: Call, x: Value, scale: float) -> Value:
+    if scale > 0:
+        return multiplied(low, call, x, scale)
+    least, most = sorted(scale * end for end in low.grid(x).range)
+    grid = folding.activation_quantization(least, most)
+    return low.apply("MUL", call, [x], x.shape, quantization=grid, **constant(scale))
+
+
+def _average(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """The sum on a grid n times as coarse has the integers of the mean; a MUL renames them."""
+    count = len(x)
+    if count == 1:
+        return x[0]
+    first = _chain(low, call, x, "ADD", _sums)
+    return _rescaled(low, call, low.free("ADD", call, [first, x[-1]]), count)
+
+
+def _rescaled(low: ProgramBuilder, call: Call, value: Value, factor: float) -> Value:
+    """A pending operator whose output is to be divided by ``factor``."""
+    value.grid = lambda grid: scaled(grid, factor)
+
+    def after(done: Value, quantization: Quantization) -> Value:
+        return low.apply(
+            "MUL", call, [done], done.shape, quantization=quantization, **constant(1 / factor)
+        )
+
+    value.after = after
+    return value
+
+
+def _subtract(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.free("SUB", call, x, fusable=True)
+
+
+def _multiply(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    first = _chain(low, call, x, "MUL", _products)
+    return low.free("MUL", call, [first, x[-1]], fusable=True)
+
+
+def _extreme(kind: str) -> Row:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+        first = x[0]
+        for other in x[1:]:
+            first = low.apply(kind, call, [first, other], _broadcast(first, other))
+        return first
+
+    return row
+
+
+def _affine(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """One number: MUL or ADD. Numbers for the channels: a depthwise convolution, exact for each."""
+    (value,) = x
+    scale, offset = operation.options["scale"], operation.options["offset"]
+    grows = batched(call.shapes[0]) != value.shape
+    single = scale.size == 1 and offset.size == 1
+    if not grows and (_per_channel(value, scale) and _per_channel(value, offset)):
+        plain = single and (np.all(scale == 1) or np.all(offset == 0))
+        if not plain:
+            return channel_affine(low, call, value, scale, offset)
+    if np.all(offset == 0):
+        return low.free("MUL", call, [value], fusable=True, **constant(scale))
+    if np.all(scale == 1):
+        return low.free("ADD", call, [value], fusable=True, **constant(offset))
+    raise ExportError(
+        f"Layer {call.path!r} scales and shifts by constants of shapes {scale.shape} and "
+        f"{offset.shape}, which are not one number for each channel. Use one number, or one for "
+        "each channel."
+    )
+
+
+def _per_channel(x: Value, numbers: np.ndarray) -> bool:
+    """Whether ``numbers`` is a single one or one for each index of the last axis."""
+    if numbers.size == 1:
+        return x.shape[-1] is not None
+    return numbers.size == numbers.shape[-1] == x.shape[-1]
+
+
+def _collapsed(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Value
+) -> tuple[Value, list[int]]:
+    """The reduced axes of ranks over 4 as one: LiteRT's kernels reduce up to rank 4."""
+    axes = list(operation.options["axes"])
+    if len(x.shape) <= 4:
+        return x, axes
+    start, stop = axes[0], axes[-1] + 1
+    if axes != list(range(start, stop)):
+        raise ExportError(
+            f"Layer {call.path!r} reduces the axes {axes} of a tensor of rank {len(x.shape)}; "
+            "LiteRT reduces neighbouring axes only. Reduce them one after the other."
+        )
+    sizes = low.static(x.shape, call)
+    merged = int(np.prod(sizes[start - 1 : stop - 1]))
+    shape = (None, *sizes[: start - 1], merged, *sizes[stop - 1 :])
+    return low.reshape(call, x, shape), [start]
+
+
+def _reduce(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Value, kind: str
+) -> tuple[Value, Shape]:
+    x, axes = _collapsed(low, call, operation, x)
+    keepdims = operation.options["keepdims"] and len(call.input_shapes[0]) <= 4
+    shape = tuple(
+        1 if axis in axes else size
+        for axis, size in enumerate(x.shape)
+        if keepdims or axis not in axes
+    )
+    make = low.free if kind == "MEAN" else low.apply
+    made = make(kind, call, [x], shape, axes=axes, keepdims=keepdims)
+    return made, batched(call.shapes[0])
+
+
+def _mean(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    made, shape = _reduce(low, call, operation, x[0], "MEAN")
+    return low.reshaped(call, made, shape)
+
+
+def _sum(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """The mean on a grid ``1 / n`` as fine, and then ``n`` times that."""
+    sizes = low.static(x[0].shape, call)
+    count = int(np.prod([sizes[axis - 1] for axis in operation.options["axes"]]))
+    made, shape = _reduce(low, call, operation, x[0], "MEAN")
+    return low.reshaped(call, _rescaled(low, call, made, 1 / count), shape)
+
+
+def _max(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    made, shape = _reduce(low, call, operation, x[0], "REDUCE_MAX")
+    return low.reshape(call, made, shape)
+
+
+ROWS: dict[str, Row] = {
+    "add": _add,
+    "average": _average,
+    "subtract": _subtract,
+    "multiply": _multiply,
+    "maximum": _extreme("MAXIMUM"),
+    "minimum": _extreme("MINIMUM"),
+    "affine": _affine,
+    "mean": _mean,
+    "sum": _sum,
+    "max": _max,
+}

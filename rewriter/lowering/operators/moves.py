@@ -1,0 +1,127 @@
+"""Operations that only move values about, and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewriter.lowering.operators.rows import Row
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Value, batched
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import Operation
+
+Range = tuple[int, int, int]
+
+
+def _concatenate(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
+    return low.apply("CONCATENATION", call, x, axis=operation.options["axis"])
+
+
+def _stack(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    axis = operation.options["axis"]
+    parts = [low.reshape(call, value, (*value.shape[:axis], 1, *value.shape[axis:])) for value in x]
+    return low.apply("CONCATENATION", call, parts, axis=axis)
+
+
+def _reshape(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.reshape(call, x[0], batched(call.shapes[0]))
+
+
+def _transpose(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.apply("TRANSPOSE", call, x, perm=operation.options["perm"])
+
+
+def _pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.apply("PAD", call, x, paddings=operation.options["paddings"])
+
+
+def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) -> Value:
+    """``ranges``: (start, stop, step) for every axis but the batch."""
+    shape = (None, *(len(range(*part)) for part in ranges))
+    if shape == x.shape:
+        return x
+    begin, end, strides = zip((0, 0, 1), *ranges, strict=True)
+    return low.apply(
+        "STRIDED_SLICE",
+        call,
+        [x],
+        shape,
+        begin=list(begin),
+        end=list(end),
+        strides=list(strides),
+        begin_mask=1,
+        end_mask=1,
+    )
+
+
+def _slice(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    part = _sliced(low, call, x[0], operation.options["ranges"])
+    return low.reshape(call, part, batched(call.shapes[0]))
+
+
+def _split(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> list[Value]:
+    sizes = low.static(x[0].shape, call)
+    axis, start, parts = operation.options["axis"], 0, []
+    for width in operation.options["sizes"]:
+        ranges = [(0, size, 1) for size in sizes]
+        ranges[axis - 1] = (start, start + width, 1)
+        parts.append(_sliced(low, call, x[0], ranges))
+        start += width
+    return parts
+
+
+def _resized(low: ProgramBuilder, call: Call, x: Value, size: Sequence[int], kind: str) -> Value:
+    shape = (None, *size, x.shape[-1])
+    return low.apply(
+        kind, call, [x], shape, size=list(size), align_corners=False, half_pixel_centers=True
+    )
+
+
+def _resize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    bilinear = operation.options["method"] == "bilinear"
+    kind = "RESIZE_BILINEAR" if bilinear else "RESIZE_NEAREST_NEIGHBOR"
+    return _resized(low, call, x[0], operation.options["size"], kind)
+
+
+def _upsample(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """Every step several times, along one, two or three axes; two of them at a time."""
+    factors = list(operation.options["factors"])
+    *sizes, channels = low.static(x[0].shape, call)
+    if len(factors) == 1:
+        factors, sizes = [*factors, 1], [*sizes, 1]
+    value = x[0]
+    if len(factors) == 3:
+        depth, *plane = sizes
+        rows = plane[0] * plane[1] * channels
+        value = low.reshape(call, value, (None, depth, 1, rows))
+        value = _resized(low, call, value, [depth * factors[0], 1], "RESIZE_NEAREST_NEIGHBOR")
+        sizes, factors = [depth * factors[0] * plane[0], plane[1]], factors[1:]
+    value = low.reshape(call, value, (None, *sizes, channels))
+    size = [n * f for n, f in zip(sizes, factors, strict=True)]
+    value = _resized(low, call, value, size, "RESIZE_NEAREST_NEIGHBOR")
+    return low.reshape(call, value, batched(call.shapes[0]))
+
+
+def _repeat(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    (features,) = low.static(x[0].shape, call)
+    value = low.reshape(call, x[0], (None, 1, 1, features))
+    value = _resized(low, call, value, [operation.options["count"], 1], "RESIZE_NEAREST_NEIGHBOR")
+    return low.reshape(call, value, batched(call.shapes[0]))
+
+
+ROWS: dict[str, Row] = {
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "reshape": _reshape,
+    "transpose": _transpose,
+    "pad": _pad,
+    "slice": _slice,
+    "split": _split,
+    "resize": _resize,
+    "upsample": _upsample,
+    "repeat": _repeat,
+}

@@ -1,0 +1,163 @@
+"""Load trained models of either Keras from any of their formats."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter import keras_compat
+from rewriter.errors import LoadError, short
+from rewriter.keras_compat import Flavour, stack, trust
+from rewriter.reading import model_formats
+from rewriter.reading.model_formats import Contents
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    flavour: str | None = None,
+    custom_objects: Mapping[str, Any] | None = None,
+    allow_lambda: bool = False,
+) -> Any:
+    """A trained model from a SavedModel folder, a ``.keras`` file or an ``.h5``/``.hdf5`` file.
+
+    The file says which Keras wrote it, and that Keras loads it, whatever ``tf.keras`` is in this
+    process. The model is not compiled.
+
+    Args:
+      path: the file or folder.
+      flavour: ``"tf_keras"`` or ``"keras"`` (Keras 3) to choose one: Keras 3 can load many
+        ``.h5`` files of Keras 2.
+      custom_objects: classes and functions of yours that the file names, by name.
+      allow_lambda: trust the file entirely. It may then hold Python code, as ``Lambda`` layers
+        do, and name any function of any module: loading and running it can do anything that you
+        can. Without it, a file may name stock classes, stock functions that only compute, and
+        what is registered with Keras or in ``custom_objects``.
+
+    Returns:
+      A tf_keras or a Keras 3 model.
+
+    Raises:
+      LoadError: if there is no such file, it is damaged, it holds no Keras model, a layer's class
+        is unknown, or it names what a file may not have called.
+      UnsupportedModelError: for a Keras 3 file while Keras 3 runs on another backend than
+        TensorFlow.
+      ValueError: for another ``flavour``.
+    """
+    path = Path(path)
+    contents = model_formats.read(path)
+    chosen = _choose(path, contents, flavour)
+    if contents.suffixes and path.suffix not in contents.suffixes:
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind}, but Keras knows it only by its name: "
+            f"rename it to end in {contents.suffixes[0]!r}."
+        )
+    if not allow_lambda:
+        _check(path, contents, chosen, custom_objects)
+    allowing = trust.everything() if allow_lambda else contextlib.nullcontext()
+    try:
+        with allowing, stack.room_for(trust.count(contents.config)):
+            model = chosen.keras.models.load_model(
+                str(path),
+                custom_objects=dict(custom_objects or {}),
+                compile=False,
+                safe_mode=not allow_lambda,
+            )
+    except Exception as error:  # whatever the parts of Keras and of the user's classes raise
+        raise LoadError(_explain(path, contents, chosen, error)) from error
+    _refuse_revived(path, model, chosen)
+    return model
+
+
+_QUOTES = "Exception encountered:"  # before another error's message, in one of Keras
+
+
+def _choose(path: Path, contents: Contents, name: str | None) -> Flavour:
+    known = {"tf_keras": keras_compat.TF_KERAS, "keras": keras_compat.KERAS3}
+    if name is not None and name not in known:
+        raise ValueError(f"flavour must be one of {sorted(known)} or None. Received: {name!r}.")
+    name = name or contents.only or contents.flavour_name
+    if contents.only not in (None, name):
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind}, which {name} does not load. Leave the flavour to "
+            f"the file ({contents.only}), or save the model as .h5 and load that in {name}."
+        )
+    chosen = known[name]
+    if chosen is None:
+        raise LoadError(_cannot_import(path, name))
+    if name == "keras":
+        keras_compat.require_tensorflow_backend()
+    return chosen
+
+
+def _cannot_import(path: Path, name: str) -> str:
+    try:
+        importlib.import_module(name)
+        reason = "it is not the version that this package knows"
+    except ImportError as error:
+        reason = short(error)
+    message = f"{str(path)!r} needs {name}, which cannot be imported here ({reason}). "
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if name == "keras" and backend != "tensorflow":
+        return message + f"Set KERAS_BACKEND=tensorflow. Received: KERAS_BACKEND={backend}."
+    return message + f"Install it: pip install {name.replace('_', '-')}."
+
+
+def _check(
+    path: Path, contents: Contents, flavour: Flavour, custom_objects: Mapping[str, Any] | None
+) -> None:
+    """Raise LoadError if loading would run what the file says, rather than make stock objects."""
+    if contents.runs is not None:
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind} that would run the operation {contents.runs!r} "
+            "while it is loaded, which no model needs. If you trust its source, allow it: "
+            "load_model(path, allow_lambda=True), or --allow-lambda on the command line."
+        )
+    try:
+        trust.check(
+            contents.config, flavour, repr(str(path)), custom_objects, revived=contents.revived
+        )
+    except LoadError as error:
+        if contents.flavour_name == flavour.name:
+            raise
+        raise LoadError(_explain(path, contents, flavour, error)) from error
+    except RecursionError as error:
+        raise LoadError(f"The configuration in {str(path)!r} is nested too deeply.") from error
+
+
+def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
+    """A SavedModel's layers of unknown classes come back as functions that cannot be rewritten."""
+    for layer in model._flatten_layers():
+        if type(layer).__module__.endswith("saving.legacy.saved_model.load"):
+            raise LoadError(_unknown(path, layer.name, type(layer).__name__, flavour))
+
+
+def _explain(path: Path, contents: Contents, flavour: Flavour, error: Exception) -> str:
+    message = f"{str(path)!r} is {contents.kind}, but {flavour.name} cannot load it"
+    if contents.flavour_name != flavour.name:
+        message += f" (it was written by Keras {contents.keras_version or '2'})"
+    return f"{message}: {short(_innermost(error))}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The error of which all others around it only say that it happened.
+
+    Keras puts one around it for every layer that the failing one stands in, with its whole
+    configuration in the message.
+    """
+    while _QUOTES in str(error) and error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+def _unknown(path: Path, layer: str, class_name: str, flavour: Flavour) -> str:
+    return (
+        f"The layer {layer!r} of {str(path)!r} is of the unknown class {class_name!r}. Before "
+        f"loading, decorate the class with @{flavour.name}.saving.register_keras_serializable() "
+        f"and import it (on the command line: --import MODULE), or pass custom_objects="
+        f"{{{class_name!r}: {class_name}}}."
+    )

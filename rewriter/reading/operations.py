@@ -1,0 +1,107 @@
+"""What a layer or an operation computes, in the terms of both Kerases at once.
+
+``x + y`` is a ``TFOpLambda`` in tf_keras, an ``Add`` operation in Keras 3 and an ``Add`` layer in
+either; here all of them read as ``Operation("add", (x, y))``. Only what has an integer form on the
+device is named. How each operation treats ranges is in :mod:`rewriter.rewriting.behaviours`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from rewriter.reading.graph import Call, Ref
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operation:
+    """A computation on tensors.
+
+    Attributes:
+      name: a key of :data:`rewriter.rewriting.behaviours.BEHAVIOURS`.
+      operands: the tensors it reads.
+      options: everything else; constants as NumPy arrays, axes not negative.
+    """
+
+    name: str
+    operands: tuple[Ref, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def constant(value: Any) -> np.ndarray | None:
+    """A number, an array or an eager tensor as float64; None for anything else."""
+    if isinstance(value, (bool, str)) or value is None:
+        return None
+    if isinstance(value, (int, float, np.number, np.ndarray)) or tf.is_tensor(value):
+        try:
+            return np.asarray(value, np.float64)
+        except (TypeError, ValueError, NotImplementedError):
+            return None
+    return None
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether an argument is a tensor of the graph."""
+    from rewriter.reading.graph import Ref
+
+    return isinstance(value, Ref)
+
+
+def affine(x: Any, scale: Any = 1.0, offset: Any = 0.0) -> Operation | None:
+    """``x * scale + offset`` with constants (the identity, too), or None if they are not finite."""
+    scale, offset = np.asarray(scale, np.float64), np.asarray(offset, np.float64)
+    if not (np.isfinite(scale).all() and np.isfinite(offset).all()):
+        return None
+    if scale.ndim == offset.ndim == 0 and scale == 1 and offset == 0:
+        return Operation("identity", (x,))
+    return Operation("affine", (x,), {"scale": scale, "offset": offset})
+
+
+def clamp(x: Any, low: float = -math.inf, high: float = math.inf) -> Operation:
+    """``min(max(x, low), high)``."""
+    return Operation("clamp", (x,), {"low": float(low), "high": float(high)})
+
+
+def axes_of(axis: Any, rank: int) -> list[int]:
+    """The axes of a reduction as sorted, non-negative numbers; None stands for all."""
+    if axis is None:
+        return list(range(rank))
+    given = [axis] if np.ndim(axis) == 0 else list(axis)
+    return sorted({int(a) % rank for a in given})
+
+
+def reshape(call: Call, x: Any) -> Operation | None:
+    """The same values in the call's output shape, if every sample keeps its own."""
+    before, after = call.input_shapes[0][1:], call.shapes[0][1:]
+    sizes = [[n for n in shape if n is not None] for shape in (before, after)]
+    known = len(sizes[0]) == len(before) and len(sizes[1]) == len(after)
+    if known and math.prod(sizes[0]) != math.prod(sizes[1]):
+        return None
+    return Operation("reshape", (x,))
+
+
+def resize(x: Any, size: Any, method: str) -> Operation | None:
+    """To ``size`` (height, width) by TensorFlow 2's half-pixel rule; nearest or bilinear."""
+    if method not in ("nearest", "bilinear"):
+        return None
+    return Operation("resize", (x,), {"size": [int(s) for s in size], "method": method})
+
+
+def softmax(call: Call, x: Any, axis: Any) -> Operation | None:
+    """Over one axis that is not the batch."""
+    rank = len(call.shapes[0])
+    axes = axes_of(-1 if axis is None else axis, rank)
+    if len(axes) != 1 or axes == [0]:
+        return None
+    return Operation("softmax", (x,), {"axis": axes[0]})
+
+
+def is_floating(dtype: str) -> bool:
+    """Whether a dtype's name is that of a floating-point type."""
+    return dtype.startswith(("float", "bfloat"))

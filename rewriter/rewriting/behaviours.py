@@ -1,0 +1,109 @@
+"""How each operation treats the range of its tensors.
+
+One row for every operation of :mod:`rewriter.reading.operations`. A row says how LiteRT quantizes
+the output (the 8-bit specification,
+https://ai.google.dev/edge/litert/models/quantization_spec), which decides where the rewritten
+model puts its Quantize layers. The integer operators that a row
+becomes are in :mod:`rewriter.lowering.operators`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from rewriter.grid import FUSED_ACTIVATIONS, HARD_RANGE, TANH_RANGE, UNIT_RANGE
+from rewriter.keras_compat import Flavour
+from rewriter.reading import hosts, layer_norms, stock_activations, stock_layers
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import Operation
+
+INPUT = "input"  # a model input
+FREE = "free"  # the output has a range of its own
+SAME = "same"  # the output takes over values and scale of its inputs, which share one scale
+ROUNDED = "rounded"  # same scale as the input, but the values are rounded again (average pooling)
+CLAMP = "clamp"  # fuses into the operator before it (ReLU, ReLU6, ...)
+FIXED = "fixed"  # LiteRT prescribes the output's range (softmax, sigmoid, tanh)
+IDENTITY = "identity"  # does nothing in inference
+FLOAT = "float"  # no integer form: trains as it is, refused at export
+
+
+@dataclasses.dataclass(frozen=True)
+class Behaviour:
+    """How the output of a layer is quantized.
+
+    Attributes:
+      kind: one of the constants of this module.
+      fixed: for FIXED: smallest and largest representable value.
+      activation: for CLAMP: LiteRT's fused activation, or ``"clamp"`` where it has none of these
+        bounds.
+    """
+
+    kind: str
+    fixed: tuple[float, float] | None = None
+    activation: str | None = None
+
+
+def _clamp(operation: Operation) -> Behaviour:
+    bounds = (operation.options["low"], operation.options["high"])
+    fused = (name for name, own in FUSED_ACTIVATIONS.items() if own == bounds)
+    name = next(fused, "clamp")
+    return Behaviour(IDENTITY) if name == "none" else Behaviour(CLAMP, activation=name)
+
+
+def _resize(operation: Operation) -> Behaviour:
+    return Behaviour(ROUNDED if operation.options["method"] == "bilinear" else SAME)
+
+
+def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[..., Behaviour]:
+    return lambda operation: Behaviour(kind, fixed)
+
+
+_KINDS = {
+    INPUT: "input",
+    IDENTITY: "identity",
+    FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
+    "hard_silu",
+    SAME: "maximum minimum max concatenate stack pool reshape transpose pad slice split repeat "
+    "upsample",
+    ROUNDED: "rounded_pool",
+}
+
+BEHAVIOURS: dict[str, Callable[[Operation], Behaviour]] = {
+    **{name: _always(kind) for kind, names in _KINDS.items() for name in names.split()},
+    "clamp": _clamp,
+    "resize": _resize,
+    "softmax": _always(FIXED, UNIT_RANGE),
+    "sigmoid": _always(FIXED, UNIT_RANGE),
+    "hard_sigmoid": _always(FIXED, HARD_RANGE),
+    "tanh": _always(FIXED, TANH_RANGE),
+}
+
+
+def _of(operation: Operation | None) -> Behaviour:
+    return Behaviour(FLOAT) if operation is None else BEHAVIOURS[operation.name](operation)
+
+
+def activation(flavour: Flavour, call: Call, function: Any) -> Behaviour:
+    """The behaviour of the activation that a host applies in ``call`` (None is linear)."""
+    return _of(stock_activations.function(flavour, call, function, None))
+
+
+def behaviour(flavour: Flavour, call: Call) -> Behaviour:
+    """How the layer or operation of ``call`` treats its tensors; of a host without activation."""
+    if flavour.is_batch_norm(call.layer) or hosts.find(flavour, call.layer) is not None:
+        return Behaviour(FREE)
+    if layer_norms.takes(flavour, call):
+        return Behaviour(FREE)
+    return _of(stock_layers.read(flavour, call))
+
+
+def stays_float(flavour: Flavour, call: Call) -> bool:
+    """Whether the layer, or the activation of the host, of ``call`` has no integer form."""
+    found = hosts.find(flavour, call.layer)
+    if found is not None:
+        kind = activation(flavour, call, found.layer.activation).kind
+        return found.row.float_only or kind == FLOAT
+    is_mask = set(call.dtypes) == {"bool"}
+    return not is_mask and behaviour(flavour, call).kind == FLOAT

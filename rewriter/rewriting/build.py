@@ -1,0 +1,261 @@
+"""Build the new model, one call of the original's graph after the other."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter import fake_quant
+from rewriter.keras_compat import stack
+from rewriter.reading import graph as graphs
+from rewriter.reading import hosts, layer_norms
+from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.operations import is_floating
+from rewriter.rewriting import behaviours, placement, rules
+from rewriter.rewriting.layer_factory import LayerFactory
+from rewriter.rewriting.recipe import Recipe
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """One call of the new model: which original layers it stands for."""
+
+    call: int
+    layer: Any
+    batch_norm: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    path: str
+
+
+class Builder:
+    """Makes a quantization-aware model of a graph and of what the rules decided."""
+
+    def __init__(self, graph: Graph, decisions: list[rules.Decision], recipe: Recipe):
+        self.graph = graph
+        self.flavour = graph.flavour
+        self.jobs = self._jobs(decisions)
+        outputs = graph.output_refs()
+        self.names = self._names()
+        self.placement = placement.place(
+            [self._unit(job) for job in self.jobs],
+            outputs,
+            {job.call: self.names[id(job.layer)] for job in self.jobs},
+        )
+        self.calls_of = collections.Counter(id(job.layer) for job in self.jobs)
+        groups = [*self.placement.after.values(), *self.placement.edges.values()]
+        self.places = collections.Counter(id(group) for group in groups)
+        self.new_layers: dict[int, Any] = {}  # id(original layer) -> new layer
+        self.quantize_layers: dict[int, Any] = {}  # id(group) -> Quantize layer
+        self.unnamed: set[int] = set()
+        self.given: set[str] = set()  # the names of those
+        self.factory = LayerFactory(graph.flavour, recipe)
+        self.tensors: dict[Ref, Any] = {}
+        self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
+
+    def _jobs(self, decisions: list[rules.Decision]) -> list[_Job]:
+        fused = {}
+        hosts = set()
+        for decision in decisions:
+            for index, host_index in zip(decision.calls, decision.hosts, strict=False):
+                fused[index] = host_index
+                hosts.add(host_index)
+        jobs = []
+        for index, call in enumerate(self.graph.calls):
+            if index in hosts:
+                continue
+            if index in fused:
+                host = self.graph.calls[fused[index]]
+                kwargs = {
+                    **dict(zip(("training", "mask"), call.args[1:], strict=False)),
+                    **call.kwargs,
+                }
+                job = _Job(index, host.layer, call.layer, host.args, kwargs, host.path)
+                job.args = (host.refs[0],)  # it may have been called with `inputs=`
+            else:
+                job = _Job(index, call.layer, None, call.args, call.kwargs, call.path)
+            jobs.append(job)
+        return jobs
+
+    def _names(self) -> dict[int, str]:
+        """A unique name for every layer: its own, or its path where that is taken."""
+        names: dict[int, str] = {}
+        taken: set[str] = set()
+        for job in sorted(self.jobs, key=lambda job: "/" in job.path):
+            if id(job.layer) in names:
+                continue
+            whole = job.path.replace("/", "_")
+            numbered = (f"{whole}_{i}" for i in itertools.count(1))
+            options = itertools.chain([job.layer.name, whole], numbered)
+            name = next(option for option in options if option not in taken)
+            names[id(job.layer)] = name
+            taken.add(name)
+        self.taken = taken
+        return names
+
+    def _kind(self, job: _Job) -> str:
+        if self.flavour.is_batch_norm(job.layer):
+            return "batch_norm"
+        if layer_norms.takes(self.flavour, self.graph.calls[job.call]):
+            return "layer_norm"
+        return "other" if hosts.find(self.flavour, job.layer) is None else "host"
+
+    def _unit(self, job: _Job) -> placement.Unit:
+        call = self.graph.calls[job.call]
+        behaviour = behaviours.behaviour(self.flavour, call)
+        absorbs = behaviour.kind == behaviours.FREE
+        if self._kind(job) == "host":
+            activation = self._activation(job)
+            fixed = activation.kind == behaviours.FIXED
+            behaviour = activation if fixed else behaviours.Behaviour(behaviours.FREE)
+            absorbs = activation.kind in (behaviours.IDENTITY, behaviours.FREE)
+        outputs = tuple(
+            Ref(job.call, i) for i, dtype in enumerate(call.dtypes) if is_floating(dtype)
+        )
+        refs = Call.tensors((job.args, job.kwargs))
+        return placement.Unit(job.call, behaviour, refs, outputs, absorbs)
+
+    def _activation(self, job: _Job) -> behaviours.Behaviour:
+        """The behaviour of a host's own activation."""
+        found = hosts.find(self.flavour, job.layer)
+        function = None if found is None else found.layer.activation
+        return behaviours.activation(self.flavour, self.graph.calls[job.call], function)
+
+    # Building
+
+    def build(self) -> Any:
+        outputs = dict(zip(self.graph.output_refs(), self.graph.output_names, strict=True))
+        # Layers that give their names to the Quantize layer after one of their calls.
+        self.unnamed = {
+            id(job.layer)
+            for job in self.jobs
+            if Ref(job.call) in self.placement.after
+            and outputs.get(Ref(job.call)) == self.names[id(job.layer)]
+        }
+        for job in self.jobs:
+            self._run(job, outputs)
+            # Right away: a copied variable shares its memory with the original until one of them
+            # changes, an initialised one has its own.
+            self.factory.finish_copies()
+        with stack.room_for(2 * len(self.jobs)):
+            return self.flavour.keras.Model(
+                inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
+                outputs=graphs.map_refs(self.graph.outputs, self.tensors.__getitem__),
+                name=self.graph.name,
+            )
+
+    def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
+        ref = Ref(job.call)
+        output_name = outputs.get(ref)
+        group = self.placement.after.get(ref)
+        own_name = self.names[id(job.layer)]
+        kind = self._kind(job)
+        single = self.calls_of[id(job.layer)] == 1 and self.places[id(group)] == 1
+        alone = group if single else None  # a quantizer that serves this call only
+        clamp = self._clamp(job, kind)
+        if alone is not None and clamp != "none" and kind == "other":
+            # The activation and its quantizer in one layer, under the activation's name.
+            args, kwargs = self._arguments(job)
+            value = args[0] if args else next(iter(kwargs.values()))
+            self.tensors[ref] = self._quantize_layer(alone, ref, own_name, clamp)(value)
+            return
+        owned = None
+        ends = clamp != "none" or output_name == own_name
+        if alone is not None and kind == "host" and ends:
+            owned, group = self._quantize_layer(alone, ref, None, clamp), None
+        # The name of an output belongs to the last layer before it.
+        renamed = id(job.layer) in self.unnamed and owned is None
+        rename = own_name + "_unquantized" if renamed else None
+        layer = self._layer(job, owned, rename)
+        if self.flavour.class_name(job.layer) == "InputLayer":
+            tensor = self.symbols[ref] = layer.output
+        else:
+            args, kwargs = self._arguments(job)
+            tensor = layer(*args, **kwargs)
+        flat = tf.nest.flatten(tensor)
+        for index, value in enumerate(flat):
+            place = Ref(job.call, index)
+            other = self.placement.after.get(place) if index else None
+            if other is not None:
+                value = self._quantize_layer(other, place)(value)
+            self.tensors[place] = value
+        if group is not None:
+            name = output_name if output_name == own_name or self._free(output_name) else None
+            if name in self.given:
+                name = None  # a layer whose outputs are all called alike
+            self.tensors[ref] = self._quantize_layer(group, ref, name)(flat[0])
+        elif output_name and own_name != output_name and self._free(output_name):
+            linear = self.flavour.keras.layers.Activation("linear", name=output_name)
+            self.taken.add(output_name)
+            self.tensors[ref] = linear(self.tensors[ref])
+
+    def _clamp(self, job: _Job, kind: str) -> str:
+        """The fused activation that a layer applies last, or ``"none"``."""
+        if kind == "batch_norm":
+            return "none"
+        if kind == "host":
+            behaviour = self._activation(job)
+        else:
+            behaviour = behaviours.behaviour(self.flavour, self.graph.calls[job.call])
+        known = behaviour.kind == behaviours.CLAMP and behaviour.activation in fake_quant.CLAMPS
+        return behaviour.activation or "none" if known else "none"
+
+    def _free(self, name: str | None) -> bool:
+        return name is not None and name not in self.taken
+
+    def _arguments(self, job: _Job) -> tuple[tuple, dict[str, Any]]:
+        def tensor(ref: Ref) -> Any:
+            group = self.placement.edges.get((job.call, ref))
+            value = self.tensors[ref]
+            return value if group is None else self._quantize_layer(group, ref)(value)
+
+        args, kwargs = graphs.map_refs((job.args, dict(job.kwargs)), tensor)
+        kinds = {"host": ("training",), "batch_norm": ("training", "mask"), "layer_norm": ()}
+        kept = kinds.get(self._kind(job))
+        if kept is not None:
+            args = args or (kwargs["inputs"],)
+            kwargs = {key: kwargs[key] for key in kept if kwargs.get(key) is not None}
+        return args, kwargs
+
+    def _quantize_layer(
+        self, group: placement.Group, ref: Ref, name: str | None = None, clamp: str = "none"
+    ) -> Any:
+        layer = self.quantize_layers.get(id(group))
+        if layer is None:
+            name = name or self._unique(group.name)
+            dtype = self.graph.calls[ref.call].dtypes[ref.index]
+            layer = self.factory.quantize(name, dtype, clamp, group.fixed)
+            self.taken.add(layer.name)
+            self.given.add(layer.name)
+            self.quantize_layers[id(group)] = layer
+        return layer
+
+    def _unique(self, base: str) -> str:
+        name, count = f"{base}_quantize", 1
+        while name in self.taken:
+            name, count = f"{base}_quantize_{count}", count + 1
+        return name
+
+    def _layer(self, job: _Job, owned: Any, rename: str | None) -> Any:
+        key = id(job.layer)
+        if key not in self.new_layers:
+            self.new_layers[key] = self._new_layer(job, owned, rename or self.names[key])
+        return self.new_layers[key]
+
+    def _new_layer(self, job: _Job, owned: Any, name: str) -> Any:
+        kind = self._kind(job)
+        if kind == "host":
+            fuses = self._activation(job).kind in (behaviours.IDENTITY, behaviours.CLAMP)
+            norm_path = self.graph.calls[job.call].path
+            return self.factory.host(
+                job.layer, name, job.path, job.batch_norm, norm_path, owned, fuses=fuses
+            )
+        if kind == "batch_norm":
+            return self.factory.batch_norm(job.layer, name, job.path)
+        if kind == "layer_norm":
+            return self.factory.layer_norm(job.layer, name)
+        return self.factory.clone(job.layer, name)

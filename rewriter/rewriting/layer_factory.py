@@ -1,0 +1,122 @@
+"""Makes the layers of the new model, each with the values of the original's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewriter import layers
+from rewriter.keras_compat import Flavour
+from rewriter.reading import hosts
+from rewriter.rewriting import copies
+from rewriter.rewriting.recipe import Recipe
+from rewriter.training import quantizers
+
+
+class LayerFactory:
+    """New layers of one Keras, with the quantizers and pipelines of a recipe."""
+
+    def __init__(self, flavour: Flavour, recipe: Recipe):
+        self.flavour = flavour
+        self.recipe = recipe
+        self.classes = layers.of(flavour)
+        self.copies: list[copies.Copy] = []  # of the layers that are being built
+
+    def finish_copies(self) -> None:
+        """Assign the values of the originals, now that the new layers have been built."""
+        while self.copies:
+            self.copies.pop().finish()
+
+    def _copy_later(self, new: Any, original: Any) -> None:
+        """Have the values of ``original`` in ``new`` when it has been built."""
+        copy = copies.Copy(self.flavour, new, original)
+        copy.start()
+        self.copies.append(copy)
+
+    def clone(self, original: Any, name: str | None = None) -> Any:
+        """The same layer again."""
+        new = self.flavour.clone(original, name)
+        self._copy_later(new, original)
+        return new
+
+    def quantize(
+        self,
+        name: str,
+        dtype: str,
+        clamp: str = "none",
+        fixed: tuple[float, float] | None = None,
+    ) -> Any:
+        """A Quantize layer.
+
+        Args:
+          name: of the layer.
+          dtype: of what it quantizes, whatever the global policy.
+          clamp: the activation that it applies.
+          fixed: its range, where it learns none.
+        """
+        if fixed is not None:
+            quantizer = quantizers.FixedQuantizer(*fixed)
+        else:
+            quantizer = self.recipe.new_activation_quantizer()
+        return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
+
+    def batch_norm(self, original: Any, name: str, *also: str) -> Any:
+        """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
+        new = self.classes.FusedBatchNormalization.like(original, name)
+        new.pipeline = self.recipe.pipeline_for(name, *also) or new.pipeline
+        self._copy_later(new, original)
+        return new
+
+    def layer_norm(self, original: Any, name: str) -> Any:
+        """A stock layer normalization between the quantizers of its parts."""
+        return self.classes.QuantizedLayerNormalization(
+            self.clone(original),
+            self.quantize("mean", "float32"),
+            self.quantize("centred", "float32"),
+            name=name,
+            dtype="float32",  # whatever the global policy
+            activity_regularizer=getattr(original, "activity_regularizer", None),
+        )
+
+    def host(
+        self,
+        layer: Any,
+        name: str,
+        path: str,
+        batch_norm: Any,
+        norm_path: str,
+        output_quantizer: Any,
+        *,
+        fuses: bool,
+    ) -> Any:
+        """A linear layer, quantized, with its normalization and activation.
+
+        Args:
+          layer: the original, or what applies it to every step.
+          name: of the new layer.
+          path: of the original's call.
+          batch_norm: the normalization that it takes in, or None.
+          norm_path: of the normalization's call.
+          output_quantizer: a Quantize layer that serves it alone, or None.
+          fuses: whether the activation is one that operators have fused.
+        """
+        found = hosts.find(self.flavour, layer)
+        if found is None:
+            raise LookupError(f"{path!r} is not a host.")
+        original, row = found.layer, found.row
+        inner, dtype = self.clone(original), original.compute_dtype
+        norm = None
+        if batch_norm is not None:
+            norm = self.batch_norm(batch_norm, batch_norm.name, norm_path, original.name, path)
+        return self.classes.QuantizedHost(
+            inner,
+            norm,
+            [self.recipe.new_kernel_quantizer(kernel.channel_axes) for kernel in row.kernels],
+            between=self.quantize("between", dtype) if len(row.kernels) > 1 else None,
+            before_activation=None if fuses else self.quantize("before_activation", dtype),
+            output_quantizer=output_quantizer,
+            distributed=found.distributed,
+            name=name,
+            # Whatever the global policy: kernels of 16-bit layers are quantized as they are kept.
+            dtype="float64" if dtype == "float64" else "float32",
+            activity_regularizer=getattr(original, "activity_regularizer", None),
+        )

@@ -1,0 +1,155 @@
+"""The recipe: what a user can choose about the quantization, as one immutable value."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rewriter.errors import RecipeError
+from rewriter.training import quantizers
+from rewriter.training.pipeline import BatchNormPipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is quantized. The default is LiteRT's 8-bit specification.
+
+    Attributes:
+      kernel_quantizer: a quantizer of TFMOT's protocol for every kernel; None: symmetric,
+        narrow-range int8, one scale per output channel.
+      activation_quantizer: a quantizer of TFMOT's protocol for every activation; None:
+        asymmetric int8, one scale per tensor, range observed.
+      range_momentum: weight of the old range when the ranges of the activations follow the
+        batches in phase ``quantize``; between 0 and 1.
+
+      batch_norm_pipeline: operations on the variables of the batch normalizations: a mapping
+        (``{"gamma": op, "beta": op, "moving_mean": op, "moving_variance": op}``, and ``layers``
+        and ``phases`` if wanted), a :class:`BatchNormPipeline`, or several of them; of several
+        that match a layer the first counts.
+
+    Raises:
+      RecipeError: on construction, naming the bad field.
+    """
+
+    kernel_quantizer: Any = None
+    activation_quantizer: Any = None
+    range_momentum: float = 0.99
+    batch_norm_pipeline: Any = None
+
+    def __post_init__(self) -> None:
+        for field in ("kernel_quantizer", "activation_quantizer"):
+            value = getattr(self, field)
+            if isinstance(value, Mapping):
+                try:
+                    value = quantizers.deserialize(value)
+                except RecipeError as error:
+                    raise RecipeError(f"{field}: {error}") from error
+                object.__setattr__(self, field, value)
+            if value is not None:
+                quantizers.check(value, field)
+        object.__setattr__(self, "batch_norm_pipeline", _pipelines(self.batch_norm_pipeline))
+        momentum = self.range_momentum
+        is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
+        if not is_number or not 0 <= momentum < 1:
+            raise RecipeError(f"range_momentum must be a number in [0, 1). Received: {momentum!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only; :meth:`from_dict` reads them back."""
+        result: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "batch_norm_pipeline":
+                value = [pipeline.to_dict() for pipeline in value]
+            if field.name.endswith("_quantizer") and value is not None:
+                value = quantizers.serialize(value)
+            result[field.name] = value
+        return result
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe that :meth:`to_dict` described.
+
+        Raises:
+          RecipeError: for an unknown or a bad field, by name.
+        """
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"A recipe is a JSON object. Received: {values!r}.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise RecipeError(f"Unknown recipe field {unknown[0]!r}. Known fields: {known}.")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The recipe as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The recipe in JSON text.
+
+        Raises:
+          RecipeError: if it is not JSON, or a field is bad.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"The recipe is not valid JSON: {error}.") from error
+        return cls.from_dict(values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe from a JSON file.
+
+        Raises:
+          RecipeError: if the file cannot be read or is not a recipe.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error}.") from error
+        return cls.from_json(text)
+
+    def pipeline_for(self, *names: str | None) -> BatchNormPipeline | None:
+        """The pipeline of the batch normalization that has these names."""
+        matching = (p for p in self.batch_norm_pipeline if p.applies_to(*names))
+        return next(matching, None)
+
+    def new_kernel_quantizer(self, channel_axes: tuple[int, ...]) -> Any:
+        """A quantizer for one kernel."""
+        if self.kernel_quantizer is None:
+            return quantizers.PerChannelQuantizer(channel_axes=channel_axes)
+        return quantizers.deserialize(quantizers.serialize(self.kernel_quantizer))
+
+    def new_activation_quantizer(self) -> Any:
+        """A quantizer for one activation range."""
+        if self.activation_quantizer is None:
+            return quantizers.RangeQuantizer(momentum=self.range_momentum)
+        return quantizers.deserialize(quantizers.serialize(self.activation_quantizer))
+
+
+def _pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:
+    if value is None:
+        return ()
+    several = value if isinstance(value, (list, tuple)) else [value]
+    result = []
+    for item in several:
+        if isinstance(item, Mapping):
+            known = {field.name for field in dataclasses.fields(BatchNormPipeline)}
+            unknown = sorted(set(item) - known)
+            if unknown:
+                raise RecipeError(
+                    f"batch_norm_pipeline has an unknown field {unknown[0]!r}. "
+                    f"Known fields: {sorted(known)}."
+                )
+            item = BatchNormPipeline(**item)
+        if not isinstance(item, BatchNormPipeline):
+            raise RecipeError(
+                "batch_norm_pipeline must be a mapping, a BatchNormPipeline or several of them. "
+                f"Received: {item!r}."
+            )
+        result.append(item)
+    return tuple(result)

@@ -1,0 +1,60 @@
+"""Build the quantization-aware model: read -> plan -> build."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewriter.errors import UnsupportedModelError
+from rewriter.layers.quantize import PhasedMixin
+from rewriter.reading import graph as graphs
+from rewriter.rewriting import rules
+from rewriter.rewriting.build import Builder
+from rewriter.rewriting.recipe import Recipe
+from rewriter.training.calibrate import calibrate
+
+
+def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any = None) -> Any:
+    """A quantization-aware model with the trained weights of ``model`` and no BatchNormalization.
+
+    Every BatchNormalization is fused into the linear layer before it, or replaced by a layer of
+    its own on the fused kernel (see :func:`rewriter.plan`). In phase ``float``, in which the
+    model comes back, it computes what ``model`` computes, in inference and in training.
+
+    Args:
+      model: a tf_keras or Keras 3 model: Sequential, functional, nested, or subclassed where its
+        ``call`` can be traced. It is left as it is.
+      recipe: how to quantize; None for LiteRT's 8-bit specification.
+      calibration_data: if given, :func:`rewriter.calibrate` is run on it, and the model comes
+        back in phase ``quantize``.
+
+    Returns:
+      A functional model of the same Keras, not compiled.
+
+    Raises:
+      UnsupportedModelError: if the graph cannot be read, or a BatchNormalization is refused; the
+        message names each and says what to do.
+    """
+    recipe = recipe or Recipe()
+    graph = graphs.read(model)
+    ours = [call for call in graph.calls if isinstance(call.layer, PhasedMixin)]
+    # A model may be built with our batch normalization; the other layers only we put in.
+    done = [call.path for call in ours if not graph.flavour.is_batch_norm(call.layer)]
+    if done:
+        raise UnsupportedModelError(
+            f"The model {graph.name!r} is quantization-aware already: {done[0]!r} is one of "
+            f"{len(done)} such layers. Fine-tune, calibrate or export it as it is, or rewrite the "
+            "original model."
+        )
+    decisions = rules.decide(graph)
+    refused = [d for d in decisions if d.action == rules.REFUSED]
+    if refused:
+        reasons = "; ".join(f"{d.path!r}: {d.reason}" for d in refused)
+        raise UnsupportedModelError(
+            f"{len(refused)} BatchNormalization of {graph.name!r} cannot be rewritten: {reasons}."
+        )
+    built = Builder(graph, decisions, recipe).build()
+    if not model.trainable:
+        built.trainable = False  # so that setting it to True later reaches the layers
+    if calibration_data is not None:
+        calibrate(built, calibration_data)
+    return built

@@ -1,0 +1,332 @@
+"""Quantizers: how a kernel or an activation is put on its integer grid while training.
+
+They follow the ``Quantizer`` protocol of tensorflow-model-optimization
+(``tfmot.quantization.keras.quantizers.Quantizer``): ``build(tensor_shape, name, layer)`` creates
+variables through ``layer.add_weight`` and returns them in a dict, ``__call__(inputs, training,
+weights)`` returns the quantized values, ``get_config()`` the arguments of the constructor. So a
+user's TFMOT quantizer can stand in for ours, and ours for TFMOT's.
+
+Formulas: Jacob et al. 2018 (arXiv:1712.05877) for the affine grid, Krishnamoorthi 2018
+(arXiv:1806.08342) for per-channel kernels; gradients are straight-through (Bengio et al. 2013,
+arXiv:1308.3432).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from rewriter import fake_quant, phases
+from rewriter import grid as grids
+from rewriter.errors import RecipeError
+from rewriter.gradients import Pending, connected
+from rewriter.grid import Grid
+from rewriter.training import fixed_point
+from rewriter.training.scalars import initializer
+
+UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
+UNSET_MAX = float("-inf")
+
+
+class Quantizer(Protocol):
+    """The protocol of tensorflow-model-optimization, as this package relies on it."""
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]: ...
+
+    def __call__(
+        self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any
+    ) -> Any: ...
+
+    def get_config(self) -> dict[str, Any]: ...
+
+
+class _Sized:
+    """A quantizer of ours: of a width, and without variables."""
+
+    _widest = grids.BITS
+
+    def __init__(self, num_bits: int = grids.BITS):
+        self.num_bits = grids.width(num_bits, self._widest, type(self).__name__)
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+
+class _KernelQuantizer(_Sized):
+    """A quantizer of kernels: its grid is symmetric and narrow."""
+
+    channel_axes: tuple[int, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that kernels are put on."""
+        return grids.kernel(self.num_bits, self.channel_axes)
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        return connected(fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), self.grid))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits}
+
+
+class PerChannelQuantizer(_KernelQuantizer):
+    """Symmetric, narrow-range, per-channel quantizer of kernels.
+
+    Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)`` for every output
+    channel. Gradient: identity. Has no variables.
+
+    Args:
+      num_bits: width of the integers, 2 to 8; a ``RecipeError`` for any other.
+      channel_axes: kernel axes that index the output channels. In a rewritten model they are the
+        host's, whatever is given here.
+    """
+
+    def __init__(self, num_bits: int = grids.BITS, channel_axes: Sequence[int] = (-1,)):
+        super().__init__(num_bits)
+        self.channel_axes = tuple(channel_axes)
+
+    def along(self, channel_axes: Sequence[int]) -> PerChannelQuantizer:
+        """The same quantizer for kernels with these channel axes."""
+        placed = copy.copy(self)
+        placed.channel_axes = tuple(channel_axes)
+        return placed
+
+    def switch(self, kernel: Any, phase: Any) -> Any:
+        """The kernel as it is, or quantized in phase ``quantize``; pending, straight through."""
+        return fake_quant.kernel(kernel, phase, self.grid)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "channel_axes": list(self.channel_axes)}
+
+
+class PerTensorQuantizer(_KernelQuantizer):
+    """As :class:`PerChannelQuantizer`, with one scale for the whole kernel.
+
+    A normalization after the kernel is folded in first.
+
+    Args:
+      num_bits: width of the integers, 2 to 8; a ``RecipeError`` for any other.
+    """
+
+
+class _ActivationQuantizer(_Sized):
+    """A quantizer of activations: its grid is affine, one for the whole tensor."""
+
+    _widest = 16  # of TensorFlow's emulated grids
+    switch: Any
+
+    @property
+    def grid(self) -> Grid:
+        """The integers that activations are put on."""
+        return Grid(self.num_bits)
+
+    def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
+        follow = False if training is None else training  # an observed range: the batch, first
+        outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, follow)
+        return connected(outputs)
+
+
+class RangeQuantizer(_ActivationQuantizer):
+    """Asymmetric per-tensor quantizer of activations with an observed range.
+
+    Forward: TensorFlow's ``fake_quant_with_min_max_vars`` on ``[min_var, max_var]``, nudged so
+    that 0 is exact. Gradient: straight through; with a ReLU before it, the ReLU's at the
+    output. The range starts unset (``+inf, -inf``), is widened in phase ``observe``, and follows
+    the batches by an exponential moving average while training in ``quantize``. It always
+    contains 0.
+
+    Args:
+      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
+      momentum: weight of the old range in the moving average.
+    """
+
+    def __init__(self, num_bits: int = grids.BITS, momentum: float = 0.99):
+        super().__init__(num_bits)
+        self.momentum = momentum
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        def add(suffix: str, value: float) -> Any:
+            return layer.add_weight(
+                name + suffix,
+                shape=(),
+                initializer=initializer(value),
+                trainable=False,
+                # As the statistics of a batch normalization: each replica has seen its own part.
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.MEAN,
+            )
+
+        return {"min_var": add("_min", UNSET_MIN), "max_var": add("_max", UNSET_MAX)}
+
+    def switch(
+        self,
+        inputs: Any,
+        phase: Any,
+        weights: dict[str, Any],
+        follow: Any,
+        clamp: str = "none",
+        before: Any = None,
+    ) -> tuple[Pending, Any]:
+        """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize; pending.
+
+        Args:
+          inputs: float32, any shape; may be pending.
+          phase: see :mod:`rewriter.phases`.
+          weights: what :meth:`build` returned; the range is updated in place.
+          follow: whether the range follows the batch in phase ``quantize``.
+          clamp: activation to apply first: ``"none"``, ``"relu"``, ``"relu6"``.
+          before: for all but the first tensor of a batch that this range serves, what was returned
+            for that.
+
+        Returns:
+          The outputs, and the range before this batch.
+        """
+        return fake_quant.activation(
+            inputs,
+            weights["min_var"],
+            weights["max_var"],
+            phase,
+            rate=1.0 - self.momentum,
+            follow=follow,
+            clamp=clamp,
+            grid=self.grid,
+            before=before,
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {"num_bits": self.num_bits, "momentum": self.momentum}
+
+
+class FixedQuantizer(_ActivationQuantizer):
+    """Affine quantizer on a range that LiteRT prescribes (softmax, sigmoid, tanh).
+
+    Args:
+      minimum, maximum: the smallest and largest representable value.
+      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
+    """
+
+    def __init__(self, minimum: float, maximum: float, num_bits: int = grids.BITS):
+        super().__init__(num_bits)
+        self.minimum = minimum
+        self.maximum = maximum
+
+    def switch(
+        self,
+        inputs: Any,
+        phase: Any,
+        weights: dict[str, Any],
+        follow: Any,
+        clamp: str = "none",
+        before: Any = None,
+    ) -> tuple[Pending, Any]:
+        """As :meth:`RangeQuantizer.switch`, on the fixed range."""
+        found = fake_quant.fixed_activation(
+            inputs, self.minimum, self.maximum, phase, clamp=clamp, grid=self.grid
+        )
+        return found, None
+
+    def get_config(self) -> dict[str, Any]:
+        return {"minimum": self.minimum, "maximum": self.maximum, "num_bits": self.num_bits}
+
+
+_registered: dict[str, type] = {}
+
+
+def register_quantizer(cls: type) -> type:
+    """Class decorator: lets models and recipes that name ``cls`` be loaded again."""
+    _registered[f"{cls.__module__}.{cls.__qualname__}"] = cls
+    return cls
+
+
+def serialize(quantizer: Any) -> dict[str, Any]:
+    """``{"class": dotted name, "config": get_config()}``, JSON values only.
+
+    The dotted name of one of ours stays what it was in the first files, wherever the class lies.
+    """
+    cls = type(quantizer)
+    return {
+        "class": _NAMES.get(cls, f"{cls.__module__}.{cls.__qualname__}"),
+        "config": dict(quantizer.get_config()),
+    }
+
+
+def deserialize(config: Mapping[str, Any]) -> Any:
+    """The quantizer that :func:`serialize` described.
+
+    Raises:
+      RecipeError: if the class is not ours, TFMOT's, or one given to ``register_quantizer``, or
+        cannot be made of that configuration.
+    """
+    name = config.get("class") if isinstance(config, Mapping) else None
+    if not isinstance(name, str):
+        raise RecipeError(
+            f'A quantizer is written as {{"class": dotted name, "config": {{...}}}}. '
+            f"Received: {config!r}."
+        )
+    cls = _registered.get(name) or _OURS.get(name) or _of_tfmot(name)
+    if cls is None:
+        raise RecipeError(
+            f"The quantizer class {name!r} is not known. Decorate it with "
+            "@rewriter.register_quantizer and import its module before loading."
+        )
+    arguments = config.get("config", {})
+    if not isinstance(arguments, Mapping):
+        raise RecipeError(
+            f"The quantizer {name!r} needs a config of names and values. Received: {arguments!r}."
+        )
+    build = getattr(cls, "from_config", None)
+    try:
+        return cls(**arguments) if build is None else build(dict(arguments))
+    except (TypeError, ValueError, KeyError) as error:  # an argument too many, too few, or wrong
+        raise RecipeError(
+            f"The quantizer {name!r} cannot be made of the config {dict(arguments)}: {error}."
+        ) from error
+
+
+# The names of our classes in models and recipes. They do not follow the modules: files stay.
+_OURS: dict[str, type] = {
+    **{
+        f"rewriter.quantizers.{cls.__name__}": cls
+        for cls in (PerChannelQuantizer, PerTensorQuantizer, RangeQuantizer, FixedQuantizer)
+    },
+    **{
+        f"rewriter.fixed_point.{cls.__name__}": cls
+        for cls in (fixed_point.FixedPoint, fixed_point.PowerOfTwo, fixed_point.Clip)
+    },
+}
+_NAMES = {cls: name for name, cls in _OURS.items()}
+
+
+def _of_tfmot(name: str) -> type | None:
+    """TFMOT's quantizer class of that dotted name, looked for among those that it defines."""
+    if not name.startswith("tensorflow_model_optimization."):
+        return None
+    try:
+        import tensorflow_model_optimization as tfmot
+    except ImportError:
+        return None  # then its classes are not known
+    todo = [tfmot.quantization.keras.quantizers.Quantizer]
+    while todo:
+        cls = todo.pop()
+        if f"{cls.__module__}.{cls.__qualname__}" == name:
+            return cls
+        todo += cls.__subclasses__()
+    return None
+
+
+def check(quantizer: Any, field: str) -> Any:
+    """``quantizer`` itself if it speaks the protocol.
+
+    Raises:
+      RecipeError: otherwise, naming ``field``.
+    """
+    missing = [m for m in ("build", "__call__", "get_config") if not hasattr(quantizer, m)]
+    if missing or isinstance(quantizer, type):
+        raise RecipeError(
+            f"{field}: expected a quantizer object with build, __call__ and get_config "
+            f"(TFMOT's Quantizer protocol). Received: {quantizer!r}."
+        )
+    return quantizer

@@ -1,0 +1,136 @@
+"""Files that are no models, or damaged ones: each is one clear error."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from rewriter.errors import LoadError
+from rewriter.reading.load import load_model
+from saved_models import build, save
+
+
+def _missing(folder: Path) -> Path:
+    return folder / "nothing.keras"
+
+
+def _empty(folder: Path) -> Path:
+    (folder / "m.h5").write_bytes(b"")
+    return folder / "m.h5"
+
+
+def _text(folder: Path) -> Path:
+    (folder / "m.keras").write_text("not a model")
+    return folder / "m.keras"
+
+
+def _empty_folder(folder: Path) -> Path:
+    (folder / "m").mkdir()
+    return folder / "m"
+
+
+def _cut(path: Path) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def _cut_keras(folder: Path) -> Path:
+    return _cut(save(build(keras), folder / "m.keras"))
+
+
+def _cut_h5(folder: Path) -> Path:
+    return _cut(save(build(tf_keras), folder / "m.h5"))
+
+
+def _cut_saved_model(folder: Path) -> Path:
+    _cut(save(build(tf_keras), folder / "m") / "saved_model.pb")
+    return folder / "m"
+
+
+def _cut_variables(folder: Path) -> Path:
+    path = save(build(tf_keras), folder / "m")
+    _cut(path / "variables" / "variables.data-00000-of-00001")
+    return path
+
+
+def _flipped_weights(folder: Path) -> Path:
+    path = save(build(keras), folder / "m.keras")
+    with zipfile.ZipFile(path) as file:
+        info = file.getinfo("model.weights.h5")
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + info.compress_size // 2] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+def _other_zip(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "m.keras", "w") as file:
+        file.writestr("readme.txt", "nothing")
+    return folder / "m.keras"
+
+
+def _bad_config(folder: Path) -> Path:
+    path = save(build(tf_keras), folder / "m.h5")
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = "{"
+    return path
+
+
+def _weights(folder: Path) -> Path:
+    build(keras).save_weights(folder / "m.weights.h5")
+    return folder / "m.weights.h5"
+
+
+def _exported(folder: Path) -> Path:
+    build(keras).export(folder / "m", verbose=False)
+    return folder / "m"
+
+
+def _tf_saved(folder: Path) -> Path:
+    tf.saved_model.save(build(tf_keras), str(folder / "m"))
+    return folder / "m"
+
+
+def _tflite(folder: Path) -> Path:
+    (folder / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
+    return folder / "m.tflite"
+
+
+def _renamed(folder: Path) -> Path:
+    return save(build(keras), folder / "m.keras").rename(folder / "m.model")
+
+
+BAD_FILES = {
+    _missing: "no file or folder",
+    _empty: "which is empty",
+    _text: "begins with b'not a mo'",
+    _empty_folder: "a folder without saved_model.pb",
+    _cut_keras: "damaged or incomplete",
+    _cut_h5: "damaged or incomplete|cannot load it",
+    _cut_saved_model: "damaged or incomplete",
+    _cut_variables: "cannot load it",
+    _flipped_weights: "damaged or incomplete",
+    _other_zip: "a zip file, but not a .keras file",
+    _bad_config: "damaged or incomplete",
+    _weights: "weights only",
+    _exported: r"without Keras metadata.*model\.save\('model\.keras'\)",
+    _tf_saved: r"without Keras metadata.*model\.save\('model\.keras'\)",
+    _tflite: "already a .tflite file",
+    _renamed: "rename it to end in '.keras'",
+}
+
+
+@pytest.mark.parametrize("make", BAD_FILES, ids=lambda f: f.__name__.strip("_"))
+def test_bad_files(make: Any, tmp_path: Path) -> None:
+    path = make(tmp_path)
+    with pytest.raises(LoadError, match=BAD_FILES[make]) as caught:
+        load_model(path)
+    assert path.name in str(caught.value)
