@@ -19,13 +19,13 @@ from rewriter import phases
 from rewriter.checking.evaluation import for_all, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
+from rewriter.keras_compat.variables import read as read_variable
+from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.quantize import observed
 from rewriter.litert import affine
 from rewriter.lowering.lower import Lowered
-from rewriter.lowering.values import read as read_variable
 from rewriter.program import Program, Step, Tensor
-from rewriter.reading import graph
-from rewriter.reading.graph import Ref
+from rewriter.reading.graph import Graph, Ref, map_refs
 
 
 def compare_training(
@@ -121,7 +121,7 @@ def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Ten
                 def note(layer: Any, outputs: Any, index: int = index) -> None:
                     inside[index, id(layer)] = outputs
 
-                args, kwargs = graph.map_refs((call.args, call.kwargs), env.__getitem__)
+                args, kwargs = map_refs((call.args, call.kwargs), env.__getitem__)
                 with observed(note):
                     outputs = tf.nest.flatten(call.layer(*args, **kwargs))
                 env.update((Ref(index, i), value) for i, value in enumerate(outputs))
@@ -143,11 +143,9 @@ def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Ten
     return found
 
 
-def _ranges(read: graph.Graph) -> list[tuple[Any, Any]]:
+def _ranges(read: Graph) -> list[tuple[Any, Any]]:
     """The variables of ranges that a call widens even in inference, with their values."""
-    layers = [
-        c.layer for c in read.calls if type(c.layer).__name__ == "QuantizedLayerNormalization"
-    ]
+    layers = [c.layer for c in read.calls if isinstance(c.layer, QuantizedLayerNormalizationMixin)]
     variables = [v for layer in layers for v in layer.centred.range_variables.values()]
     return [(v, read_variable(v)) for v in variables if hasattr(v, "assign")]
 

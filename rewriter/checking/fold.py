@@ -11,7 +11,8 @@ from rewriter import layers
 from rewriter.keras_compat import flavour_of, stack
 from rewriter.lowering.lower import lower
 from rewriter.program import Operator, Program
-from rewriter.reading import graph
+from rewriter.reading import from_keras
+from rewriter.reading.graph import map_refs
 
 
 def fold(model: Any) -> Any:
@@ -39,7 +40,7 @@ def build_twin(model: Any, program: Program) -> Any:
     """The Keras model of ``program``, with the input and output structure of ``model``."""
     flavour = flavour_of(model)
     classes = layers.of(flavour)
-    read = graph.read(model)
+    read = from_keras.read(model)
     tensors: dict[str, Any] = {}
     symbols = {}
     for name, ref in zip(program.inputs, read.input_refs(), strict=True):
@@ -69,8 +70,8 @@ def build_twin(model: Any, program: Program) -> Any:
     outputs = iter(program.outputs)
     with stack.room_for(len(tensors)):
         return flavour.keras.Model(
-            inputs=graph.map_refs(read.inputs, symbols.__getitem__),
-            outputs=graph.map_refs(read.outputs, lambda ref: tensors[next(outputs)]),
+            inputs=map_refs(read.inputs, symbols.__getitem__),
+            outputs=map_refs(read.outputs, lambda ref: tensors[next(outputs)]),
             name=f"{model.name}_twin",
         )
 

@@ -105,6 +105,10 @@ class Flavour(Names):
         ours = self.registered.get("FusedBatchNormalization")
         return isinstance(layer, self.batch_norm_classes) or type(layer) is ours
 
+    def is_ours(self, layer: Any) -> bool:
+        """Whether it is of a class of ours."""
+        return type(layer) in self.registered.values()
+
     def is_layer(self, layer: Any) -> bool:
         return isinstance(layer, self.keras.layers.Layer)
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from rewriter import phases
 from rewriter.gradients import Pending, connected, tensor
+from rewriter.keras_compat.variables import read
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.lowering.values import read
 from rewriter.reading.hosts import HOSTS
 from rewriter.training import quantizers
 

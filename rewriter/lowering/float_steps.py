@@ -15,8 +15,7 @@ from rewriter.lowering.linear import normalization
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator
-from rewriter.reading import graph
-from rewriter.reading.graph import Call, Ref
+from rewriter.reading.graph import Call, Ref, map_refs
 
 
 def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
@@ -34,7 +33,7 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
     def compute(*x: Any) -> list[Any]:
         # The program's tensors are float; layers want their inputs' own dtypes.
         tensors = {ref: tf.cast(v, dtypes[ref]) for ref, v in zip(refs, x, strict=True)}
-        args, kwargs = graph.map_refs((call.args, call.kwargs), tensors.__getitem__)
+        args, kwargs = map_refs((call.args, call.kwargs), tensors.__getitem__)
         return tf.nest.flatten(call.layer(*args, **{**given, **kwargs}))
 
     function: Callable[..., Any] = compute

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import ExportError
+from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
+from rewriter.layers.host import QuantizedHostMixin
+from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
+from rewriter.layers.quantize import QuantizeMixin
 from rewriter.lowering import float_steps, operators
 from rewriter.lowering.linear import QuantizedKernel, channel_affine, kernels, linear, normalization
 from rewriter.lowering.norms import layer_norm
@@ -237,8 +241,18 @@ def _standalone(low: ProgramBuilder, call: Call, x: Value) -> Value:
     return value
 
 
-LOWER: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {
-    "QuantizedHost": _host,
-    "FusedBatchNormalization": _standalone,
-    "QuantizedLayerNormalization": layer_norm,
+def _quantize(low: ProgramBuilder, call: Call, x: Value) -> Value:
+    return low.quantize(x, call.layer, call.path)
+
+
+_LOWER: dict[type, Callable[[ProgramBuilder, Call, Value], Value]] = {
+    QuantizeMixin: _quantize,
+    QuantizedHostMixin: _host,
+    FusedBatchNormalizationMixin: _standalone,
+    QuantizedLayerNormalizationMixin: layer_norm,
 }
+
+
+def of(layer: Any) -> Callable[[ProgramBuilder, Call, Value], Value] | None:
+    """What lowers a layer of ours; None for any other, and for the layers of the twin."""
+    return next((_LOWER[cls] for cls in type(layer).__mro__ if cls in _LOWER), None)

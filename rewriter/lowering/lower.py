@@ -18,8 +18,10 @@ from rewriter.lowering import float_steps, fusions, host_layers, operators, peep
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Program, Tensor
-from rewriter.reading import graph, stock_layers
-from rewriter.reading.graph import Call, Ref
+from rewriter.reading import from_keras
+from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.operations import Operation
+from rewriter.reading.roles import BatchNorm, Input, Ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Lowered:
     """
 
     program: Program
-    graph: graph.Graph
+    graph: Graph
     sources: Mapping[str, Source]
 
 
@@ -57,7 +59,7 @@ class _Lowerer(ProgramBuilder):
     """Adds a model's calls, one after the other, and finishes the program."""
 
     def __init__(self, model: Any):
-        self.graph = graph.read(model)
+        self.graph = from_keras.read(model)
         super().__init__(self.graph.flavour)
         self._index = 0  # of the call that is lowered
         self._quantized: dict[str, Source] = {}
@@ -156,18 +158,15 @@ class _Lowerer(ProgramBuilder):
         return [names.get(name, name) for name in outputs], names
 
     def _call(self, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
-        kind = type(call.layer).__name__
-        if kind == "InputLayer":
-            return [self._input(call)]
-        if kind == "Quantize":
-            return [self.quantize(env[call.refs[0]], call.layer, call.path)]
-        if kind in host_layers.LOWER:
-            return [host_layers.LOWER[kind](self, call, env[call.refs[0]])]
-        operation = stock_layers.read(self.flavour, call)
-        if operation is not None:
-            values = [env[ref] for ref in operation.operands]
-            result = operators.ROWS[operation.name](self, call, operation, values)
-            return [result] if isinstance(result, Value) else result
+        match call.role:
+            case Input():
+                return [self._input(call)]
+            case Ours() | BatchNorm() if (own := host_layers.of(call.layer)) is not None:
+                return [own(self, call, env[call.refs[0]])]
+            case Operation() as operation:
+                values = [env[ref] for ref in operation.operands]
+                result = operators.ROWS[operation.name](self, call, operation, values)
+                return [result] if isinstance(result, Value) else result
         return float_steps.lower(self, call, env)
 
     def _input(self, call: Call) -> Value:

@@ -17,8 +17,9 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import FUSED_ACTIVATIONS, Grid
 from rewriter.keras_compat import Flavour
+from rewriter.keras_compat.variables import read
 from rewriter.lowering import folding
-from rewriter.lowering.values import Shape, Value, batched, read
+from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
 from rewriter.reading.graph import Call
 from rewriter.training import quantizers

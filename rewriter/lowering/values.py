@@ -5,10 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-import tensorflow as tf
 
 from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.program import Operator, Quantization
@@ -20,18 +16,6 @@ _FUSED = {bounds: name for name, bounds in FUSED_ACTIVATIONS.items()}
 def batched(shape: Sequence[int | None]) -> Shape:
     """A static shape whose batch is unknown, whatever it was called with."""
     return (None, *shape[1:])
-
-
-def read(variable: Any) -> np.ndarray:
-    """The value of a variable.
-
-    Of a few hundred variables, other ways take two to four times as long.
-    """
-    plain = isinstance(variable, tf.Variable)
-    if plain and not isinstance(variable, tf.distribute.DistributedValues):
-        handle, dtype = variable.handle, variable.dtype
-        return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
-    return np.asarray(tf.convert_to_tensor(variable))
 
 
 @dataclasses.dataclass(eq=False)

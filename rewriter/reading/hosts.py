@@ -40,8 +40,8 @@ Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any], bool], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Host:
-    """One row.
+class Row:
+    """One host.
 
     Attributes:
       name: class name of the layer.
@@ -213,20 +213,20 @@ _TRANSPOSED = (Kernel("kernel", (-2,)),)
 _DEPTHWISE = (Kernel("depthwise_kernel", (-2, -1)),)
 _SEPARABLE = (*_DEPTHWISE, Kernel("pointwise_kernel", (-1,)))
 
-HOSTS: dict[str, Host] = {
+HOSTS: dict[str, Row] = {
     row.name: row
     for row in (
-        Host("Conv1D", _KERNEL, _convolution),
-        Host("Conv2D", _KERNEL, _convolution),
-        Host("Conv3D", _KERNEL, _convolution, float_only=True),
-        Host("DepthwiseConv1D", _DEPTHWISE, _depthwise),
-        Host("DepthwiseConv2D", _DEPTHWISE, _depthwise),
-        Host("SeparableConv1D", _SEPARABLE, _separable),
-        Host("SeparableConv2D", _SEPARABLE, _separable),
-        Host("Conv1DTranspose", _TRANSPOSED, _transposed),
-        Host("Conv2DTranspose", _TRANSPOSED, _transposed),
-        Host("Conv3DTranspose", _TRANSPOSED, _transposed, float_only=True),
-        Host("Dense", _KERNEL, _dense),
+        Row("Conv1D", _KERNEL, _convolution),
+        Row("Conv2D", _KERNEL, _convolution),
+        Row("Conv3D", _KERNEL, _convolution, float_only=True),
+        Row("DepthwiseConv1D", _DEPTHWISE, _depthwise),
+        Row("DepthwiseConv2D", _DEPTHWISE, _depthwise),
+        Row("SeparableConv1D", _SEPARABLE, _separable),
+        Row("SeparableConv2D", _SEPARABLE, _separable),
+        Row("Conv1DTranspose", _TRANSPOSED, _transposed),
+        Row("Conv2DTranspose", _TRANSPOSED, _transposed),
+        Row("Conv3DTranspose", _TRANSPOSED, _transposed, float_only=True),
+        Row("Dense", _KERNEL, _dense),
     )
 }
 
@@ -242,34 +242,14 @@ def channel_axis(layer: Any, rank: int) -> int:
     return 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Found:
-    """A host in a model.
-
-    Attributes:
-      row: its row.
-      layer: the layer that holds the kernels.
-      distributed: whether it is applied to every step of axis 1 (``TimeDistributed``).
-    """
-
-    row: Host
-    layer: Any
-    distributed: bool
-
-    def channel_axis(self, rank: int) -> int:
-        """The axis of the output, of ``rank`` axes, that holds the channels."""
-        if self.distributed:
-            return channel_axis(self.layer, rank - 1) + 1
-        return channel_axis(self.layer, rank)
-
-
-def find(flavour: Flavour, layer: Any) -> Found | None:
-    """The row of a stock layer that is a host, or None."""
+def find(flavour: Flavour, layer: Any) -> tuple[Row, Any, bool] | None:
+    """The row of a stock layer that is a host, the layer that holds the kernels, and whether it is
+    applied to every step of axis 1 (``TimeDistributed``); None if it is no host."""
     name = flavour.class_name(layer)
     if name in HOSTS:
-        return Found(HOSTS[name], layer, False)
+        return HOSTS[name], layer, False
     inner = flavour.class_name(layer.layer) if name == "TimeDistributed" else ""
     # Such a layer would sum its regularizer over the steps in ways of its own.
     if inner in HOSTS and getattr(layer.layer, "activity_regularizer", None) is None:
-        return Found(HOSTS[inner], layer.layer, True)
+        return HOSTS[inner], layer.layer, True
     return None

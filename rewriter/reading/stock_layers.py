@@ -213,7 +213,6 @@ _IDENTITIES = (
 LAYERS: dict[str, Reader] = {
     **stock_activations.LAYERS,
     **dict.fromkeys(_IDENTITIES, _named("identity")),
-    "InputLayer": _named("input"),
     "PReLU": _prelu,
     "Add": _named("add"),
     "Subtract": _named("subtract"),
@@ -248,7 +247,7 @@ _HEED_MASKS = frozenset({"GlobalAveragePooling1D", "Softmax"})
 def read(flavour: Flavour, call: Call) -> Operation | None:
     """The operation of a call of a layer or an operation; None if it has no integer form."""
     layer, name = call.layer, flavour.class_name(call.layer)
-    if name != "InputLayer" and not any(map(is_floating, call.dtypes)):
+    if not any(map(is_floating, call.dtypes)):
         return None  # words and masks are on no grid
     if name.startswith("ops."):
         return stock_functions.read(flavour, call)

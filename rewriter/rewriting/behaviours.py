@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from rewriter.grid import FUSED_ACTIVATIONS, HARD_RANGE, TANH_RANGE, UNIT_RANGE
-from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts, layer_norms, stock_activations, stock_layers
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
+from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Opaque, Role
 
 INPUT = "input"  # a model input
 FREE = "free"  # the output has a range of its own
@@ -61,7 +59,6 @@ def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[...
 
 
 _KINDS = {
-    INPUT: "input",
     IDENTITY: "identity",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
     "hard_silu",
@@ -81,29 +78,28 @@ BEHAVIOURS: dict[str, Callable[[Operation], Behaviour]] = {
 }
 
 
-def _of(operation: Operation | None) -> Behaviour:
-    return Behaviour(FLOAT) if operation is None else BEHAVIOURS[operation.name](operation)
+def activation(host: Host) -> Behaviour:
+    """The behaviour of the activation that a host applies."""
+    return behaviour(host.activation or Opaque())
 
 
-def activation(flavour: Flavour, call: Call, function: Any) -> Behaviour:
-    """The behaviour of the activation that a host applies in ``call`` (None is linear)."""
-    return _of(stock_activations.function(flavour, call, function, None))
+def behaviour(role: Role) -> Behaviour:
+    """How a call of this role treats its tensors; of a host without its activation."""
+    match role:
+        case Input():
+            return Behaviour(INPUT)
+        case BatchNorm() | LayerNorm() | Host():
+            return Behaviour(FREE)
+        case Operation():
+            return BEHAVIOURS[role.name](role)
+    return Behaviour(FLOAT)
 
 
-def behaviour(flavour: Flavour, call: Call) -> Behaviour:
-    """How the layer or operation of ``call`` treats its tensors; of a host without activation."""
-    if flavour.is_batch_norm(call.layer) or hosts.find(flavour, call.layer) is not None:
-        return Behaviour(FREE)
-    if layer_norms.takes(flavour, call):
-        return Behaviour(FREE)
-    return _of(stock_layers.read(flavour, call))
-
-
-def stays_float(flavour: Flavour, call: Call) -> bool:
+def stays_float(call: Call) -> bool:
     """Whether the layer, or the activation of the host, of ``call`` has no integer form."""
-    found = hosts.find(flavour, call.layer)
-    if found is not None:
-        kind = activation(flavour, call, found.layer.activation).kind
-        return found.row.float_only or kind == FLOAT
-    is_mask = set(call.dtypes) == {"bool"}
-    return not is_mask and behaviour(flavour, call).kind == FLOAT
+    match call.role:
+        case Host() as host:
+            return host.row.float_only or activation(host).kind == FLOAT
+        case Opaque():
+            return set(call.dtypes) != {"bool"}  # a mask
+    return False

@@ -11,13 +11,19 @@ import tensorflow as tf
 
 from rewriter import fake_quant
 from rewriter.keras_compat import stack
-from rewriter.reading import graph as graphs
-from rewriter.reading import hosts, layer_norms
-from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import is_floating
+from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
 from rewriter.rewriting import behaviours, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
+
+# What our layers take beside their input, of what the original was called with.
+_ARGUMENTS: dict[type, tuple[str, ...]] = {
+    Host: ("training",),
+    BatchNorm: ("training", "mask"),
+    LayerNorm: (),
+}
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,6 +31,7 @@ class _Job:
     """One call of the new model: which original layers it stands for."""
 
     call: int
+    role: Role
     layer: Any
     batch_norm: Any
     args: tuple
@@ -74,10 +81,10 @@ class Builder:
                     **dict(zip(("training", "mask"), call.args[1:], strict=False)),
                     **call.kwargs,
                 }
-                job = _Job(index, host.layer, call.layer, host.args, kwargs, host.path)
+                job = _Job(index, host.role, host.layer, call.layer, host.args, kwargs, host.path)
                 job.args = (host.refs[0],)  # it may have been called with `inputs=`
             else:
-                job = _Job(index, call.layer, None, call.args, call.kwargs, call.path)
+                job = _Job(index, call.role, call.layer, None, call.args, call.kwargs, call.path)
             jobs.append(job)
         return jobs
 
@@ -97,33 +104,20 @@ class Builder:
         self.taken = taken
         return names
 
-    def _kind(self, job: _Job) -> str:
-        if self.flavour.is_batch_norm(job.layer):
-            return "batch_norm"
-        if layer_norms.takes(self.flavour, self.graph.calls[job.call]):
-            return "layer_norm"
-        return "other" if hosts.find(self.flavour, job.layer) is None else "host"
-
     def _unit(self, job: _Job) -> placement.Unit:
         call = self.graph.calls[job.call]
-        behaviour = behaviours.behaviour(self.flavour, call)
+        behaviour = behaviours.behaviour(job.role)
         absorbs = behaviour.kind == behaviours.FREE
-        if self._kind(job) == "host":
-            activation = self._activation(job)
-            fixed = activation.kind == behaviours.FIXED
-            behaviour = activation if fixed else behaviours.Behaviour(behaviours.FREE)
+        if isinstance(job.role, Host):
+            activation = behaviours.activation(job.role)
+            if activation.kind == behaviours.FIXED:
+                behaviour = activation
             absorbs = activation.kind in (behaviours.IDENTITY, behaviours.FREE)
         outputs = tuple(
             Ref(job.call, i) for i, dtype in enumerate(call.dtypes) if is_floating(dtype)
         )
         refs = Call.tensors((job.args, job.kwargs))
         return placement.Unit(job.call, behaviour, refs, outputs, absorbs)
-
-    def _activation(self, job: _Job) -> behaviours.Behaviour:
-        """The behaviour of a host's own activation."""
-        found = hosts.find(self.flavour, job.layer)
-        function = None if found is None else found.layer.activation
-        return behaviours.activation(self.flavour, self.graph.calls[job.call], function)
 
     # Building
 
@@ -143,8 +137,8 @@ class Builder:
             self.factory.finish_copies()
         with stack.room_for(2 * len(self.jobs)):
             return self.flavour.keras.Model(
-                inputs=graphs.map_refs(self.graph.inputs, self.symbols.__getitem__),
-                outputs=graphs.map_refs(self.graph.outputs, self.tensors.__getitem__),
+                inputs=map_refs(self.graph.inputs, self.symbols.__getitem__),
+                outputs=map_refs(self.graph.outputs, self.tensors.__getitem__),
                 name=self.graph.name,
             )
 
@@ -153,11 +147,11 @@ class Builder:
         output_name = outputs.get(ref)
         group = self.placement.after.get(ref)
         own_name = self.names[id(job.layer)]
-        kind = self._kind(job)
         single = self.calls_of[id(job.layer)] == 1 and self.places[id(group)] == 1
         alone = group if single else None  # a quantizer that serves this call only
-        clamp = self._clamp(job, kind)
-        if alone is not None and clamp != "none" and kind == "other":
+        clamp = self._clamp(job)
+        hosted = isinstance(job.role, Host)
+        if alone is not None and clamp != "none" and not hosted:
             # The activation and its quantizer in one layer, under the activation's name.
             args, kwargs = self._arguments(job)
             value = args[0] if args else next(iter(kwargs.values()))
@@ -165,13 +159,13 @@ class Builder:
             return
         owned = None
         ends = clamp != "none" or output_name == own_name
-        if alone is not None and kind == "host" and ends:
+        if alone is not None and hosted and ends:
             owned, group = self._quantize_layer(alone, ref, None, clamp), None
         # The name of an output belongs to the last layer before it.
         renamed = id(job.layer) in self.unnamed and owned is None
         rename = own_name + "_unquantized" if renamed else None
         layer = self._layer(job, owned, rename)
-        if self.flavour.class_name(job.layer) == "InputLayer":
+        if isinstance(job.role, Input):
             tensor = self.symbols[ref] = layer.output
         else:
             args, kwargs = self._arguments(job)
@@ -193,14 +187,13 @@ class Builder:
             self.taken.add(output_name)
             self.tensors[ref] = linear(self.tensors[ref])
 
-    def _clamp(self, job: _Job, kind: str) -> str:
+    def _clamp(self, job: _Job) -> str:
         """The fused activation that a layer applies last, or ``"none"``."""
-        if kind == "batch_norm":
-            return "none"
-        if kind == "host":
-            behaviour = self._activation(job)
+        role = job.role
+        if isinstance(role, Host):
+            behaviour = behaviours.activation(role)
         else:
-            behaviour = behaviours.behaviour(self.flavour, self.graph.calls[job.call])
+            behaviour = behaviours.behaviour(role)
         known = behaviour.kind == behaviours.CLAMP and behaviour.activation in fake_quant.CLAMPS
         return behaviour.activation or "none" if known else "none"
 
@@ -213,9 +206,8 @@ class Builder:
             value = self.tensors[ref]
             return value if group is None else self._quantize_layer(group, ref)(value)
 
-        args, kwargs = graphs.map_refs((job.args, dict(job.kwargs)), tensor)
-        kinds = {"host": ("training",), "batch_norm": ("training", "mask"), "layer_norm": ()}
-        kept = kinds.get(self._kind(job))
+        args, kwargs = map_refs((job.args, dict(job.kwargs)), tensor)
+        kept = _ARGUMENTS.get(type(job.role))
         if kept is not None:
             args = args or (kwargs["inputs"],)
             kwargs = {key: kwargs[key] for key in kept if kwargs.get(key) is not None}
@@ -247,15 +239,16 @@ class Builder:
         return self.new_layers[key]
 
     def _new_layer(self, job: _Job, owned: Any, name: str) -> Any:
-        kind = self._kind(job)
-        if kind == "host":
-            fuses = self._activation(job).kind in (behaviours.IDENTITY, behaviours.CLAMP)
-            norm_path = self.graph.calls[job.call].path
-            return self.factory.host(
-                job.layer, name, job.path, job.batch_norm, norm_path, owned, fuses=fuses
-            )
-        if kind == "batch_norm":
-            return self.factory.batch_norm(job.layer, name, job.path)
-        if kind == "layer_norm":
-            return self.factory.layer_norm(job.layer, name)
+        match job.role:
+            case Host() as host:
+                kind = behaviours.activation(host).kind
+                fuses = kind in (behaviours.IDENTITY, behaviours.CLAMP)
+                norm_path = self.graph.calls[job.call].path
+                return self.factory.host(
+                    host, name, job.path, job.batch_norm, norm_path, owned, fuses=fuses
+                )
+            case BatchNorm():
+                return self.factory.batch_norm(job.layer, name, job.path)
+            case LayerNorm():
+                return self.factory.layer_norm(job.layer, name)
         return self.factory.clone(job.layer, name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rewriter import layers
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts
+from rewriter.reading.roles import Host
 from rewriter.rewriting import copies
 from rewriter.rewriting.recipe import Recipe
 from rewriter.training import quantizers
@@ -79,7 +79,7 @@ class LayerFactory:
 
     def host(
         self,
-        layer: Any,
+        host: Host,
         name: str,
         path: str,
         batch_norm: Any,
@@ -91,7 +91,7 @@ class LayerFactory:
         """A linear layer, quantized, with its normalization and activation.
 
         Args:
-          layer: the original, or what applies it to every step.
+          host: the role of the original's call.
           name: of the new layer.
           path: of the original's call.
           batch_norm: the normalization that it takes in, or None.
@@ -99,10 +99,7 @@ class LayerFactory:
           output_quantizer: a Quantize layer that serves it alone, or None.
           fuses: whether the activation is one that operators have fused.
         """
-        found = hosts.find(self.flavour, layer)
-        if found is None:
-            raise LookupError(f"{path!r} is not a host.")
-        original, row = found.layer, found.row
+        original, row = host.layer, host.row
         inner, dtype = self.clone(original), original.compute_dtype
         norm = None
         if batch_norm is not None:
@@ -114,7 +111,7 @@ class LayerFactory:
             between=self.quantize("between", dtype) if len(row.kernels) > 1 else None,
             before_activation=None if fuses else self.quantize("before_activation", dtype),
             output_quantizer=output_quantizer,
-            distributed=found.distributed,
+            distributed=host.distributed,
             name=name,
             # Whatever the global policy: kernels of 16-bit layers are quantized as they are kept.
             dtype="float64" if dtype == "float64" else "float32",

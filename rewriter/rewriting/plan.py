@@ -6,7 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
-from rewriter.reading import graph as graphs
+from rewriter.reading import from_keras
+from rewriter.reading.graph import Graph
 from rewriter.rewriting import behaviours, rules
 from rewriter.rewriting.recipe import Recipe
 
@@ -85,11 +86,11 @@ def plan(model: Any, recipe: Recipe | None = None) -> Plan:
     Raises:
       UnsupportedModelError: if the model's graph cannot be read.
     """
-    graph = graphs.read(model)
+    graph = from_keras.read(model)
     return make_plan(graph, rules.decide(graph))
 
 
-def make_plan(graph: graphs.Graph, decisions: list[rules.Decision]) -> Plan:
+def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:
     """The plan that states ``decisions``."""
     entries = tuple(
         PlanEntry(d.path, d.action, graph.calls[d.hosts[0]].path if d.hosts else None, d.reason)
@@ -97,6 +98,6 @@ def make_plan(graph: graphs.Graph, decisions: list[rules.Decision]) -> Plan:
     )
     unknown: dict[str, None] = {}
     for call in graph.calls:
-        if behaviours.stays_float(graph.flavour, call):
+        if behaviours.stays_float(call):
             unknown[call.path] = None
     return Plan(graph.name, graph.flavour.name, entries, tuple(unknown))

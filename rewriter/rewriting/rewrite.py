@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rewriter.errors import UnsupportedModelError
-from rewriter.layers.quantize import PhasedMixin
-from rewriter.reading import graph as graphs
+from rewriter.reading import from_keras
+from rewriter.reading.roles import Ours
 from rewriter.rewriting import rules
 from rewriter.rewriting.build import Builder
 from rewriter.rewriting.recipe import Recipe
@@ -35,10 +35,9 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
         message names each and says what to do.
     """
     recipe = recipe or Recipe()
-    graph = graphs.read(model)
-    ours = [call for call in graph.calls if isinstance(call.layer, PhasedMixin)]
+    graph = from_keras.read(model)
     # A model may be built with our batch normalization; the other layers only we put in.
-    done = [call.path for call in ours if not graph.flavour.is_batch_norm(call.layer)]
+    done = [call.path for call in graph.calls if isinstance(call.role, Ours)]
     if done:
         raise UnsupportedModelError(
             f"The model {graph.name!r} is quantization-aware already: {done[0]!r} is one of "

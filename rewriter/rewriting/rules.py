@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts as rows
 from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.roles import BatchNorm, Host
 
 FUSED, STANDALONE, REFUSED = "fused", "standalone", "refused"
 
@@ -55,7 +55,7 @@ def decide(graph: Graph) -> list[Decision]:
     decisions = []
     for indices in calls_of.values():
         first = graph.calls[indices[0]]
-        if graph.flavour.is_batch_norm(first.layer):
+        if isinstance(first.role, BatchNorm):
             decisions.append(_decide(scene, first, indices))
         else:
             decisions += _hidden(graph.flavour, first, indices)
@@ -103,11 +103,10 @@ def _first(reasons: Iterable[str | None]) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def _host(scene: _Scene, call: Call) -> rows.Found:
-    found = rows.find(scene.graph.flavour, call.layer)
-    if found is None:
+def _host(call: Call) -> Host:
+    if not isinstance(call.role, Host):
         raise LookupError(f"{call.path!r} is not a host.")
-    return found
+    return call.role
 
 
 def _producer(scene: _Scene, index: int) -> int:
@@ -163,14 +162,14 @@ _REFUSALS: tuple[Callable[[Flavour, Any, list[Call]], str | None], ...] = (
 def _no_host(scene: _Scene, first: Call, indices: list[int], hosts: list[int]) -> str | None:
     for index in hosts:
         call = scene.graph.calls[index]
-        if rows.find(scene.graph.flavour, call.layer) is None:
+        if not isinstance(call.role, Host):
             return f"follows {type(call.layer).__name__} {call.path!r}, which is not a linear host"
     return None
 
 
 def _nonlinear(scene: _Scene, first: Call, indices: list[int], hosts: list[int]) -> str | None:
     call = scene.graph.calls[hosts[0]]
-    found = _host(scene, call)
+    found = _host(call)
     activation = getattr(found.layer.activation, "__name__", type(found.layer.activation).__name__)
     if found.layer.activation is not None and activation != "linear":
         return f"follows {call.path!r}, which applies the activation {activation!r} first"
@@ -202,7 +201,7 @@ def _wrong_axis(scene: _Scene, first: Call, indices: list[int], hosts: list[int]
     rank = len(call.shapes[0])
     axis = first.layer.axis
     axis = axis if isinstance(axis, int) else axis[0]
-    expected = _host(scene, call).channel_axis(rank)
+    expected = _host(call).channel_axis(rank)
     if axis % rank != expected:
         return f"it normalizes axis {axis}, but the channels of {call.path!r} are on {expected}"
     return None

@@ -24,7 +24,7 @@ from checks import (
     samples,
     structured,
 )
-from rewriter.reading import graph
+from rewriter.reading import from_keras
 from topologies import SHAPE, block, fused
 
 CASES = {**topologies.CASES, **float_layers.CASES}
@@ -118,7 +118,7 @@ def test_weights_of_frozen_layers_stay_frozen(flavour: str) -> None:
 
 @both
 def test_calls_are_nodes_not_layers(flavour: str) -> None:
-    read = graph.read(CASES["nested_twice"].build(KERASES[flavour]))
+    read = from_keras.read(CASES["nested_twice"].build(KERASES[flavour]))
     assert [c.path for c in read.calls].count("inner/a_conv") == 2
     assert len({id(c.layer) for c in read.calls if c.path == "inner/a_conv"}) == 1
 

@@ -1,0 +1,88 @@
+"""What a call is to us: classified once, when the graph is read, and matched on ever after.
+
+To plan, to place quantizers, to build and to lower are all a ``match`` on these classes; none of
+them asks a layer for its class again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from rewriter.keras_compat import Flavour
+from rewriter.reading import hosts, layer_norms, stock_activations, stock_layers
+from rewriter.reading.hosts import Row
+from rewriter.reading.operations import Operation
+
+if TYPE_CHECKING:
+    from rewriter.reading.graph import Call
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """An input of the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """A batch normalization: a stock one, or ours in a model that was built with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerNorm:
+    """A stock layer normalization that has an integer form."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Host:
+    """A linear layer that a batch normalization folds into.
+
+    Attributes:
+      row: which of them.
+      layer: the layer that holds the kernels.
+      distributed: whether it is applied to every step of axis 1 (``TimeDistributed``).
+      activation: what its own activation computes; None if that has no integer form.
+    """
+
+    row: Row
+    layer: Any
+    distributed: bool
+    activation: Operation | None
+
+    def channel_axis(self, rank: int) -> int:
+        """The axis of the output, of ``rank`` axes, that holds the channels."""
+        if self.distributed:
+            return hosts.channel_axis(self.layer, rank - 1) + 1
+        return hosts.channel_axis(self.layer, rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """One of our layers, but a batch normalization: the model has been rewritten."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opaque:
+    """Anything else: it trains as it is, and has no integer form."""
+
+
+Role: TypeAlias = Input | BatchNorm | LayerNorm | Host | Operation | Ours | Opaque
+
+
+def classify(flavour: Flavour, call: Call) -> Role:
+    """The role of a call, all other attributes of which are known."""
+    layer = call.layer
+    if flavour.is_batch_norm(layer):
+        return BatchNorm()
+    if flavour.is_ours(layer):
+        return Ours()
+    if flavour.class_name(layer) == "InputLayer":
+        return Input()
+    found = hosts.find(flavour, layer)
+    if found is not None:
+        row, inner, distributed = found
+        activation = stock_activations.function(flavour, call, inner.activation, None)
+        return Host(row, inner, distributed, activation)
+    if layer_norms.takes(flavour, call):
+        return LayerNorm()
+    return stock_layers.read(flavour, call) or Opaque()
