@@ -29,7 +29,8 @@ import tensorflow as tf
 
 import rewriter
 from benchmarks import report
-from rewriter import layers, phases
+from rewriter import layers
+from rewriter.training import phases
 
 SHAPES = {
     "32x56x56x64": (32, 56, 56, 64),

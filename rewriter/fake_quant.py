@@ -14,8 +14,8 @@ import tensorflow as tf
 from rewriter import grid as grids
 from rewriter.gradients import Pending, tensor
 from rewriter.grid import NEGLIGIBLE, Grid
-from rewriter.phases import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.switch import Switch
+from rewriter.training.phases import QUANTIZE, QUANTIZE_FROZEN
 
 _ANY = tf.TensorSpec(None, tf.float32)
 
@@ -129,7 +129,7 @@ def activation(
       x: float32, any shape; may be pending.
       low, high: the range, scalar ``tf.Variable`` of float32, updated in place; ``low > high`` if
         nothing has been observed. An unset range in phase ``quantize`` becomes the batch's own.
-      phase: int32 scalar of :mod:`rewriter.phases`.
+      phase: int32 scalar of :mod:`rewriter.training.phases`.
       rate: share of a batch's range in the moving average.
       follow: bool or bool scalar: whether the range follows this batch in phase ``quantize``.
       clamp: ``"none"``, ``"relu"`` or ``"relu6"``: applied first.
@@ -222,7 +222,7 @@ def kernel(kernel: Any, phase: Any, grid: Grid) -> Pending:
 
     Args:
       kernel: float32, any rank.
-      phase: int32 scalar of :mod:`rewriter.phases`.
+      phase: int32 scalar of :mod:`rewriter.training.phases`.
       grid: a symmetric, narrow-range one; its axes index the output channels, of which each has a
         scale.
     """

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter import phases
 from rewriter.checking.evaluation import for_all, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
@@ -26,6 +25,7 @@ from rewriter.litert import affine
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
 from rewriter.reading.graph import Graph, Ref, map_refs
+from rewriter.training import phases
 
 
 def compare_training(

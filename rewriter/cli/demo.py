@@ -18,7 +18,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from rewriter import keras_compat, phases
+from rewriter import keras_compat
 from rewriter.checking import interpreter
 from rewriter.checking.fold import fold
 from rewriter.checking.verify import verify
@@ -28,6 +28,7 @@ from rewriter.files.replacing import replacing, write_bytes
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import plan
 from rewriter.rewriting.rewrite import rewrite
+from rewriter.training import phases
 from rewriter.training.calibrate import calibrate
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_saved_model"

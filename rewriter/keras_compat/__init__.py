@@ -1,7 +1,8 @@
 """The two Kerases: tf_keras (Keras 2) and Keras 3. All that differs between them lives here.
 
 Everything else in the package receives a :class:`Flavour` and asks it; no other module looks at
-which Keras a model belongs to.
+which Keras a model belongs to, or touches what is private to one. What names in a file may stand
+for is decided here too, before a Keras looks them up.
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ def flavour_of(model: Any) -> Flavour:
         f"Received: {model!r} of type {type(model).__module__}.{type(model).__qualname__}. "
         "Load it with rewriter.load_model, or build it with tf_keras or keras."
     )
+
+
+def flat_layers(layer: Any) -> list[Any]:
+    """A layer or model and all layers inside it, outer ones first."""
+    return list(layer._flatten_layers())
 
 
 def require_tensorflow_backend() -> None:

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.util import tf_export
+
+from rewriter.keras_compat import private_tensorflow
 
 # All functions in them compute values of tensors; their classes are left out.
 _NAMESPACES = (
@@ -117,7 +118,7 @@ def _symbols() -> frozenset[int]:
     for namespace, chosen in _CHOSEN.items():
         names += [f"{namespace}.{name}".lstrip(".") for name in chosen.split()]
     names += [f"compat.v1.{name}" for name in names]
-    found = (tf_export.get_symbol_from_name(name) for name in names)
+    found = (private_tensorflow.symbol(name) for name in names)
     return frozenset(id(function) for function in found if _is_function(function))
 
 
@@ -134,5 +135,5 @@ def _is_function(value: Any) -> bool:
 
 def of_symbol(name: Any) -> Callable[..., Any] | None:
     """The function that a TFOpLambda names, if it has no side effects; else None."""
-    found = tf_export.get_symbol_from_name(name) if isinstance(name, str) else None
+    found = private_tensorflow.symbol(name) if isinstance(name, str) else None
     return found if id(found) in _symbols() else None

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import tensorflow as tf
-from tensorflow.python.util import tf_export
 
-from rewriter.keras_compat import symbols
+from rewriter.keras_compat import private_tensorflow, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
 
 
@@ -126,7 +125,7 @@ class TfKeras(Flavour):
         yield vars(self.keras.optimizers.schedules)
 
     def symbol(self, module: str, name: str) -> Any:
-        found = tf_export.get_symbol_from_name(f"{module.removeprefix('tf_')}.{name}")
+        found = private_tensorflow.symbol(f"{module.removeprefix('tf_')}.{name}")
         if found is not None:
             return found
         inner = module if module.startswith("tf_") else f"tf_{module}"

@@ -6,9 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import composed_norm, fused_norm, moments, nodes, phases
+from rewriter import composed_norm, fused_norm, moments, nodes
 from rewriter.gradients import connected, tensor
 from rewriter.layers.norm_arguments import NormArguments
+from rewriter.training import phases
 from rewriter.training.pipeline import VARIABLES, Pipe, piped
 from rewriter.training.pipeline_ops import copy_op, is_layer
 
@@ -34,8 +35,9 @@ class FusedBatchNormalizationMixin(NormArguments):
         ``beta``, ``moving_mean``, ``moving_variance`` and ``phases``, as in
         :class:`rewriter.BatchNormPipeline`; or its serialized form.
 
-    Variables beside those of ``BatchNormalization``: ``phase`` (see :mod:`rewriter.phases`) and
-    ``frozen`` (int32; 1: training uses the moving statistics and keeps them).
+    Variables beside those of ``BatchNormalization``: ``phase`` (see
+    :mod:`rewriter.training.phases`) and ``frozen`` (int32; 1: training uses the moving statistics
+    and keeps them).
     """
 
     def build(self, input_shape: Any) -> None:
@@ -104,7 +106,7 @@ class FusedBatchNormalizationMixin(NormArguments):
         """gamma, beta, moving_mean and moving_variance as a phase has them, as tensors (C,).
 
         Args:
-          phase: int32 scalar of :mod:`rewriter.phases`.
+          phase: int32 scalar of :mod:`rewriter.training.phases`.
           training: whether stateful quantizers in the pipeline may update themselves.
         """
         return self._piped(self._read(), phase, training)

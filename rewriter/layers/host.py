@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter import phases
 from rewriter.gradients import Pending, connected, tensor
 from rewriter.keras_compat.variables import read
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.reading.hosts import HOSTS
-from rewriter.training import quantizers
+from rewriter.training import phases, quantizer_names, quantizers
 
 
 class QuantizedHostMixin(PhasedMixin):
@@ -59,7 +58,7 @@ class QuantizedHostMixin(PhasedMixin):
         self.row = HOSTS[type(self.host).__name__]
         # The axes are the row's, also where a quantizer made elsewhere says otherwise.
         loaded = [
-            quantizers.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
+            quantizer_names.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
         ]
         self.kernel_quantizers = tuple(
             quantizer.along(kernel.channel_axes)
@@ -263,7 +262,7 @@ class QuantizedHostMixin(PhasedMixin):
             part = getattr(self, name)
             config[name] = None if part is None else self.flavour.serialize(part)
         config["distributed"] = self.distributed
-        config["kernel_quantizers"] = [quantizers.serialize(q) for q in self.kernel_quantizers]
+        config["kernel_quantizers"] = [quantizer_names.serialize(q) for q in self.kernel_quantizers]
         return config
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import phases
 from rewriter.gradients import connect
 from rewriter.grid import TANH_RANGE
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.reading import layer_norms
 from rewriter.switch import Switch
+from rewriter.training import phases
 
 _ANY = tf.TensorSpec(None, tf.float32)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import phases, shared_ranges
 from rewriter.gradients import connected, tensor
 from rewriter.keras_compat import Flavour
-from rewriter.training import quantizers, scalars
+from rewriter.layers import shared_ranges
+from rewriter.training import phases, quantizer_names, quantizers, scalars
 
 _CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
@@ -34,7 +34,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 class PhasedMixin:
-    """Gives a layer its ``phase``: an int32 scalar variable (see :mod:`rewriter.phases`)."""
+    """Gives a layer its ``phase``, an int32 variable: see :mod:`rewriter.training.phases`."""
 
     flavour: Flavour
     rewriter_phased = True
@@ -83,7 +83,7 @@ class QuantizeMixin(PhasedMixin):
     def __init__(self, quantizer: Any, clamp: str = "none", **kwargs: Any):
         super().__init__(**kwargs)
         if isinstance(quantizer, dict):
-            quantizer = quantizers.deserialize(quantizer)
+            quantizer = quantizer_names.deserialize(quantizer)
         self.quantizer = quantizer
         self.clamp = clamp
         self.supports_masking = True
@@ -193,5 +193,5 @@ class QuantizeMixin(PhasedMixin):
                 phases.assign(self, phases.QUANTIZE_FROZEN)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"quantizer": quantizers.serialize(self.quantizer), "clamp": self.clamp}
+        own = {"quantizer": quantizer_names.serialize(self.quantizer), "clamp": self.clamp}
         return {**super().get_config(), **own}

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import grid as grids
-from rewriter import phases
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
@@ -20,7 +19,7 @@ from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization
 from rewriter.reading.graph import Call
-from rewriter.training import quantizers
+from rewriter.training import phases, quantizers
 from rewriter.training.pipeline import VARIABLES
 
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2_as_graph,
-)
 
+from rewriter.keras_compat import private_tensorflow
 from rewriter.reading.operations import is_floating
 
 _FLOAT = tf.float32.as_datatype_enum
@@ -38,7 +36,7 @@ def in_float32(function: Callable[..., Any], shapes: Sequence[Any]) -> Callable[
     wrapped = tf.compat.v1.wrap_function(
         lambda *x: [tf.identity(y) for y in tf.nest.flatten(function(*x))], specs
     )
-    frozen, graph = convert_variables_to_constants_v2_as_graph(wrapped, lower_control_flow=False)
+    frozen, graph = private_tensorflow.with_constants(wrapped)
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     for attribute in (a for node in nodes for a in node.attr.values()):
         _edit(attribute)

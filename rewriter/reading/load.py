@@ -11,7 +11,7 @@ from typing import Any
 
 from rewriter import keras_compat
 from rewriter.errors import LoadError, short
-from rewriter.keras_compat import Flavour, stack, trust
+from rewriter.keras_compat import Flavour, flat_layers, stack, trust
 from rewriter.reading import model_formats
 from rewriter.reading.model_formats import Contents
 
@@ -131,7 +131,7 @@ def _check(
 
 def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
     """A SavedModel's layers of unknown classes come back as functions that cannot be rewritten."""
-    for layer in model._flatten_layers():
+    for layer in flat_layers(model):
         if type(layer).__module__.endswith("saving.legacy.saved_model.load"):
             raise LoadError(_unknown(path, layer.name, type(layer).__name__, flavour))
 

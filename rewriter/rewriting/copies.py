@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter.keras_compat import Flavour
+from rewriter.keras_compat import Flavour, flat_layers
 
 _SUFFIX = "_initializer"
 
@@ -89,7 +89,7 @@ class Copy:
                 target.assign(source)
         if hasattr(new, "finalize_state"):
             new.finalize_state()  # Normalization keeps constants made from its variables
-        sublayers = zip(new._flatten_layers(), original._flatten_layers(), strict=False)
+        sublayers = zip(flat_layers(new), flat_layers(original), strict=False)
         for target, source in sublayers:
             if target.trainable != source.trainable:
                 target.trainable = source.trainable

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import RecipeError
-from rewriter.training import quantizers
+from rewriter.training import quantizer_names, quantizers
 from rewriter.training.pipeline import BatchNormPipeline
 
 
@@ -44,12 +44,12 @@ class Recipe:
             value = getattr(self, field)
             if isinstance(value, Mapping):
                 try:
-                    value = quantizers.deserialize(value)
+                    value = quantizer_names.deserialize(value)
                 except RecipeError as error:
                     raise RecipeError(f"{field}: {error}") from error
                 object.__setattr__(self, field, value)
             if value is not None:
-                quantizers.check(value, field)
+                quantizer_names.check(value, field)
         object.__setattr__(self, "batch_norm_pipeline", _pipelines(self.batch_norm_pipeline))
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
@@ -64,7 +64,7 @@ class Recipe:
             if field.name == "batch_norm_pipeline":
                 value = [pipeline.to_dict() for pipeline in value]
             if field.name.endswith("_quantizer") and value is not None:
-                value = quantizers.serialize(value)
+                value = quantizer_names.serialize(value)
             result[field.name] = value
         return result
 
@@ -122,13 +122,13 @@ class Recipe:
         """A quantizer for one kernel."""
         if self.kernel_quantizer is None:
             return quantizers.PerChannelQuantizer(channel_axes=channel_axes)
-        return quantizers.deserialize(quantizers.serialize(self.kernel_quantizer))
+        return quantizer_names.deserialize(quantizer_names.serialize(self.kernel_quantizer))
 
     def new_activation_quantizer(self) -> Any:
         """A quantizer for one activation range."""
         if self.activation_quantizer is None:
             return quantizers.RangeQuantizer(momentum=self.range_momentum)
-        return quantizers.deserialize(quantizers.serialize(self.activation_quantizer))
+        return quantizer_names.deserialize(quantizer_names.serialize(self.activation_quantizer))
 
 
 def _pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from rewriter import keras_compat
 from rewriter.errors import LoadError, RecipeError, short
 from rewriter.keras_compat import Flavour, pure_functions, trust
-from rewriter.training import quantizers
+from rewriter.training import quantizer_names
 
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -44,7 +44,7 @@ def serialize_op(op: Any, field: str) -> dict[str, Any]:
             result["registered_name"] = flavour.keras.saving.get_registered_name(type(op))
         return result
     if is_quantizer(op):
-        return {"quantizer": quantizers.serialize(op)}
+        return {"quantizer": quantizer_names.serialize(op)}
     name = f"{getattr(op, '__module__', '')}.{getattr(op, '__qualname__', '')}"
     if _registered.get(name) is op:
         return {"function": name}
@@ -65,7 +65,7 @@ def deserialize_op(config: Mapping[str, Any]) -> Any:
       RecipeError: if it is not known here.
     """
     if "quantizer" in config:
-        return quantizers.deserialize(config["quantizer"])
+        return quantizer_names.deserialize(config["quantizer"])
     if "layer" in config:
         for flavour in keras_compat.usable():
             if flavour.name != config["layer"]:

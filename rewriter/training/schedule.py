@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rewriter import keras_compat, phases
+from rewriter import keras_compat
 from rewriter.errors import UnsupportedModelError
+from rewriter.keras_compat import flat_layers
+from rewriter.training import phases
 
 GRADUAL = ("layers", "kernels_first")
 
@@ -38,7 +40,7 @@ def freeze_batch_norm(model: Any, frozen: bool = True) -> None:
 
 def batch_norms(model: Any) -> list[Any]:
     """Every batch normalization of ours in the model, those inside hosts included."""
-    return [layer for layer in model._flatten_layers() if hasattr(layer, "variables_in")]
+    return [layer for layer in flat_layers(model) if hasattr(layer, "variables_in")]
 
 
 class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc]

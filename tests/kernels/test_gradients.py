@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from claims import assert_close
-from rewriter import convolutions, fake_quant, fused_norm, grid, phases
+from rewriter import convolutions, fake_quant, fused_norm, grid
 from rewriter.gradients import Pending, connect, connected, tensor
+from rewriter.training import phases
 
 
 def _square(x):

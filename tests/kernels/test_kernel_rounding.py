@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rewriter import fake_quant, grid, phases
+from rewriter import fake_quant, grid
 from rewriter.gradients import connected
 from rewriter.lowering import folding
+from rewriter.training import phases
 
 
 def _assert_rounded(found, kernel, channel_axes, num_bits, rtol=0.0):

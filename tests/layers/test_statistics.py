@@ -12,9 +12,8 @@ import builders
 import claims
 import oracles
 import rewriter
-from rewriter import phases
 from rewriter.errors import CalibrationError, UnsupportedModelError
-from rewriter.training import schedule
+from rewriter.training import phases, schedule
 from small_models import VARIABLES, batches, compiled, with_dropout
 
 both = pytest.mark.parametrize("kind", builders.KERASES)

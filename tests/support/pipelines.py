@@ -10,7 +10,8 @@ import tensorflow as tf
 
 import builders
 import rewriter
-from rewriter import FixedPoint, phases
+from rewriter import FixedPoint
+from rewriter.training import phases
 from small_models import VARIABLES, small
 
 QUANTIZE = tf.constant(phases.QUANTIZE)

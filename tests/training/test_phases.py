@@ -10,8 +10,8 @@ import claims
 import residuals
 import rewriter
 from residuals import X, is_set, ranges
-from rewriter import phases
 from rewriter.errors import UnsupportedModelError
+from rewriter.training import phases
 
 keras, qat = residuals.keras, residuals.qat
 

@@ -12,8 +12,9 @@ import builders
 import claims
 import oracles
 from pipelines import LEARNED, eight_bits, fixed_point, values_of
-from rewriter import Clip, FixedPoint, layers, phases
+from rewriter import Clip, FixedPoint, layers
 from rewriter.errors import RecipeError
+from rewriter.training import phases
 from small_models import VARIABLES
 
 both = pytest.mark.parametrize("kind", builders.KERASES)

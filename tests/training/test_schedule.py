@@ -9,8 +9,9 @@ import pytest
 
 import builders
 import rewriter
-from rewriter import FixedPoint, QuantizationSchedule, phases
+from rewriter import FixedPoint, QuantizationSchedule
 from rewriter.errors import UnsupportedModelError
+from rewriter.training import phases
 from schedules import compiled, data, fit, recorder, rewritten
 from small_models import small
 

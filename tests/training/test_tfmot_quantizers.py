@@ -13,8 +13,9 @@ import residuals
 import rewriter
 from builders import KERASES, keras_of
 from residuals import X
-from rewriter import Recipe, phases
+from rewriter import Recipe
 from rewriter.errors import ExportError
+from rewriter.training import phases
 from rewriter.training.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, last_value, moving_average
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from rewriter import nodes
 from rewriter.errors import UnsupportedModelError
+from rewriter.keras_compat import flat_layers
 
 FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
 # As QUANTIZE_FROZEN, for a layer whose range is known to be set: nothing in the graph looks.
@@ -47,7 +48,7 @@ def read(variable: Any) -> Any:
 
 def phased_layers(model: Any) -> Iterator[Any]:
     """Every layer (sublayers included) that has a phase."""
-    for layer in model._flatten_layers():
+    for layer in flat_layers(model):
         if getattr(layer, "rewriter_phased", False):
             yield layer
 

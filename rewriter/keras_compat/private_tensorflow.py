@@ -1,0 +1,27 @@
+"""What is used of TensorFlow beyond its public names, outside of the fast kernels.
+
+Public means are missing: for the object behind an exported name, without importing or calling
+anything, and for a function as a graph in which variables are constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensorflow.python.framework.convert_to_constants import (
+    convert_variables_to_constants_v2_as_graph,
+)
+from tensorflow.python.util import tf_export
+
+
+def symbol(name: str) -> Any:
+    """What TensorFlow or tf_keras exports under a dotted name; None if nothing."""
+    return tf_export.get_symbol_from_name(name)
+
+
+def with_constants(function: Any) -> tuple[Any, Any]:
+    """A concrete function whose variables are constants, and its graph as a ``GraphDef``."""
+    found: tuple[Any, Any] = convert_variables_to_constants_v2_as_graph(
+        function, lower_control_flow=False
+    )
+    return found

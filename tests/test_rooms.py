@@ -1,0 +1,159 @@
+"""The rooms of the house: which may import which, and where what is private to others is touched."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+import rewriter
+
+PACKAGE = Path(rewriter.__file__).parent
+# From the top down: each may import those below it. Those of one row do not know each other.
+ROOMS = (
+    "cli",
+    "export",
+    "checking",
+    "rewriting",
+    "lowering",
+    "layers",
+    "litert",
+    "reading",
+    "training",
+    "kernels",
+    "keras_compat",
+    "files",
+    "program",
+    "grid",
+    "errors",
+)
+# Where private names may be used.
+PRIVATE_TENSORFLOW = ("kernels/fast/", "keras_compat/")
+PRIVATE_KERAS = ("keras_compat/",)
+
+
+@pytest.fixture(scope="module")
+def imports() -> grimp.ImportGraph:
+    return grimp.build_graph("rewriter", exclude_type_checking_imports=True)
+
+
+def test_every_module_is_in_a_room() -> None:
+    entries = {
+        p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+    }
+    assert entries - {"__init__", "__main__"} == set(ROOMS)
+
+
+def test_imports_go_down(imports: grimp.ImportGraph) -> None:
+    found = imports.find_illegal_dependencies_for_layers(layers=ROOMS, containers={"rewriter"})
+    chains = (
+        {" -> ".join([r.head, *r.middle, r.tail]) for d in found for r in d.routes_as_chains()}
+        if False
+        else {f"{d.importer} imports {d.imported}" for d in found}
+    )
+    assert not chains
+
+
+def test_there_is_no_circle(imports: grimp.ImportGraph) -> None:
+    """Not inside of a room either. (The package itself imports its public names.)"""
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for other in sorted(imports.find_modules_directly_imported_by(module)):
+                if other != "rewriter":
+                    visit(other, (*path, module))
+            done.add(module)
+
+    for module in sorted(imports.modules - {"rewriter"}):
+        visit(module, ())
+
+
+def _sources(allowed: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not name.startswith(allowed):
+            yield name, path.read_text()
+
+
+def test_private_tensorflow_has_its_rooms() -> None:
+    private = re.compile(
+        r"tensorflow\.python|tensorflow\.core|\._get_control_flow_context|pywrap|_c_op"
+    )
+    found = [
+        f"{name}: {match.group()}"
+        for name, text in _sources(PRIVATE_TENSORFLOW)
+        for match in private.finditer(text)
+    ]
+    assert not found
+
+
+def test_private_keras_has_its_room() -> None:
+    names = r"\._(?:nodes_by_depth|inbound_nodes|outbound_nodes|flatten_layers|keras_history|keras_mask|functional|is_graph_network|nested_inputs|build_input_shape|saved_model_inputs_spec|build_shapes_dict)\b"
+    private = re.compile(rf"(?:tf_)?keras\.src|{names}")
+    found = [
+        f"{name}: {match.group()}"
+        for name, text in _sources(PRIVATE_KERAS)
+        for match in private.finditer(text)
+    ]
+    assert not found
+
+
+def _public(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    tree = ast.parse(path.read_text())
+    name = path.relative_to(PACKAGE).as_posix()
+    yield name, tree
+    todo = [(name, tree)]
+    while todo:
+        prefix, node = todo.pop()
+        for child in getattr(node, "body", ()):
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)) and not child.name.startswith(
+                "_"
+            ):
+                if isinstance(child, ast.ClassDef):
+                    todo.append((f"{prefix}:{child.name}", child))
+                yield f"{prefix}:{child.name}", child
+
+
+def test_every_room_says_what_may_be_done_in_it() -> None:
+    short = [
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("__init__.py")
+        if len((ast.get_docstring(ast.parse(path.read_text())) or "").split()) < 15
+    ]
+    assert not short
+
+
+@pytest.mark.parametrize("name", sorted(set(rewriter.__all__) - {"layers"}))
+def test_public_names_are_documented(name: str) -> None:
+    """Every parameter is described, and what a function raises."""
+    value = getattr(rewriter, name)
+    text = inspect.getdoc(value) or ""
+    assert len(text.split()) > 5, f"{name} has no docstring"
+    if inspect.isclass(value) and issubclass(value, Exception):
+        return
+    signature = inspect.signature(value)
+    parameters = [p for p in signature.parameters if p not in ("self", "args", "kwargs")]
+    missing = [p for p in parameters if not re.search(rf"\b{p}\b", text)]
+    assert not missing, f"{name} does not say what {missing} are"
+    source = inspect.getsource(value)
+    if inspect.isfunction(value) and re.search(r"^\s+raise \w*Error", source, re.M):
+        assert "Raises:" in text, f"{name} does not say what it raises"
+
+
+def test_files_are_short() -> None:
+    """Or say why they are not."""
+    long = [
+        name
+        for path in PACKAGE.rglob("*.py")
+        if len((text := path.read_text()).splitlines()) > 300
+        and "more than 300 lines" not in (ast.get_docstring(ast.parse(text)) or "")
+        for name in [str(path.relative_to(PACKAGE))]
+    ]
+    assert not long
