@@ -1,17 +1,21 @@
 """What is used of TensorFlow beyond its public names, outside of the fast kernels.
 
 Public means are missing: for the object behind an exported name, without importing or calling
-anything, and for a function as a graph in which variables are constants.
+anything; for a function as a graph in which variables are constants; and for the message that a
+``saved_model.pb`` holds.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2_as_graph,
 )
 from tensorflow.python.util import tf_export
+
+__all__ = ["SavedModel", "symbol", "with_constants"]
 
 
 def symbol(name: str) -> Any:

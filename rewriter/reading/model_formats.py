@@ -12,10 +12,10 @@ from typing import Any
 
 import h5py
 from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from rewriter import keras_compat
 from rewriter.errors import LoadError, short
+from rewriter.keras_compat import private_tensorflow
 from rewriter.reading import containers
 
 _EXPECTED = "Expected a SavedModel folder with Keras metadata, a .keras file, or an .h5/.hdf5 file"
@@ -90,7 +90,7 @@ def _is_saved_model(path: Path) -> bool:
 
 
 def _read_saved_model(path: Path) -> Contents:
-    proto = saved_model_pb2.SavedModel()
+    proto = private_tensorflow.SavedModel()
     proto.ParseFromString((path / "saved_model.pb").read_bytes())
     if not proto.meta_graphs:
         raise ValueError("saved_model.pb is empty")
