@@ -58,10 +58,12 @@ def command(argv: Sequence[str] | None = None) -> str:
 
 def load() -> str:
     """How busy the machine is, and whose kernels TensorFlow takes there."""
-    from rewriter import onednn  # not before a benchmark has set TensorFlow's environment
+    from rewriter.kernels.fast import (
+        machine,  # not before a benchmark has set TensorFlow's environment
+    )
 
     one, five, _ = os.getloadavg()
-    kernels = "with oneDNN" if onednn.in_use() else "without oneDNN"
+    kernels = "with oneDNN" if machine.onednn() else "without oneDNN"
     return f"load average {one:.1f} (1 min), {five:.1f} (5 min), {kernels}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # oneDNN writes past its workspace in the gradient of strided 1x1 convolutions with few channels
 # (https://github.com/uxlfoundation/oneDNN/issues/6035): the stock mini_xception crashes in training
-# on a processor with AVX-512.
+# on a processor with AVX-512. To run the tests of kernels and of training with it, set the variable:
+# TF_ENABLE_ONEDNN_OPTS=1 pytest -m kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
@@ -27,10 +29,28 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(params=["plain", "fast"])
+def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels, by both implementations, whichever the environment asks for."""
+    from rewriter import kernels
+
+    with kernels.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def fast_kernels() -> None:
+    """For tests of graphs: what only the fast kernels put there."""
+    from rewriter import kernels
+
+    if kernels.current() != "fast":
+        pytest.skip("what the fast kernels put into a graph; these are the plain ones")
+
+
 @pytest.fixture(params=["inside", "outside"])
 def arrangement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where fused normalizations stand: in the condition, or outside of it as for oneDNN."""
-    from rewriter import onednn
+    from rewriter.kernels.fast import machine
 
-    monkeypatch.setattr(onednn, "in_use", lambda: request.param == "outside")
+    monkeypatch.setattr(machine, "onednn", lambda: request.param == "outside")
     return request.param

@@ -6,8 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import composed_norm, fused_norm, moments, nodes
-from rewriter.gradients import connected, tensor
+from rewriter import kernels
+from rewriter.kernels import composed_norm, moments
 from rewriter.layers.norm_arguments import NormArguments
 from rewriter.training import phases
 from rewriter.training.pipeline import VARIABLES, Pipe, piped
@@ -124,7 +124,8 @@ class FusedBatchNormalizationMixin(NormArguments):
                 result[name] = tf.ones_like(like) if name == "gamma" else tf.zeros_like(like)
                 continue
             direct = name in VARIABLES[2:] and not with_gradients
-            result[name] = nodes.value(variable) if direct else tf.convert_to_tensor(variable)
+            read = kernels.read_variable if direct else tf.convert_to_tensor
+            result[name] = read(variable)
         return result
 
     def _piped(self, variables: dict[str, Any], phase: Any, training: bool) -> dict[str, Any]:
@@ -148,12 +149,12 @@ class FusedBatchNormalizationMixin(NormArguments):
 
     def after(self, inputs: Any, training: Any, mask: Any, bias: Any = None) -> Any:
         """As a call, for inputs that may be pending; the result may be, too."""
-        x, known = tensor(inputs), self._training(training)
+        x, known = kernels.tensor(inputs), self._training(training)
         plain = len(x.shape) == 4 and self.axis % 4 == 3 and x.dtype == self.compute_dtype
         if isinstance(known, bool) and plain and self._on_kernel(x, known, mask):
             return self._fused(inputs, *self._values(known, True), known, bias)
         given = {} if bias is None else {"bias": bias}
-        return self(connected(inputs), training=training, mask=mask, **given)
+        return self(kernels.connected(inputs), training=training, mask=mask, **given)
 
     def takes_bias(self, inputs: Any, training: Any, mask: Any) -> bool:
         """Whether the gradient of a bias in the inputs can be had from the normalization.
@@ -199,7 +200,7 @@ class FusedBatchNormalizationMixin(NormArguments):
             masked = mask is not None and not self._like_fused
             weights = moments.weights(mask, inputs, x) if masked else None
             return restore(self._composed(x, values, averages, training, weights, shared))
-        return restore(connected(self._fused(x, values, averages, training, bias)))
+        return restore(kernels.connected(self._fused(x, values, averages, training, bias)))
 
     def _values(self, training: bool, fused: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
         """gamma, beta, mean and variance as the phase has them; the moving statistics."""
@@ -210,10 +211,10 @@ class FusedBatchNormalizationMixin(NormArguments):
 
     def _fused(self, x: Any, values: Any, averages: Any, training: bool, bias: Any) -> Any:
         """On the kernel, (N, H, W, C); pending."""
-        y, mean, variance = fused_norm.batch_norm(
+        y, mean, variance = kernels.batch_norm(
             x,
             *values,
-            nodes.value(self.frozen) if training else tf.constant(1),
+            kernels.read_variable(self.frozen) if training else tf.constant(1),
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
@@ -234,7 +235,7 @@ class FusedBatchNormalizationMixin(NormArguments):
             x,
             values,
             averages,
-            nodes.value(self.frozen) > 0,
+            kernels.read_variable(self.frozen) > 0,
             epsilon=self.epsilon,
             momentum=self.momentum,
             bessel=bool(self.bessel_correction),
@@ -247,4 +248,4 @@ class FusedBatchNormalizationMixin(NormArguments):
     def _assign(self, mean: Any, variance: Any) -> None:
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             variable = self.flavour.tf_variable(moving)
-            nodes.assign(variable, tf.cast(value, variable.dtype))
+            kernels.assign_variable(variable, tf.cast(value, variable.dtype))

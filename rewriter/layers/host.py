@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter.gradients import Pending, connected, tensor
+from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.reading.hosts import HOSTS
@@ -136,12 +136,12 @@ class QuantizedHostMixin(PhasedMixin):
         normalization folded in (see :attr:`folds_first`)."""
         phase = tf.constant(phases.QUANTIZE)
         if not self.folds_first:
-            return [connected(k) for k in self._switched(phase, training=False)]
+            return [arithmetic.connected(k) for k in self._switched(phase, training=False)]
         folded = tf.cast(self.kernel, tf.float32) * tf.cast(self._factor(phase), tf.float32)
         weights = self._kernel_weights[-1]
         last = self.kernel_quantizers[-1](folded, training=False, weights=weights)
         before = self._switched(phase, training=False)[:-1]
-        return [*(connected(k) for k in before), last]
+        return [*(arithmetic.connected(k) for k in before), last]
 
     def kernel_ranges(self, index: int) -> list[np.ndarray]:
         """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
@@ -202,27 +202,25 @@ class QuantizedHostMixin(PhasedMixin):
         known = self.flavour.static_training(training)
         inputs = tf.cast(inputs, self.host.compute_dtype)
         kernels = self._switched(phases.read(self.phase), known is True)
-        if any(tensor(kernel).dtype != inputs.dtype for kernel in kernels):
-            kernels = [tf.cast(connected(kernel), inputs.dtype) for kernel in kernels]
+        if any(arithmetic.tensor(kernel).dtype != inputs.dtype for kernel in kernels):
+            kernels = [tf.cast(arithmetic.connected(kernel), inputs.dtype) for kernel in kernels]
         between = self.between or (lambda x, training: x)
         x = inputs
         if self.distributed:
             x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
             x.set_shape([None, *inputs.shape[2:]])
-        y = self.row.linear(
-            self.host, x, kernels, lambda x: between(x, training=training), known is True
-        )
+        y = self.row.linear(self.host, x, kernels, lambda x: between(x, training=training))
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
         taken = {}
         if self.host.use_bias:
-            bias = tf.cast(tf.convert_to_tensor(self.host.bias), tensor(y).dtype)
-            if norm is not None and norm.takes_bias(tensor(y), training, mask):
+            bias = tf.cast(tf.convert_to_tensor(self.host.bias), arithmetic.tensor(y).dtype)
+            if norm is not None and norm.takes_bias(arithmetic.tensor(y), training, mask):
                 taken["bias"] = bias
-                y = Pending(self._add(tensor(y), bias), lambda dy: (dy,), (y,))
+                y = arithmetic.moved(y, self._add, bias)
             else:
-                y = self._add(connected(y), bias)
+                y = self._add(arithmetic.connected(y), bias)
         if self.distributed:
-            y = connected(y)
+            y = arithmetic.connected(y)
             steps = tf.shape(inputs)[:2]
             shape = [*inputs.shape[:2], *y.shape[1:]]
             y = tf.reshape(y, tf.concat([steps, tf.shape(y)[1:]], axis=0))
@@ -232,10 +230,10 @@ class QuantizedHostMixin(PhasedMixin):
         if self.before_activation is not None:
             y = self.before_activation.after(y, training)
         if self.host.activation is not None and not self._clamps():
-            y = self.host.activation(connected(y))
+            y = self.host.activation(arithmetic.connected(y))
         if self.output_quantizer is not None:
             y = self.output_quantizer.after(y, training)
-        return connected(y)
+        return arithmetic.connected(y)
 
     def _add(self, y: Any, bias: Any) -> Any:
         if getattr(self.host, "data_format", "channels_last") == "channels_first":

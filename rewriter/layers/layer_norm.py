@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter.gradients import connect
-from rewriter.grid import TANH_RANGE
+from rewriter import kernels
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.reading import layer_norms
-from rewriter.switch import Switch
 from rewriter.training import phases
-
-_ANY = tf.TensorSpec(None, tf.float32)
-
-
-@functools.cache
-def _switches(rank: int, over: tuple[int, ...], epsilon: float) -> tuple[Switch, Switch, Switch]:
-    """By phase: the mean, the deviations from it, and the output.
-
-    Nothing is computed where nobody looks: in phase ``float`` the first is zeros, the second its
-    first argument, and up to ``observe`` the third is.
-    """
-    kept = [int(axis not in over) for axis in range(rank)]
-
-    def mean(x: Any) -> tuple[Any]:
-        return (tf.reduce_mean(x, over, keepdims=True),)
-
-    def no_mean(x: Any) -> tuple[Any]:
-        return (tf.zeros(tf.shape(x) ** kept),)
-
-    def deviations(x: Any, mean: Any) -> tuple[Any]:
-        return (x - mean,)
-
-    def first(x: Any, *_: Any) -> tuple[Any]:
-        return (tf.identity(x),)
-
-    def normalized(original: Any, centred: Any, gamma: Any, beta: Any) -> tuple[Any]:
-        count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(centred), over)), tf.float32)
-        squares = tf.reduce_sum(tf.square(centred), over, keepdims=True)
-        unit = centred * tf.math.rsqrt(squares + count * epsilon)
-        unit = tf.quantization.fake_quant_with_min_max_args(unit, *TANH_RANGE)
-        return (unit * (tf.sqrt(count) * gamma) + beta,)
-
-    return (  # as rewriter.phases counts
-        Switch([_ANY], no_mean, mean, mean, mean),
-        Switch([_ANY, _ANY], first, deviations, deviations, deviations),
-        Switch([_ANY] * 4, first, first, normalized, normalized),
-    )
 
 
 class QuantizedLayerNormalizationMixin(PhasedMixin):
@@ -116,20 +76,15 @@ class QuantizedLayerNormalizationMixin(PhasedMixin):
         over = layer_norms.axes(self.norm, len(shape))
         sizes = [size if axis in over else 1 for axis, size in enumerate(shape)]
         epsilon = float(self.norm.epsilon)
-        means, deviations, normalized = _switches(len(shape), tuple(over), epsilon)
-
-        few = [1 if axis in over else size for axis, size in enumerate(shape)]
-        (mean,) = means(phase, (inputs,), (few,))
-        mean = self.mean(mean, training=training)
-        (centred,) = deviations(phase, (inputs, mean), (shape,))
+        mean = self.mean(kernels.layer_norm_mean(inputs, phase, over), training=training)
+        centred = kernels.layer_norm_deviations(inputs, mean, phase)
         centred = self.centred(centred, training=training)
         self._widen(math.sqrt(epsilon))
         gamma, beta = (
             tf.constant(default) if v is None else tf.reshape(tf.convert_to_tensor(v), sizes)
             for v, default in ((self.norm.gamma, 1.0), (self.norm.beta, 0.0))
         )
-        (value,) = normalized(phase, (original, centred, gamma, beta), (shape,))
-        return connect(value, lambda upstream: (upstream,), original)
+        return kernels.layer_norm_output(original, centred, gamma, beta, phase, over, epsilon)
 
     def _widen(self, bound: float) -> None:
         """Have the grid of the deviations hold ``bound``, unless it is not set yet.

@@ -9,12 +9,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter.gradients import connected, tensor
+from rewriter import kernels
 from rewriter.keras_compat import Flavour
 from rewriter.layers import shared_ranges
 from rewriter.training import phases, quantizer_names, quantizers, scalars
-
-_CLAMPS = {"none": lambda x: x, "relu": tf.nn.relu, "relu6": tf.nn.relu6}
 
 Observer = Callable[[Any, Any], None]
 _observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
@@ -118,13 +116,13 @@ class QuantizeMixin(PhasedMixin):
         training = self.flavour.static_training(training)
         if hasattr(self.quantizer, "switch"):  # ours
             outputs = self._switched(tf.cast(inputs, tf.float32), training)
-            outputs = tf.cast(connected(outputs), inputs.dtype)
+            outputs = tf.cast(kernels.connected(outputs), inputs.dtype)
             if inputs.dtype != tf.float64:
                 return outputs
             # What is not quantized keeps its precision.
             quantized = phases.read(self.phase) >= phases.QUANTIZE
-            return tf.cond(quantized, lambda: outputs, lambda: _CLAMPS[self.clamp](inputs))
-        inputs = _CLAMPS[self.clamp](inputs)
+            return tf.cond(quantized, lambda: outputs, lambda: kernels.clamped(inputs, self.clamp))
+        inputs = kernels.clamped(inputs, self.clamp)
         if isinstance(training, bool):
             return self._switch(inputs, training)
         return tf.cond(
@@ -136,9 +134,9 @@ class QuantizeMixin(PhasedMixin):
     def after(self, inputs: Any, training: Any) -> Any:
         """As a call, for inputs that may be pending; the result may be, too."""
         ours = hasattr(self.quantizer, "switch")
-        if ours and tensor(inputs).dtype == tf.float32 == self.compute_dtype:
+        if ours and kernels.tensor(inputs).dtype == tf.float32 == self.compute_dtype:
             return self._switched(inputs, self.flavour.static_training(training))
-        return self(connected(inputs), training=training)
+        return self(kernels.connected(inputs), training=training)
 
     def _switched(self, inputs: Any, training: Any) -> Any:
         # The parts of another layer are in the model as often as that is, which they cannot know.
@@ -151,7 +149,7 @@ class QuantizeMixin(PhasedMixin):
             before=shared_ranges.recalled(self, self.flavour.places(self)),
         )
         shared_ranges.remember(self, before)
-        self._show(tensor(outputs))
+        self._show(kernels.tensor(outputs))
         return outputs
 
     def _show(self, outputs: Any) -> None:

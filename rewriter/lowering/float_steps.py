@@ -102,7 +102,7 @@ def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
         flat = value
         if layer.distributed:
             flat = tf.reshape(value, [-1, *value.shape[2:]])
-        y = layer.row.linear(layer.host, flat, tensors, lambda tensor: tensor, False)
+        y = layer.row.linear(layer.host, flat, tensors, lambda tensor: tensor)
         if layer.distributed:
             y = tf.reshape(y, [-1, *call.shapes[0][1:]])
         y = y * tf.constant(factor, tf.float32) + tf.constant(bias, tf.float32)

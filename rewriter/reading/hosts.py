@@ -13,9 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import convolutions
-from rewriter.depthwise_convolutions import depthwise_convolution
-from rewriter.gradients import connected
+from rewriter import kernels as arithmetic
 from rewriter.keras_compat import Flavour
 from rewriter.litert.integer_conv import depthwise
 
@@ -33,10 +31,10 @@ class Kernel:
     channel_axes: tuple[int, ...]
 
 
-# linear(layer, inputs, kernels, between, training) -> outputs without bias. Kernels and outputs may
-# be pending (rewriter.gradients). `between` is applied to the tensor between two kernels, where the
-# device has an integer tensor of its own; `training` says that it is certainly training.
-Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any], bool], Any]
+# linear(layer, inputs, kernels, between) -> outputs without bias. Kernels and outputs may be
+# pending (rewriter.kernels). `between` is applied to the tensor between two kernels, where the
+# device has an integer tensor of its own.
+Linear = Callable[[Any, Any, Sequence[Any], Callable[[Any], Any]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +68,13 @@ def _causal(layer: Any, x: Any) -> tuple[Any, str]:
     return tf.pad(x, [[0, 0], steps, [0, 0]] if last else [[0, 0], [0, 0], steps]), "VALID"
 
 
-def _convolution(
-    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
-) -> Any:
+def _convolution(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
     (kernel,) = kernels
     x, padding = _causal(layer, x)
     data_format = _data_format(layer, len(x.shape))
     if layer.groups == 1 and data_format in ("NWC", "NHWC"):
         options = layer.strides, padding, layer.dilation_rate
-        return convolutions.convolution(x, kernel, *options, training=training)
+        return arithmetic.convolution(x, kernel, *options)
 
     def convolve(x: Any, kernel: Any) -> Any:
         return tf.nn.convolution(
@@ -94,26 +90,23 @@ def _convolution(
         # TensorFlow has no gradient of grouped convolutions on CPU outside XLA, and no
         # channels-first Conv3D.
         convolve = tf.function(convolve, jit_compile=True)
-    return convolve(x, connected(kernel))
+    return convolve(x, arithmetic.connected(kernel))
 
 
-def _depthwise(
-    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
-) -> Any:
+def _depthwise(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
     (kernel,) = kernels
-    return _depthwise_convolution(layer, x, kernel, training)
+    return _depthwise_convolution(layer, x, kernel)
 
 
-def _depthwise_convolution(layer: Any, x: Any, kernel: Any, training: bool) -> Any:
+def _depthwise_convolution(layer: Any, x: Any, kernel: Any) -> Any:
     """Over one spatial axis as over two, the first of size 1: TensorFlow has no other."""
     x, padding = _causal(layer, x)
     first = layer.data_format == "channels_first"
     strides, dilations = list(layer.strides), list(layer.dilation_rate)
     flat = len(strides) == 1
     if not (first or flat) and max(dilations) == 1 and len(set(strides)) == 1:
-        stride = strides[0]
-        return depthwise_convolution(x, kernel, stride, padding, training=training)
-    kernel = connected(kernel)
+        return arithmetic.depthwise_convolution(x, kernel, strides[0], padding)
+    kernel = arithmetic.connected(kernel)
     if flat:
         x, kernel = tf.expand_dims(x, 2 if first else 1), tf.expand_dims(kernel, 0)
         strides, dilations = [strides[0], strides[0]], [1, *dilations]
@@ -131,22 +124,20 @@ def _depthwise_convolution(layer: Any, x: Any, kernel: Any, training: bool) -> A
     return tf.squeeze(y, 2 if first else 1) if flat else y
 
 
-def _separable(
-    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
-) -> Any:
+def _separable(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
     depthwise_kernel, pointwise = kernels
-    y = between(connected(_depthwise_convolution(layer, x, depthwise_kernel, training)))
+    y = between(arithmetic.connected(_depthwise_convolution(layer, x, depthwise_kernel)))
     data_format = _data_format(layer, len(y.shape))
     if layer.data_format == "channels_last":
         ones = [1] * len(layer.strides)
-        return convolutions.convolution(y, pointwise, ones, "VALID", ones, training=training)
-    return tf.nn.convolution(y, connected(pointwise), padding="VALID", data_format=data_format)
+        return arithmetic.convolution(y, pointwise, ones, "VALID", ones)
+    return tf.nn.convolution(
+        y, arithmetic.connected(pointwise), padding="VALID", data_format=data_format
+    )
 
 
-def _transposed(
-    layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool
-) -> Any:
-    kernel = connected(*kernels)
+def _transposed(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+    kernel = arithmetic.connected(*kernels)
     rank = len(x.shape)
     shape, dynamic = list(x.shape), tf.shape(x)
     sizes = [dynamic[axis] if size is None else size for axis, size in enumerate(shape)]
@@ -198,8 +189,8 @@ def transposed_lengths(layer: Any, lengths: Sequence[Any]) -> list[Any]:
     return result
 
 
-def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable, training: bool) -> Any:
-    kernel = connected(*kernels)
+def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+    kernel = arithmetic.connected(*kernels)
     rank = len(x.shape)
     if rank == 2:
         return tf.matmul(x, kernel)

@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import fake_quant
 from rewriter.keras_compat import stack
+from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
@@ -194,7 +194,7 @@ class Builder:
             behaviour = behaviours.activation(role)
         else:
             behaviour = behaviours.behaviour(role)
-        known = behaviour.kind == behaviours.CLAMP and behaviour.activation in fake_quant.CLAMPS
+        known = behaviour.kind == behaviours.CLAMP and behaviour.activation in CLAMPS
         return behaviour.activation or "none" if known else "none"
 
     def _free(self, name: str | None) -> bool:

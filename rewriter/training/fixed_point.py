@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rewriter import kernels
 from rewriter.errors import RecipeError
-from rewriter.gradients import connect
 
 
 class FixedPoint:
@@ -38,7 +38,7 @@ class FixedPoint:
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         value = self.straight_through_rows(tf.stop_gradient(inputs))
-        return connect(value, lambda upstream: (upstream,), inputs)
+        return kernels.connect(value, lambda upstream: (upstream,), inputs)
 
     def straight_through_rows(self, x: Any) -> Any:
         """The values alone: of a vector, or of every row of a matrix as of a vector."""
@@ -80,7 +80,7 @@ class PowerOfTwo:
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         value = self.straight_through_rows(tf.stop_gradient(inputs))
-        return connect(value, lambda upstream: (upstream,), inputs)
+        return kernels.connect(value, lambda upstream: (upstream,), inputs)
 
     def straight_through_rows(self, x: Any) -> Any:
         """The values alone: of a vector, or of every row of a matrix as of a vector."""

@@ -14,13 +14,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import nodes
+from rewriter import kernels
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import flat_layers
+from rewriter.kernels.codes import FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FIXED, QUANTIZE_FROZEN
 
-FLOAT, OBSERVE, QUANTIZE, QUANTIZE_FROZEN = range(4)
-# As QUANTIZE_FROZEN, for a layer whose range is known to be set: nothing in the graph looks.
-QUANTIZE_FIXED = 4
 PHASES = {"float": FLOAT, "observe": OBSERVE, "quantize": QUANTIZE}
 
 # Read when a function is traced.
@@ -43,7 +41,7 @@ def only(code: int) -> Iterator[None]:
 def read(variable: Any) -> Any:
     """The phase in a layer's variable as an int32 scalar tensor."""
     code = _only.get()
-    return nodes.value(variable) if code is None else tf.constant(code)
+    return kernels.read_variable(variable) if code is None else tf.constant(code)
 
 
 def phased_layers(model: Any) -> Iterator[Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter import kernels
 from rewriter.errors import RecipeError
-from rewriter.gradients import connect
 from rewriter.training import phases
 from rewriter.training.pipeline_ops import deserialize_op, is_layer, is_quantizer, serialize_op
 
@@ -207,5 +207,5 @@ def _selected(names: list[str], op: Any, values: Mapping[str, Any], acts: Any) -
     if acts is not None:
         # tf.where would broadcast, in several times the time.
         quantized = tf.raw_ops.Select(condition=acts, x=quantized, y=rows)
-    outputs = connect(tf.unstack(quantized), lambda *upstream: upstream, *inputs)
+    outputs = kernels.connect(tf.unstack(quantized), lambda *upstream: upstream, *inputs)
     return dict(zip(names, outputs, strict=True))

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from rewriter import fake_quant
 from rewriter import grid as grids
-from rewriter.gradients import Pending, connected
+from rewriter import kernels
 from rewriter.grid import Grid
 from rewriter.training import phases
 from rewriter.training.scalars import initializer
@@ -65,7 +64,8 @@ class _KernelQuantizer(_Sized):
         return grids.kernel(self.num_bits, self.channel_axes)
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
-        return connected(fake_quant.kernel(inputs, tf.constant(phases.QUANTIZE), self.grid))
+        quantized = kernels.quantized_kernel(inputs, tf.constant(phases.QUANTIZE), self.grid)
+        return kernels.connected(quantized)
 
     def get_config(self) -> dict[str, Any]:
         return {"num_bits": self.num_bits}
@@ -95,7 +95,7 @@ class PerChannelQuantizer(_KernelQuantizer):
 
     def switch(self, kernel: Any, phase: Any) -> Any:
         """The kernel as it is, or quantized in phase ``quantize``; pending, straight through."""
-        return fake_quant.kernel(kernel, phase, self.grid)
+        return kernels.quantized_kernel(kernel, phase, self.grid)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "channel_axes": list(self.channel_axes)}
@@ -125,7 +125,7 @@ class _ActivationQuantizer(_Sized):
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         follow = False if training is None else training  # an observed range: the batch, first
         outputs, _ = self.switch(inputs, tf.constant(phases.QUANTIZE), weights, follow)
-        return connected(outputs)
+        return kernels.connected(outputs)
 
 
 class RangeQuantizer(_ActivationQuantizer):
@@ -168,7 +168,7 @@ class RangeQuantizer(_ActivationQuantizer):
         follow: Any,
         clamp: str = "none",
         before: Any = None,
-    ) -> tuple[Pending, Any]:
+    ) -> tuple[Any, Any]:
         """What ``phase`` (int32 scalar) says: activate only, observe too, or quantize; pending.
 
         Args:
@@ -183,7 +183,7 @@ class RangeQuantizer(_ActivationQuantizer):
         Returns:
           The outputs, and the range before this batch.
         """
-        return fake_quant.activation(
+        return kernels.activation(
             inputs,
             weights["min_var"],
             weights["max_var"],
@@ -220,9 +220,9 @@ class FixedQuantizer(_ActivationQuantizer):
         follow: Any,
         clamp: str = "none",
         before: Any = None,
-    ) -> tuple[Pending, Any]:
+    ) -> tuple[Any, Any]:
         """As :meth:`RangeQuantizer.switch`, on the fixed range."""
-        found = fake_quant.fixed_activation(
+        found = kernels.fixed_activation(
             inputs, self.minimum, self.maximum, phase, clamp=clamp, grid=self.grid
         )
         return found, None

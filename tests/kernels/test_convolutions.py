@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-import rewriter
 from claims import assert_close
 from convolution_gradients import gradients, second_gradients
-from rewriter import convolutions, devices, onednn
-from rewriter.gradients import connected
+from rewriter import kernels
+from rewriter.kernels.fast import machine, thresholds
 
 # kernel size, strides, dilations, padding, spatial sizes of the input
 CASES = {
@@ -43,14 +41,7 @@ CASES = {
 
 
 def _ours(*arguments):
-    return connected(convolutions.convolution(*arguments))
-
-
-def _in_training(*arguments):
-    return connected(convolutions.convolution(*arguments, training=True))
-
-
-OURS = {"inference": _ours, "training": _in_training}
+    return kernels.connected(kernels.convolution(*arguments))
 
 
 def _stock(x, kernel, strides, padding, dilations):
@@ -65,29 +56,36 @@ def _data(size, spatial, channels, dtype="float64"):
     )
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "onednn"])
-def kernels(request, monkeypatch):
-    """Both ways that the gradients may take, whatever this processor has."""
-    monkeypatch.setattr(onednn, "in_use", lambda: request.param)
-    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
+@pytest.fixture(params=["plain", "fast", "fast with oneDNN"])
+def ways(request, monkeypatch):
+    """All ways that the gradients may take, whatever this processor has."""
+    monkeypatch.setattr(machine, "onednn", lambda: "oneDNN" in request.param)
+    monkeypatch.setattr(thresholds, "PATCHED_CHANNELS", 6)
+    with kernels.using(request.param.split()[0]):
+        yield request.param
 
 
-@pytest.mark.parametrize("ours", list(OURS))
+@pytest.fixture
+def fast():
+    with kernels.using("fast"):
+        yield
+
+
 @pytest.mark.parametrize("channels", [3, 9])
 @pytest.mark.parametrize("case", list(CASES))
-def test_gradients(kernels, case, channels, ours):
+def test_gradients(ways, case, channels):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, channels)
     options = strides, padding, dilations
     expected = gradients(_stock, x, kernel, *options)
-    found = gradients(OURS[ours], *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
+    found = gradients(_ours, *(tf.cast(t, tf.float32) for t in (x, kernel)), *options)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
         assert_close(a, b, 1e-5)
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_output_is_tensorflows_own(kernels, case):
+def test_output_is_tensorflows_own(ways, case):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
     for convolve in (_ours, tf.function(_ours)):
@@ -97,35 +95,10 @@ def test_output_is_tensorflows_own(kernels, case):
         )
 
 
-def test_small_matrices_are_multiplied_forward(monkeypatch):
-    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
-
-    def kinds(case, *, training=True, with_onednn=True, dtype="float32", unknown=False):
-        monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
-        size, strides, dilations, padding, spatial = CASES[case]
-        _, kernel = _data(size, spatial, 9, dtype)
-        spec = tf.TensorSpec([None, *([None] * len(spatial) if unknown else spatial), 9], dtype)
-
-        @tf.function(input_signature=[spec])
-        def forward(x):
-            ours = OURS["training" if training else "inference"]
-            return ours(x, kernel, strides, padding, dilations)
-
-        graph = forward.get_concrete_function().graph
-        return {n.type for n in graph.get_operations()} & {"Conv2D", "MatMul"}
-
-    pointwise = "pointwise", "pointwise, strided, odd sizes", "one axis, pointwise, strided"
-    for case in (*pointwise, "of few pixels"):
-        assert kinds(case) == {"MatMul"}
-        assert kinds(case, training=False) == kinds(case, with_onednn=False) == {"Conv2D"}
-    assert kinds("pointwise", dtype="float64") == {"Conv2D"}
-    assert kinds("pointwise", unknown=True) == {"Conv2D"}
-    for case in ("pointwise, large", "one axis, pointwise, long", "odd, same"):
-        assert kinds(case) == {"Conv2D"}
-
-
-def test_kernels_are_turned_in_the_backward_pass(kernels):
+def test_kernels_are_turned_in_the_backward_pass(fast, monkeypatch):
     """Otherwise every turned kernel is in memory from the start of a step to its end."""
+    monkeypatch.setattr(machine, "onednn", lambda: False)
+    monkeypatch.setattr(thresholds, "PATCHED_CHANNELS", 6)
 
     def turned(case):
         size, strides, dilations, padding, spatial = CASES[case]
@@ -138,23 +111,6 @@ def test_kernels_are_turned_in_the_backward_pass(kernels):
     assert found and all(node.control_inputs for node in found)
 
 
-@pytest.mark.parametrize("kind", ["tf_keras", "keras"])
-def test_layers_multiply_in_training_only(monkeypatch, kind):
-    monkeypatch.setattr(onednn, "in_use", lambda: True)
-    keras = importlib.import_module(kind)
-    inputs = keras.Input((4, 4, 3))
-    outputs = keras.layers.BatchNormalization()(keras.layers.Conv2D(2, 1)(inputs))
-    model = rewriter.rewrite(keras.Model(inputs, outputs))
-
-    def kinds(training):
-        function = tf.function(lambda x: model(x, training=training))
-        graph = function.get_concrete_function(tf.zeros([2, 4, 4, 3])).graph
-        return {node.type for node in graph.get_operations()} & {"Conv2D", "MatMul"}
-
-    assert kinds(True) == {"MatMul"}
-    assert kinds(False) == {"Conv2D"}
-
-
 @pytest.mark.parametrize(
     ("case", "unknown"),
     list(
@@ -164,14 +120,14 @@ def test_layers_multiply_in_training_only(monkeypatch, kind):
         )
     ),
 )
-def test_shapes_that_are_not_known(kernels, case, unknown):
+def test_shapes_that_are_not_known(ways, case, unknown):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
     shape = [None if axis in unknown else x.shape["NHWC".index(axis)] for axis in "NHWC"]
 
     @tf.function(input_signature=[tf.TensorSpec(shape, x.dtype)])
     def differentiated(x):
-        return gradients(_in_training, x, kernel, strides, padding, dilations)
+        return gradients(_ours, x, kernel, strides, padding, dilations)
 
     for a, b in zip(
         differentiated(x), gradients(_stock, x, kernel, strides, padding, dilations), strict=True
@@ -180,13 +136,13 @@ def test_shapes_that_are_not_known(kernels, case, unknown):
 
 
 @pytest.mark.parametrize("case", ["odd, same", "pointwise, strided, odd sizes", "of few pixels"])
-def test_gradients_of_gradients(kernels, case):
+def test_gradients_of_gradients(ways, case):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, "float32")
     # TensorFlow's own has none outside of a function.
     results = [
         tf.function(second_gradients)(f, x, kernel, strides, padding, dilations)
-        for f in (_in_training, _stock)
+        for f in (_ours, _stock)
     ]
     for a, b in zip(*results, strict=True):
         assert_close(a, b, 1e-4)
@@ -194,10 +150,10 @@ def test_gradients_of_gradients(kernels, case):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("case", ["odd, same", "pointwise", "of few pixels"])
-def test_sixteen_bits(kernels, case, dtype):
+def test_sixteen_bits(ways, case, dtype):
     size, strides, dilations, padding, spatial = CASES[case]
     x, kernel = _data(size, spatial, 9, dtype)
-    found = gradients(_in_training, x, kernel, strides, padding, dilations)
+    found = gradients(_ours, x, kernel, strides, padding, dilations)
     expected = gradients(
         _stock, *(tf.cast(t, "float64") for t in (x, kernel)), strides, padding, dilations
     )
@@ -206,10 +162,10 @@ def test_sixteen_bits(kernels, case, dtype):
         assert_close(tf.cast(a, "float64"), b, 5e-3 if dtype == "float16" else 4e-2)
 
 
-def test_which_gradients_are_whose(monkeypatch):
+def test_which_gradients_are_whose(fast, monkeypatch):
     def kinds(size, channels, *, gpu=False, with_onednn=False, spatial=(6, 7)):
-        monkeypatch.setattr(devices, "on_gpu", lambda: gpu)
-        monkeypatch.setattr(onednn, "in_use", lambda: with_onednn)
+        monkeypatch.setattr(machine, "on_gpu", lambda: gpu)
+        monkeypatch.setattr(machine, "onednn", lambda: with_onednn)
         x, kernel = _data(size, spatial, channels, "float32")
         function = tf.function(lambda: gradients(_ours, x, kernel, (1, 1), "SAME", (1, 1)))
         graph = function.get_concrete_function().graph
@@ -221,7 +177,7 @@ def test_which_gradients_are_whose(monkeypatch):
     assert kinds((3, 3), 3) == kinds((3, 3), 9, with_onednn=True) == stock
     assert kinds((3, 3), 9, gpu=True) == kinds((1, 1), 9, gpu=True) == stock
     assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 2)) == stock
-    monkeypatch.setattr(convolutions, "_PATCHED_CHANNELS", 6)
+    monkeypatch.setattr(thresholds, "PATCHED_CHANNELS", 6)
     assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 2)) == set()
     assert kinds((3, 3), 9, spatial=(2, 2)) == set()
     assert kinds((3, 3), 9, with_onednn=True, spatial=(2, 3)) == stock

@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from claims import assert_close
-from rewriter import convolutions, fake_quant, fused_norm, grid
-from rewriter.gradients import Pending, connect, connected, tensor
+from rewriter import grid, kernels
+from rewriter.kernels.fast.gradients import Pending, connect, connected, tensor
 from rewriter.training import phases
 
 
@@ -135,7 +135,7 @@ def test_a_graph_that_nobody_has_is_freed():
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("code", [phases.FLOAT, phases.QUANTIZE])
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_convolution_normalization_and_activation_share_one(size, code, frozen):
+def test_convolution_normalization_and_activation_share_one(fast_kernels, size, code, frozen):
     """The gradients are those of the same three connected one by one, and TensorFlow's in float."""
     rng = np.random.default_rng(5)
     draw = lambda *shape: tf.constant(rng.normal(size=shape).astype("float32"))  # noqa: E731
@@ -145,12 +145,12 @@ def test_convolution_normalization_and_activation_share_one(size, code, frozen):
 
     def ours(link):
         phase, options = tf.constant(code), {"epsilon": 1e-3, "momentum": 0.9, "bessel": True}
-        q = link(fake_quant.kernel(kernel, phase, grid.kernel(axes=(-1,))))
-        y = link(convolutions.convolution(x, q, (1, 1), "SAME", (1, 1)))
-        y, _, _ = fused_norm.batch_norm(
+        q = link(kernels.quantized_kernel(kernel, phase, grid.kernel(axes=(-1,))))
+        y = link(kernels.convolution(x, q, (1, 1), "SAME", (1, 1)))
+        y, _, _ = kernels.batch_norm(
             link(y), gamma, beta, mean, variance, tf.constant(frozen), **options
         )
-        return connected(fake_quant.fixed_activation(link(y), -3.0, 3.0, phase, clamp="relu"))
+        return kernels.connected(kernels.fixed_activation(link(y), -3.0, 3.0, phase, clamp="relu"))
 
     def stock():
         y = tf.nn.conv2d(x, kernel, 1, "SAME")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rewriter import fake_quant, grid
-from rewriter.gradients import connected
+from rewriter import grid, kernels
+from rewriter.kernels import connected
 from rewriter.lowering import folding
 from rewriter.training import phases
 
@@ -53,7 +53,7 @@ def test_the_integers_of_the_file(shape, channel_axes, num_bits):
 
     @tf.function
     def rounded(kernel):
-        return connected(fake_quant.kernel(kernel, phase.value(), given))
+        return connected(kernels.quantized_kernel(kernel, phase.value(), given))
 
     kernel = _kernel(shape)
     np.testing.assert_array_equal(rounded(kernel), kernel)
@@ -74,7 +74,7 @@ def test_the_gradient_of_a_kernel_is_straight_through():
     def gradient():
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            rounded = connected(fake_quant.kernel(kernel, phase.value(), LAST))
+            rounded = connected(kernels.quantized_kernel(kernel, phase.value(), LAST))
         return tape.gradient(rounded, kernel, output_gradients=upstream)
 
     np.testing.assert_array_equal(gradient(), upstream)
@@ -86,7 +86,7 @@ def test_a_step_that_xla_compiles_whole(compiled):
 
     @tf.function(jit_compile=compiled)
     def function():
-        return connected(fake_quant.kernel(tf.constant(kernel), phase.value(), LAST))
+        return connected(kernels.quantized_kernel(tf.constant(kernel), phase.value(), LAST))
 
     # Where XLA sees all, it multiplies by 1 / 127: the scale is a rounding off.
     _assert_rounded(function().numpy(), kernel, (-1,), 8, rtol=3e-7 if compiled else 0.0)
@@ -97,7 +97,7 @@ def test_a_channel_without_an_inverse_is_one_of_zeros(magnitude):
     kernel = _kernel((3, 3, 8, 4))
     kernel[..., 0] = magnitude
     phase = tf.Variable(phases.QUANTIZE)
-    found = connected(fake_quant.kernel(tf.constant(kernel), phase.value(), LAST)).numpy()
+    found = connected(kernels.quantized_kernel(tf.constant(kernel), phase.value(), LAST)).numpy()
     assert np.isfinite(found).all() and not found[..., 0].any() and found[..., 3].any()
     integers, scale = folding.kernel_integers(kernel, LAST)
     assert not integers[..., 0].any() and scale[0] == 1

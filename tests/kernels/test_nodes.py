@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from rewriter import nodes
+from rewriter.kernels.fast import nodes
 
 
 def test_integers_are_shared_in_a_graph_and_wait_for_nothing():

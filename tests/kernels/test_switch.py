@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from rewriter.switch import Switch
+from rewriter.kernels.fast.switch import Switch
 
 VECTOR = tf.TensorSpec([None], tf.float32)
 

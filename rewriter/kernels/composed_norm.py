@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import moments
+from rewriter.kernels import moments
 
 # While statistics are re-estimated: the share of the present batch in them. Read when a function
 # is traced, so it costs other functions nothing.

@@ -22,9 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
-from rewriter import nodes
+from rewriter.kernels.fast import nodes
 
 
 class _Handle:
@@ -179,7 +178,7 @@ class _Case:
         self._types = [tensor.dtype for tensor in branches[0].outputs]
         inputs = [tensor.dtype.as_datatype_enum for tensor in branches[0].inputs]
         outputs = [dtype.as_datatype_enum for dtype in self._types]
-        names = [attr_value_pb2.NameAttrList(name=branch.name) for branch in branches]
+        names = [tf.compat.v1.NameAttrList(name=branch.name) for branch in branches]
         self._attributes = {
             "Tin": nodes.attribute(type=inputs),
             "Tout": nodes.attribute(type=outputs),

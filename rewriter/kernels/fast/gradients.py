@@ -16,10 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager import record  # nothing public tells a tape of an operation
 
-from rewriter import nodes
+from rewriter.kernels.fast import nodes, private
 
 Gradient = Callable[..., Sequence[Any]]
 
@@ -73,6 +71,11 @@ def connected(x: Any) -> Any:
     return connect(x.value, gradient, *inputs)
 
 
+def moved(y: Any, add: Callable[[Any, Any], Any], bias: Any) -> Pending:
+    """As :func:`rewriter.kernels.plain.moved`; pending."""
+    return Pending(add(tensor(y), bias), lambda dy: (dy,), (y,))
+
+
 def connect(value: Any, gradient: Gradient, *inputs: Any) -> Any:
     """``value`` as a function of ``inputs`` with the gradient given.
 
@@ -118,12 +121,12 @@ def _in_graph(values: list[Any], gradient: Gradient, inputs: list[Any]) -> list[
     dtypes = [x.dtype for x in given]
     attributes = {
         "T": nodes.attribute(type=[dtype.as_datatype_enum for dtype in dtypes]),
-        "_gradient_op_type": attr_value_pb2.AttrValue(s=name.encode()),
+        "_gradient_op_type": tf.compat.v1.AttrValue(s=name.encode()),
     }
     results = nodes.create("IdentityN", given, dtypes, attributes)
     # A tape also asks for the gradients of the copies of the inputs. Of what has this name it does
     # not make them up of zeros, three operators for each.
-    record.record_operation("FusedBatchNorm", results, given, gradients)
+    private.record_operation("FusedBatchNorm", results, given, gradients)
     return results[:count]
 
 

@@ -1,4 +1,4 @@
-"""Emulated quantization under conditions that all layers share (:mod:`rewriter.switch`).
+"""Emulated quantization under conditions that all layers share (:mod:`.switch`).
 
 Gradients are given by hand (straight-through, Bengio et al. 2013, arXiv:1308.3432), so nothing is
 differentiated through a condition.
@@ -12,20 +12,21 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import grid as grids
-from rewriter.gradients import Pending, tensor
 from rewriter.grid import NEGLIGIBLE, Grid
-from rewriter.switch import Switch
-from rewriter.training.phases import QUANTIZE, QUANTIZE_FROZEN
+from rewriter.kernels.codes import QUANTIZE, QUANTIZE_FROZEN
+from rewriter.kernels.fast.gradients import Pending, tensor
+from rewriter.kernels.fast.switch import Switch
+from rewriter.kernels.plain import clamped
 
 _ANY = tf.TensorSpec(None, tf.float32)
 
-# Activations that LiteRT fuses into the operator before them: forward, and the gradient from the
-# output. (The input need not be kept for it: a second copy of every activation would cost more
-# time, in page faults, than the arithmetic.)
-CLAMPS: dict[str, tuple[Any, Any]] = {
-    "none": (tf.identity, lambda g, y: g),
-    "relu": (tf.nn.relu, lambda g, y: tf.raw_ops.ReluGrad(gradients=g, features=y)),
-    "relu6": (tf.nn.relu6, lambda g, y: tf.raw_ops.Relu6Grad(gradients=g, features=y)),
+# Of the activations that LiteRT fuses into the operator before them, the gradient from the output.
+# (The input need not be kept for it: a second copy of every activation would cost more time, in
+# page faults, than the arithmetic.)
+_GRADIENTS: dict[str, Any] = {
+    "none": lambda g, y: g,
+    "relu": lambda g, y: tf.raw_ops.ReluGrad(gradients=g, features=y),
+    "relu6": lambda g, y: tf.raw_ops.Relu6Grad(gradients=g, features=y),
 }
 _UPPER = {"none": None, "relu": None, "relu6": 6.0}
 
@@ -52,7 +53,6 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
     What follows the batch also returns the range that there was before, which is an argument where
     the range is used ``again`` for the same batch.
     """
-    activate, _ = CLAMPS[clamp]
 
     def quantized(x: Any, low: Any, high: Any) -> Any:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
@@ -67,14 +67,14 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
         return (y, *(before or (tf.constant(0.0), tf.constant(0.0))))
 
     def in_float(x: Any, *_: Any) -> Any:
-        return results(activate(x))
+        return results(clamped(x, clamp))
 
     def observing(x: Any, *ranges: Any) -> Any:
         low, high = ranges[-2:]
         batch_low, batch_high = _extremes(x, clamp)
         values = tf.minimum(low.value(), batch_low), tf.maximum(high.value(), batch_high)
         moved(low, high, values)
-        return results(activate(x))
+        return results(clamped(x, clamp))
 
     def following(x: Any, *ranges: Any) -> Any:
         low, high = ranges[-2:]
@@ -108,7 +108,7 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
 
     branches = in_float, observing, following if follows else frozen, frozen, fixed
     specs = [_ANY, *[tf.TensorSpec((), tf.float32)] * (2 if again else 0)]
-    return Switch(specs, *branches, variables=[(), ()])  # as rewriter.phases counts
+    return Switch(specs, *branches, variables=[(), ()])  # as rewriter.kernels.codes counts
 
 
 def activation(
@@ -123,24 +123,7 @@ def activation(
     grid: Grid = grids.ACTIVATION,
     before: Any = None,
 ) -> tuple[Pending, Any]:
-    """Activate and quantize a tensor as its phase says.
-
-    Args:
-      x: float32, any shape; may be pending.
-      low, high: the range, scalar ``tf.Variable`` of float32, updated in place; ``low > high`` if
-        nothing has been observed. An unset range in phase ``quantize`` becomes the batch's own.
-      phase: int32 scalar of :mod:`rewriter.training.phases`.
-      rate: share of a batch's range in the moving average.
-      follow: bool or bool scalar: whether the range follows this batch in phase ``quantize``.
-      clamp: ``"none"``, ``"relu"`` or ``"relu6"``: applied first.
-      grid: the integers.
-      before: where the range serves several tensors of a batch, for all but the first: what this
-        function returned for that. The range then follows the smallest and the largest of them all;
-        one moving average after the other would end at the mean of theirs, and cut the widest off.
-
-    Returns:
-      The shape of ``x``, pending; and the range before this batch.
-    """
+    """As :func:`rewriter.kernels.plain.activation`; the output is pending."""
     known = tf.get_static_value(follow)
     if known is None:
         still = tf.cast(tf.logical_not(follow), tf.int32) * (QUANTIZE_FROZEN - QUANTIZE)
@@ -156,21 +139,21 @@ def _activated(
     value = tensor(x)
     shapes = (value.shape, *[()] * len(variables))
     y, *others = switch(phase, (value, *arguments), shapes, variables)
-    _, gradient = CLAMPS[clamp]
+    gradient = _GRADIENTS[clamp]
     return Pending(y, lambda g: (gradient(g, y),), (x,)), tuple(others)
 
 
 @functools.cache
 def _fixed_switch(clamp: str, grid: Grid, low: float, high: float) -> Switch:
-    activate, _ = CLAMPS[clamp]
-
     def in_float(x: Any) -> tuple[Any]:
-        return (activate(x),)
+        return (clamped(x, clamp),)
 
     def quantized(x: Any) -> tuple[Any]:
         return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **_options(grid)),)
 
-    return Switch([_ANY], in_float, in_float, quantized, quantized)  # as rewriter.phases counts
+    return Switch(
+        [_ANY], in_float, in_float, quantized, quantized
+    )  # as rewriter.kernels.codes counts
 
 
 def fixed_activation(
@@ -210,22 +193,12 @@ def _kernel_switch(rank: int, grid: Grid) -> Switch:
     def in_float(kernel: Any) -> tuple[Any]:
         return (tf.identity(kernel),)
 
-    branches = in_float, in_float, quantized, quantized  # as rewriter.phases counts
+    branches = in_float, in_float, quantized, quantized  # as rewriter.kernels.codes counts
     return Switch([tf.TensorSpec([None] * rank, tf.float32)], *branches)
 
 
-def kernel(kernel: Any, phase: Any, grid: Grid) -> Pending:
-    """A kernel on its grid in phase ``quantize``, pending.
-
-    Nothing is clipped, since the range is the kernel's own maximum: the straight-through gradient
-    is the identity in every phase.
-
-    Args:
-      kernel: float32, any rank.
-      phase: int32 scalar of :mod:`rewriter.training.phases`.
-      grid: a symmetric, narrow-range one; its axes index the output channels, of which each has a
-        scale.
-    """
+def quantized_kernel(kernel: Any, phase: Any, grid: Grid) -> Pending:
+    """As :func:`rewriter.kernels.plain.quantized_kernel`; pending."""
     switch = _kernel_switch(len(kernel.shape), grid)
     (value,) = switch(phase, (kernel,), (kernel.shape,))
     return Pending(value, lambda upstream: (upstream,), (kernel,))

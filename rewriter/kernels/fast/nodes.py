@@ -7,24 +7,20 @@ that takes longer than making the node, and hundreds of nodes are alike, it is d
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
-from tensorflow.python.eager import record  # nothing public tells a tape of an operation
 
 from rewriter.errors import UnsupportedModelError
+from rewriter.kernels.fast import private
 
-# Without the decorator, which binds all arguments to look for one that is deprecated.
-_create_op = inspect.unwrap(tf.Graph.create_op)
 _CONSTANTS = "_rewriter_constants"  # of a graph: by value
 
 
 def attribute(**values: Any) -> Any:
     """An attribute that is a list, such as ``type=[...]``."""
-    return attr_value_pb2.AttrValue(list=attr_value_pb2.AttrValue.ListValue(**values))
+    return tf.compat.v1.AttrValue(list=tf.compat.v1.AttrValue.ListValue(**values))
 
 
 def create(
@@ -40,7 +36,7 @@ def create(
     """
     given = [x if isinstance(x, tf.Tensor) else tf.convert_to_tensor(x) for x in inputs]
     graph = tf.compat.v1.get_default_graph()
-    return list(_create_op(graph, kind, given, list(dtypes), attrs=attributes).outputs)
+    return list(private.create_op(graph, kind, given, list(dtypes), attrs=attributes).outputs)
 
 
 def not_differentiable(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
@@ -52,16 +48,17 @@ def not_differentiable(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[An
     def backward(*_: Any) -> Any:
         raise UnsupportedModelError(
             f"The gradient of a gradient is not known for {outputs[0].name!r}: inside of a "
-            "tf.function, quantization-aware layers have first gradients only. Compile the model "
-            "with run_eagerly=True, or do without the term that needs it (a gradient penalty)."
+            "tf.function, the fast kernels have first gradients only. Set REWRITER_KERNELS=plain "
+            "in the environment of the process, compile the model with run_eagerly=True, or do "
+            "without the term that needs it (a gradient penalty)."
         )
 
     floating = [x for x in inputs if isinstance(x, tf.Tensor) and x.dtype.is_floating]
-    record.record_operation("NotDifferentiable", list(outputs), floating, backward)
+    private.record_operation("NotDifferentiable", list(outputs), floating, backward)
     return list(outputs)
 
 
-def value(variable: Any) -> Any:
+def read_variable(variable: Any) -> Any:
     """The value of a variable that is not trainable, as a tensor; no tape is told of it."""
     if _elsewhere(variable):
         return tf.convert_to_tensor(variable)
@@ -69,7 +66,7 @@ def value(variable: Any) -> Any:
     return create("ReadVariableOp", [variable.handle], [dtype], {"dtype": _proto(dtype)})[0]
 
 
-def assign(variable: Any, value: Any) -> None:
+def assign_variable(variable: Any, value: Any) -> None:
     """Set a variable to a tensor of its dtype; in a graph, after all that was read before."""
     if _elsewhere(variable):
         variable.assign(value, read_value=False)
@@ -135,26 +132,10 @@ def operator(
 def _proto(value: Any) -> Any:
     """An attribute of an operator: a type, a truth value, a number, a name, or some integers."""
     if isinstance(value, tf.DType):
-        return attr_value_pb2.AttrValue(type=value.as_datatype_enum)
+        return tf.compat.v1.AttrValue(type=value.as_datatype_enum)
     if isinstance(value, tuple):
         return attribute(i=value)
     if isinstance(value, str):
         value = value.encode()
     field = {bool: "b", int: "i", float: "f", bytes: "s"}[type(value)]
-    return attr_value_pb2.AttrValue(**{field: value})
-
-
-def parted(value: Any, predicate: Any) -> tuple[Any, Any]:
-    """A tensor twice: alive where ``predicate`` (bool scalar) is false, and where it is true.
-
-    What depends on the other one is not executed. In a graph only.
-    """
-    inputs = {"data": value, "pred": predicate}
-    never, always = operator("Switch", inputs, [value.dtype] * 2, {"T": value.dtype})
-    return never, always
-
-
-def joined(a: Any, b: Any) -> Any:
-    """Whichever of two tensors of :func:`parted` is alive."""
-    attributes = {"T": _proto(a.dtype), "N": _proto(2)}
-    return not_differentiable(create("Merge", [a, b], [a.dtype, tf.int32], attributes), [a, b])[0]
+    return tf.compat.v1.AttrValue(**{field: value})

@@ -1,8 +1,4 @@
-"""Whether TensorFlow exchanges its kernels for oneDNN's in this process.
-
-That depends on the build, the processor and the environment (``TF_ENABLE_ONEDNN_OPTS``), and
-decides which of two ways to compute the same thing is the faster one.
-"""
+"""What TensorFlow computes on in this process: a GPU or not, oneDNN's kernels or its own."""
 
 from __future__ import annotations
 
@@ -12,8 +8,18 @@ import tensorflow as tf
 
 
 @functools.cache
-def in_use() -> bool:
-    """Whether a convolution on the CPU becomes oneDNN's: asked once, of a graph that is run."""
+def on_gpu() -> bool:
+    """Whether TensorFlow has a GPU, and puts its operators there."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+@functools.cache
+def onednn() -> bool:
+    """Whether a convolution on the CPU becomes oneDNN's: asked once, of a graph that is run.
+
+    That depends on the build, the processor and the environment (``TF_ENABLE_ONEDNN_OPTS``), and
+    decides which of two ways to compute the same thing is the faster one.
+    """
     v1 = tf.compat.v1
     ran = v1.RunMetadata()
     with tf.Graph().as_default():

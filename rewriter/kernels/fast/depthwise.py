@@ -11,49 +11,27 @@ The output is TensorFlow's own. Of its gradients two are not oneDNN's:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices, onednn, paddings
-from rewriter.convolutions import input_gradient, kernel_gradient
-from rewriter.gradients import Pending, connected, tensor
-
-# oneDNN generates code for the gradients of narrower kernels, and is faster where TensorFlow's own
-# kernel has too few channels for its vectors.
-_WIDEST_FOR_ONEDNN = 3
-_FEWEST_FOR_TENSORFLOW = 16
-# With a narrow kernel, smaller images take as long either way; with a wide one, very small ones.
-_TURNED_ELEMENTS = 2**15
-_TURNED_PIXELS = 16
+from rewriter.kernels.fast import machine, thresholds
+from rewriter.kernels.fast.convolutions import input_gradient, kernel_gradient
+from rewriter.kernels.fast.gradients import Pending, connected, tensor
 
 _KIND = "DepthwiseConv2dNative"
 
 
-def depthwise_convolution(
-    x: Any, kernel: Any, stride: int, padding: str, *, training: bool = False
-) -> Any:
-    """``tf.nn.depthwise_conv2d``, channels last.
-
-    Args:
-      x: (N, H, W, C), floating point.
-      kernel: (h, w, C, M), the dtype of ``x``; may be pending.
-      stride: along both axes.
-      padding: ``"VALID"`` or ``"SAME"``.
-      training: whether the output may be the same sums in another order.
-
-    Returns:
-      (N, H', W', C * M); may be pending.
-    """
+def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any:
+    """As :func:`rewriter.kernels.plain.depthwise_convolution`; pending."""
     strides = [1, stride, stride, 1]
-    if devices.on_gpu():
+    if machine.on_gpu():
         return tf.nn.depthwise_conv2d(x, connected(kernel), strides, padding)
     values = tensor(kernel)
-    if training:
-        x, padding = paddings.absorbed(x, values.shape[:2], (stride, stride), padding)
     options = {"strides": strides, "padding": padding}
     y = tf.nn.depthwise_conv2d(x, values, **options)
-    replaced = x.dtype == tf.float32 and onednn.in_use()
+    replaced = x.dtype == tf.float32 and machine.onednn()
 
     def gradients(dy: Any) -> Any:
         if replaced and _turns(x, values, stride, padding):
@@ -74,18 +52,44 @@ def _turns(x: Any, kernel: Any, stride: int, padding: str) -> bool:
     if stride > 1 or multiplier > 1 or not same:
         return False
     pixels = math.prod(n or 0 for n in x.shape[1:3])
-    wide = max(size) > _WIDEST_FOR_ONEDNN
-    return pixels > _TURNED_PIXELS if wide else pixels * channels >= _TURNED_ELEMENTS
+    if max(size) > thresholds.NARROW:
+        return pixels > thresholds.TURNED_PIXELS
+    return pixels * channels >= thresholds.TURNED_ELEMENTS
 
 
 def _away_from_onednn(x: Any, kernel: Any, options: dict) -> dict:
     """The options of the kernel's gradient, so that the faster implementation takes it."""
     _, width, channels, _ = kernel.shape
-    if width <= _WIDEST_FOR_ONEDNN or channels < _FEWEST_FOR_TENSORFLOW:
+    if width <= thresholds.NARROW or channels < thresholds.FILLED_CHANNELS:
         return options
-    strides = options["strides"][1:3]
-    added = paddings.explicit(x.shape[1:3], kernel.shape[:2], strides, options["padding"])
+    added = added_zeros(x.shape[1:3], kernel.shape[:2], options["strides"][1], options["padding"])
     if added is None:
         return options
     # oneDNN's has no explicit padding, which makes the same sums TensorFlow's.
     return {**options, "padding": "EXPLICIT", "explicit_paddings": [0, 0, *added, 0, 0]}
+
+
+def added_zeros(
+    lengths: Sequence[int | None], sizes: Sequence[int], stride: int, padding: str
+) -> list[int] | None:
+    """The zeros that a convolution puts around an image, undilated (``tf.nn.convolution``).
+
+    Args:
+      lengths, sizes: of the image, of the kernel, one for each axis.
+      stride: along all axes.
+      padding: ``"VALID"`` or ``"SAME"``.
+
+    Returns:
+      Before and after the first axis, before and after the second; None where it depends on a
+      length that is not known.
+    """
+    if padding == "VALID":
+        return [0] * 2 * len(sizes)
+    found = []
+    for length, size in zip(lengths, sizes, strict=True):
+        if length is None and stride > 1:
+            return None
+        last = 0 if length is None else (-(-length // stride) - 1) * stride - (length - 1)
+        total = max(size - 1 + last, 0)
+        found += [total // 2, total - total // 2]
+    return found

@@ -1,13 +1,13 @@
 """TensorFlow's fused batch-norm kernel with a switch for its statistics.
 
 Whether the batch's or the moving statistics are used is an attribute of the kernel. The
-condition on a variable therefore chooses between two kernels (:mod:`rewriter.switch`), with
-gradients by hand.
+condition on a variable therefore chooses between two kernels (:mod:`.switch`), with gradients by
+hand.
 
 oneDNN's kernels cannot be in a condition. Where it is in use, the one for the batch's statistics is
 outside, and the condition chooses between its results and those of the other one. Where frozen, it
 is given a single pixel forward; backward, only its gradient for the input is not the right one, and
-that choice is made in the graph itself.
+a second condition chooses it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter import devices, norm_kernels, norm_outside, onednn
-from rewriter.gradients import Pending, tensor
-from rewriter.switch import Switch
+from rewriter.kernels.fast import machine, norm_kernels, private
+from rewriter.kernels.fast.gradients import Pending, tensor
+from rewriter.kernels.fast.switch import Switch
 
 _VECTOR = tf.TensorSpec([None], tf.float32)
 _REST = tf.TensorSpec(None, tf.float32)
@@ -84,24 +84,20 @@ def _forward(
 
 @functools.cache
 def _chosen(
-    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool, biased: bool
+    dtype: tf.DType, epsilon: float, momentum: float, bessel: bool, averaged: bool
 ) -> Switch:
     """As :func:`_forward` but for the last result, given the first five of :func:`_by_batch`.
 
-    Arguments: those five, and the ones of :func:`_forward`. Results after those: the index as a
-    bool, and where ``biased`` what the gradient for a bias in x is of that for beta.
+    Arguments: those five, and the ones of :func:`_forward`.
     """
 
     def by_batch(*arguments: Any) -> Any:
-        results, (x, gamma, *_), moving = arguments[:5], arguments[5:], arguments[-2:]
-        none = (tf.zeros_like(gamma),) if biased else ()
-        return *_averaged(results, x, moving, momentum, bessel), tf.constant(False), *none
+        return _averaged(arguments[:5], arguments[5], arguments[-2:], momentum, bessel)
 
     def by_moving(*arguments: Any) -> Any:
         x, gamma, beta, mean, variance = arguments[5:10]
         y, *_ = norm_kernels.kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
-        factor = (gamma * tf.math.rsqrt(variance + epsilon),) if biased else ()
-        return y, *arguments[-2:], mean, variance, tf.constant(True), *factor
+        return y, *arguments[-2:], mean, variance
 
     image, vectors = _image(dtype), [_VECTOR] * (6 if averaged else 4)
     return Switch([image, *[_VECTOR] * 4, image, *vectors], by_batch, by_moving)
@@ -128,11 +124,36 @@ def _backward(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
     return Switch([image, image, _VECTOR, _REST, _REST, _REST], by_batch, by_moving)
 
 
+@functools.cache
+def _corrected(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
+    """As :func:`_backward`, but for gamma and beta, of what the kernel outside has found.
+
+    That is right for gamma and beta in any case. For x it is right by the batch's statistics; by
+    the moving ones it is ``dy`` times what ``x`` was multiplied by.
+
+    Arguments: the gradients that the kernel found for x, gamma and beta; the upstream gradient,
+    gamma, and the variance that was used.
+    """
+
+    def by_batch(dx: Any, dgamma: Any, *_: Any) -> Any:
+        return dx, *[tf.zeros_like(dgamma)] * (2 * statistics)
+
+    def by_moving(_: Any, dgamma: Any, dbeta: Any, dy: Any, gamma: Any, variance: Any) -> Any:
+        zeros = tf.zeros_like(gamma)
+        dx, *_ = norm_kernels.kernel(dy, gamma, zeros, zeros, variance, epsilon=epsilon, factor=0.0)
+        if not statistics:
+            return (dx,)
+        return dx, *norm_kernels.statistics_gradients(gamma, variance, epsilon, dgamma, dbeta)
+
+    image, vector = _image(dtype), _VECTOR
+    return Switch([image, vector, vector, image, vector, vector], by_batch, by_moving)
+
+
 def _outside(frozen: Any) -> bool:
     """Whether the kernel by the batch's statistics stands outside of the condition."""
-    if tf.get_static_value(frozen) is not None or devices.on_gpu():
+    if tf.get_static_value(frozen) is not None or machine.on_gpu():
         return False
-    return onednn.in_use() and not devices.compiled_by_xla()
+    return machine.onednn() and not private.compiled_by_xla()
 
 
 def batch_norm(
@@ -149,58 +170,39 @@ def batch_norm(
     averages: tuple[Any, Any] | None = None,
     bias: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """``gamma * (x - m) / sqrt(v + epsilon) + beta`` on the fused kernel.
-
-    Args:
-      x: (N, H, W, C), float16, bfloat16 or float32; may be pending.
-      gamma, beta, mean, variance: float32, (C,).
-      frozen: int32 scalar. 1: normalize by ``mean`` and ``variance`` and keep the averages; 0:
-        by the batch's statistics, and move the averages towards those.
-      epsilon, momentum: Python floats.
-      bessel: move the variance's average towards the batch's times n/(n-1).
-      averages: the moving mean and variance, float32, (C,), where ``mean`` and ``variance`` are
-        something made of them; these then get gradients too, where they are used.
-      bias: (C,), what has been added to ``x``, not connected to it. Its gradient is known
-        here without a sum over ``x``: 0 where the batch's mean takes it out again, and minus
-        the mean's where the moving one is used.
-
-    Returns:
-      The output, pending, and the moving mean and variance as they are from now on.
-    """
+    """As :func:`rewriter.kernels.plain.batch_norm`; the output is pending."""
     source, x = x, tensor(x)
     variables = gamma, beta, mean, variance
     arguments = x, *variables, *(averages or ())
     others = () if bias is None else (bias,)
-    biased = bool(others) and averages is None
+    statistics = bool(averages or others)
     outside = _outside(frozen)
     options = x.dtype, epsilon, momentum, bessel, averages is not None
     shapes = (x.shape, gamma.shape, gamma.shape, None, None, None)
     if outside:
         values = gamma, beta, *arguments[-2:]
-        *found, rest = _by_batch(norm_outside.seen(x, frozen), values, epsilon, momentum, bessel)
-        shapes = *shapes[:5], (), *[gamma.shape] * biased
-        results = _chosen(*options, biased)(frozen, (*found, *arguments), shapes)
-        chosen, (is_frozen, *factor) = (*results[:5], rest), results[5:]
+        part = norm_kernels.seen(x, frozen)
+        *found, rest = _by_batch(part, values, epsilon, momentum, bessel)
+        chosen = *_chosen(*options)(frozen, (*found, *arguments), shapes[:5]), rest
     else:
         chosen = _forward(*options)(frozen, arguments, shapes)
     y, new_mean, new_variance, *saved = chosen
     wanted = (source, gamma, beta) if averages is None else (source, *variables)
 
     def gradient(dy: Any) -> Any:
+        vectors = [gamma.shape] * (2 * statistics)
         if outside:
             dx, *scaling = norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *saved)
-            at = gamma, saved[1]
-            found = [norm_outside.corrected(dx, dy, *at, is_frozen, epsilon), *scaling]
-            if averages:
-                found += norm_outside.statistics_where_frozen(*at, scaling, is_frozen, epsilon)
-            elif biased:
-                dbias = norm_outside.of_bias(scaling[1], *factor)
-                return *found, tf.cast(dbias, bias.dtype)
+            given = dx, *scaling, dy, gamma, saved[1]
+            shapes = x.shape, *vectors
+            dx, *more = _corrected(x.dtype, epsilon, statistics)(frozen, given, shapes)
+            found = [dx, *scaling, *more]
         else:
-            statistics = bool(averages or others)
-            shapes = (x.shape, *[gamma.shape] * (4 if statistics else 2))
+            shapes = x.shape, gamma.shape, gamma.shape, *vectors
             given = dy, x, gamma, *saved
             found = list(_backward(x.dtype, epsilon, statistics)(frozen, given, shapes))
+        # What has been added to x is taken out again by the batch's mean; by the given one, its
+        # gradient is minus the mean's. Neither needs a sum over the gradient for x.
         return *found[: len(wanted)], *(tf.cast(-found[3], each.dtype) for each in others)
 
     return Pending(y, gradient, (*wanted, *others)), new_mean, new_variance
