@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
+from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.reading.hosts import HOSTS
 from rewriter.training import phases, quantizer_names, quantizers
@@ -209,7 +210,7 @@ class QuantizedHostMixin(PhasedMixin):
         if self.distributed:
             x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
             x.set_shape([None, *inputs.shape[2:]])
-        y = self.row.linear(self.host, x, kernels, lambda x: between(x, training=training))
+        y = LINEAR[self.row.name](self.host, x, kernels, lambda x: between(x, training=training))
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
         taken = {}
         if self.host.use_bias:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import ExportError
+from rewriter.layers.linear import LINEAR
 from rewriter.lowering import precisions
 from rewriter.lowering.linear import normalization
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -102,7 +103,7 @@ def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
         flat = value
         if layer.distributed:
             flat = tf.reshape(value, [-1, *value.shape[2:]])
-        y = layer.row.linear(layer.host, flat, tensors, lambda tensor: tensor)
+        y = LINEAR[layer.row.name](layer.host, flat, tensors, lambda tensor: tensor)
         if layer.distributed:
             y = tf.reshape(y, [-1, *call.shapes[0][1:]])
         y = y * tf.constant(factor, tf.float32) + tf.constant(bias, tf.float32)
