@@ -58,13 +58,14 @@ def command(argv: Sequence[str] | None = None) -> str:
 
 def load() -> str:
     """How busy the machine is, and whose kernels TensorFlow takes there."""
-    from rewriter.kernels.fast import (
-        machine,  # not before a benchmark has set TensorFlow's environment
-    )
+    # Not before a benchmark has set TensorFlow's environment.
+    from rewriter import kernels
+    from rewriter.kernels.fast import machine
 
     one, five, _ = os.getloadavg()
-    kernels = "with oneDNN" if machine.onednn() else "without oneDNN"
-    return f"load average {one:.1f} (1 min), {five:.1f} (5 min), {kernels}"
+    used = "with oneDNN" if machine.onednn() else "without oneDNN"
+    used += "" if kernels.current() == "fast" else f", {kernels.current()} kernels"
+    return f"load average {one:.1f} (1 min), {five:.1f} (5 min), {used}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -79,7 +79,9 @@ def convolution(
     Returns:
       (N, W', D) or (N, H', W', D); may be pending.
     """
-    return tf.nn.convolution(x, kernel, list(strides), padding, dilations=list(dilations))
+    # Without a data format, TensorFlow has no second gradient outside of a function.
+    options = {"dilations": list(dilations), "data_format": "NWC" if len(x.shape) == 3 else "NHWC"}
+    return tf.nn.convolution(x, kernel, list(strides), padding, **options)
 
 
 def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any:
@@ -94,7 +96,8 @@ def depthwise_convolution(x: Any, kernel: Any, stride: int, padding: str) -> Any
     Returns:
       (N, H', W', C * M); may be pending.
     """
-    return tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], padding)
+    strides = [1, stride, stride, 1]
+    return tf.nn.depthwise_conv2d(x, kernel, strides, padding, data_format="NHWC")
 
 
 def moved(y: Any, add: Callable[[Any, Any], Any], bias: Any) -> Any:
