@@ -1,4 +1,8 @@
-"""Trained Keras models into quantization-aware, fine-tunable ones, and into integer files."""
+"""Trained Keras models into quantization-aware, fine-tunable ones, and those into integer files.
+
+The public names are all here. To import this package is to register our layers with the Kerases of
+this process, so that each of them loads a model that holds such layers.
+"""
 
 from rewriter import layers
 from rewriter.checking.fold import fold
