@@ -15,6 +15,29 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TF_ENABLE_ONEDNN_OPTS=1 pytest -m kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+_KERNELS = {
+    "test_convolutions",
+    "test_depthwise",
+    "test_dtypes",
+    "test_fused_norm",
+    "test_gradients",
+    "test_host_training",
+    "test_kernel_rounding",
+    "test_layer",
+    "test_plain_and_fast",
+    "test_second_gradients",
+    "test_shared_ranges",
+    "test_statistics",
+    "test_switch",
+    "test_training",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in _KERNELS:
+            item.add_marker(pytest.mark.kernels)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:

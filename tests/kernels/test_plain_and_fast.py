@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,25 @@ def test_the_same_functions() -> None:
         assert ours == specified, name
     public = {name for name in kernels.__all__ if name.islower()} - {"current", "using"}
     assert public == set(fast.__all__)
+
+
+_PRIVATE = re.compile(r"tensorflow\.(python|core|compiler)\b|_get_control_flow_context|\b_c_op\b")
+# Not kernels: a graph is edited, TensorFlow's table of its public names, a format of files.
+_ELSEWHERE = {"precisions.py", "pure_functions.py", "flavours/tf_keras.py", "model_formats.py"}
+
+
+def test_where_private_names_are() -> None:
+    """In one module of the fast kernels, and in a few that have nothing to do with kernels."""
+    root = Path(rewriter.__file__).parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import)\s|.*\._", line) and _PRIVATE.search(line)
+    }
+    assert found == {"kernels/fast/private.py", *_ELSEWHERE}
+    specification = "".join(p.read_text() for p in (root / "kernels" / "plain").glob("*.py"))
+    assert "kernels.fast" not in specification and not re.search(r"\w\._\w", specification)
 
 
 def _agree(found: Any, expected: Any, bound: float, what: str) -> None:

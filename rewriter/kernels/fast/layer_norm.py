@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from rewriter.kernels.fast.gradients import connect
 from rewriter.kernels.fast.switch import Switch
-from rewriter.kernels.plain import UNIT
+from rewriter.kernels.plain.layer_norm import UNIT
 
 _ANY = tf.TensorSpec(None, tf.float32)
 
