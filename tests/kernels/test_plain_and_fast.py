@@ -42,8 +42,8 @@ def test_the_same_functions() -> None:
 
 
 _PRIVATE = re.compile(r"tensorflow\.(python|core|compiler)\b|_get_control_flow_context|\b_c_op\b")
-# Not kernels: a graph is edited, TensorFlow's table of its public names, a format of files.
-_ELSEWHERE = {"precisions.py", "pure_functions.py", "flavours/tf_keras.py", "model_formats.py"}
+# Not kernels: TensorFlow's table of its names, graphs with constants, a format of files.
+_ELSEWHERE = {"keras_compat/private_tensorflow.py"}
 
 
 def test_where_private_names_are() -> None:
