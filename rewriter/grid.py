@@ -139,7 +139,7 @@ def storage(kind: str, grid: Grid) -> int:
     """
     if kind not in KERNEL_STORAGE:
         raise ValueError(f"{kind} has no kernel. With one: {sorted(KERNEL_STORAGE)}.")
-    width = next((width for width in KERNEL_WIDTHS if width >= grid.bits), None)
+    width = _stored(grid)
     taken = KERNEL_STORAGE[kind]
     if width in taken:
         return width
@@ -151,3 +151,18 @@ def storage(kind: str, grid: Grid) -> int:
     raise ValueError(
         f"{kind} takes kernels of {' or '.join(carried)}. Received: one of {grid.bits} bits."
     )
+
+
+def is_coarse(kind: str, grid: Grid) -> bool:
+    """Whether an operator keeps such a kernel in so few bits that the steps of its bias matter.
+
+    A bias lies on steps of its input's scale times the kernel's, which are 18 times coarser where
+    the largest integer is 7 than where it is 127.
+    """
+    width = _stored(grid)
+    return width is not None and width < BITS and width in KERNEL_STORAGE.get(kind, ())
+
+
+def _stored(grid: Grid) -> int | None:
+    """The smallest width of a file that holds the grid's integers."""
+    return next((width for width in KERNEL_WIDTHS if width >= grid.bits), None)

@@ -11,6 +11,7 @@ import tensorflow as tf
 from rewriter.errors import LoadError
 from rewriter.keras_compat import references, trust
 from rewriter.keras_compat.adapter import QuantizerAdapter
+from rewriter.keras_compat.calls import Calls
 from rewriter.keras_compat.names import Names
 
 _TENSORFLOW_FUNCTIONS = {
@@ -29,7 +30,7 @@ _TENSORFLOW_FUNCTIONS = {
 PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
 
 
-class Flavour(Names):
+class Flavour(Names, Calls):
     """What the package needs from one Keras.
 
     Attributes:
@@ -168,10 +169,6 @@ class Flavour(Names):
 
     def _operation_name(self, layer: Any) -> str:
         raise NotImplementedError
-
-    def places(self, layer: Any) -> int:
-        """In how many places of its model a layer stands; 0 for a part of another layer."""
-        return len(layer._inbound_nodes)
 
     def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
         """``(layer, args, kwargs, outputs)`` of each call, in topological order."""

@@ -39,6 +39,9 @@ class Keras3(Flavour):
                     arguments = node.arguments
                     yield node.operation, arguments.args, arguments.kwargs, node.outputs
 
+    def called(self, node: Any) -> Any:
+        return node.operation
+
     def _functional(self, model: Any) -> Any:
         return getattr(model, "_functional", None) or model
 

@@ -60,6 +60,9 @@ class TfKeras(Flavour):
                 else:
                     yield node.layer, node.call_args, node.call_kwargs, node.outputs
 
+    def called(self, node: Any) -> Any:
+        return node.layer
+
     def structure(self, model: Any) -> tuple[Any, Any]:
         return model._nested_inputs, model._nested_outputs
 

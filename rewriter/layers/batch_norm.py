@@ -134,26 +134,39 @@ class FusedBatchNormalizationMixin(NormArguments):
         return piped(self._pipes, variables, self.pipeline.phases, phase, training)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
-    def call(self, inputs: Any, training: Any = None, mask: Any = None, bias: Any = None) -> Any:
+    def call(
+        self,
+        inputs: Any,
+        training: Any = None,
+        mask: Any = None,
+        bias: Any = None,
+        shift: Any = None,
+    ) -> Any:
         symbolic = self.signature(inputs)
         if symbolic is not None:
             return symbolic
         training = self._training(training)
         if isinstance(training, bool):
-            return self._normalize(inputs, training, mask, bias)
+            return self._normalize(inputs, training, mask, bias, shift)
         return tf.cond(
             tf.cast(training, tf.bool),
-            lambda: self._normalize(inputs, True, mask),
-            lambda: self._normalize(inputs, False, mask),
+            lambda: self._normalize(inputs, True, mask, shift=shift),
+            lambda: self._normalize(inputs, False, mask, shift=shift),
         )
 
-    def after(self, inputs: Any, training: Any, mask: Any, bias: Any = None) -> Any:
-        """As a call, for inputs that may be pending; the result may be, too."""
+    def after(
+        self, inputs: Any, training: Any, mask: Any, bias: Any = None, shift: Any = None
+    ) -> Any:
+        """As a call, for inputs that may be pending; the result may be, too.
+
+        ``bias``: see :meth:`takes_bias`. ``shift``: float32 (C,), added to beta without a gradient.
+        """
         x, known = kernels.tensor(inputs), self._training(training)
         plain = len(x.shape) == 4 and self.axis % 4 == 3 and x.dtype == self.compute_dtype
         if isinstance(known, bool) and plain and self._on_kernel(x, known, mask):
-            return self._fused(inputs, *self._values(known, True), known, bias)
-        given = {} if bias is None else {"bias": bias}
+            return self._fused(inputs, *self._values(known, True, shift), known, bias)
+        optional = {"bias": bias, "shift": shift}
+        given = {name: value for name, value in optional.items() if value is not None}
         return self(kernels.connected(inputs), training=training, mask=mask, **given)
 
     def takes_bias(self, inputs: Any, training: Any, mask: Any) -> bool:
@@ -180,10 +193,12 @@ class FusedBatchNormalizationMixin(NormArguments):
         # The stock layer's fused kernel ignores the mask.
         return not shared and (mask is None or self._like_fused)
 
-    def _normalize(self, inputs: Any, training: bool, mask: Any, bias: Any = None) -> Any:
+    def _normalize(
+        self, inputs: Any, training: bool, mask: Any, bias: Any = None, shift: Any = None
+    ) -> Any:
         x, restore = moments.channels_last_4d(inputs, self.axis)
         on_kernel = self._on_kernel(inputs, training, mask)
-        values, averages = self._values(training, on_kernel)
+        values, averages = self._values(training, on_kernel, shift)
         if composed_norm.share() is not None:
             y, mean, variance = composed_norm.reestimated(
                 x,
@@ -202,12 +217,17 @@ class FusedBatchNormalizationMixin(NormArguments):
             return restore(self._composed(x, values, averages, training, weights, shared))
         return restore(kernels.connected(self._fused(x, values, averages, training, bias)))
 
-    def _values(self, training: bool, fused: bool) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
+    def _values(
+        self, training: bool, fused: bool, shift: Any
+    ) -> tuple[tuple[Any, ...], tuple[Any, Any]]:
         """gamma, beta, mean and variance as the phase has them; the moving statistics."""
         phase = phases.read(self.phase) if self._pipes else None
         variables = self._read(with_gradients=not fused or self._pipes_statistics)
         averages = variables["moving_mean"], variables["moving_variance"]
-        return tuple(self._piped(variables, phase, training).values()), averages
+        values = dict(self._piped(variables, phase, training))
+        if shift is not None:
+            values["beta"] = values["beta"] + tf.cast(shift, values["beta"].dtype)
+        return tuple(values.values()), averages
 
     def _fused(self, x: Any, values: Any, averages: Any, training: bool, bias: Any) -> Any:
         """On the kernel, (N, H, W, C); pending."""

@@ -11,6 +11,9 @@ from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
+from rewriter import coarse_bias
+from rewriter.layers.unfolding import unfold
+from rewriter.lowering.values import read
 from rewriter.reading.hosts import HOSTS
 from rewriter.training import phases, quantizer_names, quantizers
 
@@ -146,8 +149,12 @@ class QuantizedHostMixin(PhasedMixin):
 
     def kernel_ranges(self, index: int) -> list[np.ndarray]:
         """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
+        return [read(variable) for variable in self.kernel_range_variables(index)]
+
+    def kernel_range_variables(self, index: int) -> list[Any]:
+        """The variables of :meth:`kernel_ranges`."""
         kept = self._kernel_weights[index]
-        return [read(kept[key]) for key in ("min_var", "max_var") if key in kept]
+        return [kept[key] for key in ("min_var", "max_var") if key in kept]
 
     def _factor(self, phase: Any) -> Any:
         """``gamma / sqrt(moving_variance + epsilon)`` in a shape that multiplies the kernel."""
@@ -188,7 +195,7 @@ class QuantizedHostMixin(PhasedMixin):
                 folded = quantizer(
                     tf.stop_gradient(kernel * factor), training=training, weights=weights
                 )
-                return tf.cast(_unfold(kernel, factor, tf.stop_gradient(folded)), dtype)
+                return tf.cast(unfold(kernel, factor, tf.stop_gradient(folded)), dtype)
 
             result.append(tf.cond(phase >= phases.QUANTIZE, quantize, lambda k=kernel: k))
         return result
@@ -202,19 +209,28 @@ class QuantizedHostMixin(PhasedMixin):
             return symbolic
         known = self.flavour.static_training(training)
         inputs = tf.cast(inputs, self.host.compute_dtype)
-        kernels = self._switched(phases.read(self.phase), known is True)
+        phase = phases.read(self.phase)
+        kernels = self._switched(phase, known is True)
+        *inner, shift = coarse_bias.shifts(self, kernels, phase)
         if any(arithmetic.tensor(kernel).dtype != inputs.dtype for kernel in kernels):
             kernels = [tf.cast(arithmetic.connected(kernel), inputs.dtype) for kernel in kernels]
-        between = self.between or (lambda x, training: x)
         x = inputs
         if self.distributed:
             x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
             x.set_shape([None, *inputs.shape[2:]])
-        y = LINEAR[self.row.name](self.host, x, kernels, lambda x: between(x, training=training))
+
+        def between(x: Any) -> Any:
+            x = x if inner[0] is None else self._add(x, tf.cast(inner[0], x.dtype))
+            return self.between(x, training=training)
+
+        y = LINEAR[self.row.name](self.host, x, kernels, between)
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
-        taken = {}
+        taken = {} if shift is None else {"shift": shift}
         if self.host.use_bias:
-            bias = tf.cast(tf.convert_to_tensor(self.host.bias), arithmetic.tensor(y).dtype)
+            bias = tf.convert_to_tensor(self.host.bias)
+            if norm is None and shift is not None:
+                bias = bias + tf.cast(shift, bias.dtype)
+            bias = tf.cast(bias, arithmetic.tensor(y).dtype)
             if norm is not None and norm.takes_bias(arithmetic.tensor(y), training, mask):
                 taken["bias"] = bias
                 y = arithmetic.moved(y, self._add, bias)
@@ -263,29 +279,6 @@ class QuantizedHostMixin(PhasedMixin):
         config["distributed"] = self.distributed
         config["kernel_quantizers"] = [quantizer_names.serialize(q) for q in self.kernel_quantizers]
         return config
-
-
-@tf.custom_gradient
-def _unfold(kernel: Any, factor: Any, folded: Any) -> Any:
-    """``Q(W * s) / s``, straight through the rounding; ``W`` where s is 0.
-
-    With ``dQ(u) = du`` the gradient of ``Q(W * s) / s`` is that of ``W`` for the kernel, and
-    ``(W - Q(W * s) / s) / s`` for s: without it a channel whose folded kernel rounds to 0 would
-    never come back. Where s is 0, what the kernel is does not matter, but gamma's gradient does.
-
-    Args:
-      kernel: W.
-      factor: s, the shape of W with 1 for all axes but the channels.
-      folded: ``Q(W * s)``.
-    """
-    value = tf.where(factor == 0, kernel, tf.math.divide_no_nan(folded, factor))
-
-    def gradient(upstream: Any) -> Any:
-        slope = tf.math.divide_no_nan(upstream * (kernel - value), factor)
-        rest = [axis for axis, size in enumerate(factor.shape) if size == 1]
-        return upstream, tf.reduce_sum(slope, rest, keepdims=True), None
-
-    return value, gradient
 
 
 def _without_steps(shape: Any) -> tuple[int | None, ...]:

@@ -20,7 +20,7 @@ _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
 _REQUANTIZE_MIN = 2.0**-31
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 # The converter widens any range below 1e-6 (kNearZeroTolerance in its quantization_utils.h).
-_NARROWEST = np.float32(2e-6)
+NARROWEST = np.float32(2e-6)
 
 
 def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) -> Quantization:
@@ -36,8 +36,8 @@ def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) ->
     low32 = np.float32(min(low, 0.0))
     high32 = np.float32(max(high, 0.0))
     levels = np.float32(grid.steps)
-    if 0 < high32 - low32 < _NARROWEST:
-        high32 = low32 + _NARROWEST
+    if 0 < high32 - low32 < NARROWEST:
+        high32 = low32 + NARROWEST
     scale = np.float32((high32 - low32) / levels)
     if not scale > _SMALLEST_SCALE:  # a tensor that is always 0: any grid holds it
         scale = np.float32(1.0)

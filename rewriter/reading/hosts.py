@@ -34,12 +34,17 @@ class Row:
     Attributes:
       name: class name of the layer.
       kernels: in the order in which they are applied; the normalization folds into the last.
-      float_only: whether LiteRT has no integer kernel for it.
+      operators: the LiteRT operator of each kernel; none where LiteRT has no integer ones.
     """
 
     name: str
     kernels: tuple[Kernel, ...]
-    float_only: bool = False
+    operators: tuple[str, ...] = ()
+
+    @property
+    def float_only(self) -> bool:
+        """Whether LiteRT has no integer kernel for it."""
+        return not self.operators
 
 
 _KERNEL = (Kernel("kernel", (-1,)),)
@@ -50,17 +55,17 @@ _SEPARABLE = (*_DEPTHWISE, Kernel("pointwise_kernel", (-1,)))
 HOSTS: dict[str, Row] = {
     row.name: row
     for row in (
-        Row("Conv1D", _KERNEL),
-        Row("Conv2D", _KERNEL),
-        Row("Conv3D", _KERNEL, float_only=True),
-        Row("DepthwiseConv1D", _DEPTHWISE),
-        Row("DepthwiseConv2D", _DEPTHWISE),
-        Row("SeparableConv1D", _SEPARABLE),
-        Row("SeparableConv2D", _SEPARABLE),
-        Row("Conv1DTranspose", _TRANSPOSED),
-        Row("Conv2DTranspose", _TRANSPOSED),
-        Row("Conv3DTranspose", _TRANSPOSED, float_only=True),
-        Row("Dense", _KERNEL),
+        Row("Conv1D", _KERNEL, ("CONV_2D",)),
+        Row("Conv2D", _KERNEL, ("CONV_2D",)),
+        Row("Conv3D", _KERNEL),
+        Row("DepthwiseConv1D", _DEPTHWISE, ("DEPTHWISE_CONV_2D",)),
+        Row("DepthwiseConv2D", _DEPTHWISE, ("DEPTHWISE_CONV_2D",)),
+        Row("SeparableConv1D", _SEPARABLE, ("DEPTHWISE_CONV_2D", "CONV_2D")),
+        Row("SeparableConv2D", _SEPARABLE, ("DEPTHWISE_CONV_2D", "CONV_2D")),
+        Row("Conv1DTranspose", _TRANSPOSED, ("TRANSPOSE_CONV",)),
+        Row("Conv2DTranspose", _TRANSPOSED, ("TRANSPOSE_CONV",)),
+        Row("Conv3DTranspose", _TRANSPOSED),
+        Row("Dense", _KERNEL, ("FULLY_CONNECTED",)),
     )
 }
 

@@ -1,0 +1,30 @@
+"""Where a layer stands in the models that it is part of: Keras's nodes, one for each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Calls:
+    """The symbolic calls of layers and operations, and what is before and after them."""
+
+    def places(self, layer: Any) -> int:
+        """In how many places of its model a layer stands; 0 for a part of another layer."""
+        return len(layer._inbound_nodes)
+
+    def calls(self, layer: Any) -> list[Any]:
+        """The nodes of the calls of a layer; none for a part of another layer."""
+        return list(layer._inbound_nodes)
+
+    def called(self, node: Any) -> Any:
+        """The layer or operation that a node is a call of."""
+        raise NotImplementedError
+
+    def earlier(self, node: Any) -> list[Any]:
+        """The nodes that make what a node reads."""
+        return list(node.parent_nodes)
+
+    def later(self, node: Any) -> list[Any]:
+        """The nodes that read what a node makes."""
+        readers = self.called(node)._outbound_nodes
+        return [reader for reader in readers if any(n is node for n in reader.parent_nodes)]
