@@ -99,13 +99,15 @@ class _Operator:
 
 def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     scales, host = _scales(operator), operator.host
-    layers = operator.ends()
-    if scales is None or None in layers:
+    rounded_twice = _rounded_twice(operator)
+    source, output = operator.ends()
+    if not rounded_twice.any():  # the output's grid does not matter
+        output = source
+    layers = [layer for layer in (source, output) if layer is not None]
+    ends = [each for layer in layers for each in _range(layer)]
+    if scales is None or len(ends) < 4:
         return None
-    ends = [_range(layer) for layer in layers]
-    if None in ends:
-        return None
-    twice = _rounded_twice(operator)
+    twice = tf.constant(rounded_twice, tf.float32)
     none = tf.zeros_like(twice)
     bias, norm, epsilon = none, [none + 1, none, none, none + 1], 0.0  # in the order of VARIABLES
     if operator.last and host.host.use_bias:
@@ -124,7 +126,7 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     )
     kept = _reach(operator) if scales == _KEPT else none
     value = tf.cast(tensor(kernel), tf.float32)
-    given = [value, bias, *norm, twice, kept, *ends[0], *ends[1]]
+    given = [value, bias, *norm, twice, kept, *ends]
     (found,) = switch(phase, given, [twice.shape])
     return tf.stop_gradient(found)
 
@@ -146,18 +148,16 @@ def _reach(operator: _Operator) -> Any:
     return tf.reshape(tf.maximum(tf.abs(low), tf.abs(high)), [-1])
 
 
-def _range(layer: Any) -> tuple[Any, Any] | None:
-    """The ends of a Quantize layer's range, as tensors; None where it has none."""
+def _range(layer: Any) -> list[Any]:
+    """The ends of a Quantize layer's range, as tensors; none for a quantizer without one."""
     quantizer, variables = layer.quantizer, layer.range_variables
     if isinstance(quantizer, quantizers.FixedQuantizer):
-        return tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)
-    if "min_var" not in variables or "max_var" not in variables:
-        return None
-    return nodes.value(variables["min_var"]), nodes.value(variables["max_var"])
+        return [tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)]
+    return [nodes.value(variables[key]) for key in ("min_var", "max_var") if key in variables]
 
 
-def _rounded_twice(operator: _Operator) -> Any:
-    """1 for each channel that LiteRT requantizes with two roundings, 0 for the others."""
+def _rounded_twice(operator: _Operator) -> np.ndarray:
+    """Which channels LiteRT requantizes with two roundings, bool."""
     kind, shape, grid = operator.kind, operator.shape, operator.grid
     if kind != "FULLY_CONNECTED":  # along one axis as over (1, length)
         shape = (*(1,) * (4 - len(shape)), *shape)
@@ -178,8 +178,7 @@ def _rounded_twice(operator: _Operator) -> Any:
         ),
         inputs,
     )
-    once = delegated(alike)
-    return tf.constant(np.zeros(channels) if once else vectorized(alike, inputs), tf.float32)
+    return np.zeros(channels, bool) if delegated(alike) else vectorized(alike, inputs)
 
 
 @functools.cache

@@ -1,21 +1,24 @@
 """Widths: what training emulates, the twin computes and the file stores are the same integers.
 
 The twin's biases are rounded to int32 steps of the input's scale times the kernel's. Where those
-are coarse (kernels of 4 bits and fewer, whose largest integer is 7) this is what remains between
-the emulation and the twin: with biases that lie on these steps beforehand nothing does.
+are coarse (kernels of 4 bits and fewer, whose largest integer is 7) training rounds them too (see
+test_coarse_bias.py); where they are fine this is all that remains between emulation and twin, and
+nothing does with biases that lie on these steps beforehand.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
 
 import builders
+import commands
 import rewriter
 import widths
-from rewriter import FixedPoint, Recipe, grid
+from rewriter import FixedPoint, Recipe, coarse_bias, grid
 from rewriter.cli import demo
 from rewriter.errors import ExportError, RecipeError
 from rewriter.grid import Grid
@@ -79,12 +82,20 @@ def test_bad_widths_are_refused_on_construction(bits):
 
 # The same integers on both sides
 
+# Every host in every width, one way in one Keras and the next in the other; the rest is slow.
 CASES = [
-    (kind, name, bits, widths.WAYS[(i + bits + k) % len(widths.WAYS)])
+    pytest.param(
+        kind,
+        name,
+        bits,
+        how,
+        marks=[] if (i + bits + k) % 2 == 0 and w == (i + bits + k) % 4 else [pytest.mark.slow],
+    )
     for k, kind in enumerate(KERASES)
     for i, name in enumerate(widths.HOSTS)
     for bits in range(2, 9)
-    if (i + bits + k) % 2 == 0 and not (name == "Conv2DTranspose" and bits < 5)
+    for w, how in enumerate(widths.WAYS)
+    if not (name == "Conv2DTranspose" and bits < 5)
 ]
 
 
@@ -94,12 +105,30 @@ def test_emulation_and_twin(kind, name, bits, how):
     qat = widths.calibrated(model, x, how, bits)
     widths.check_integers(qat, name, how, bits)
     plain = widths.decibels(qat(x, training=False), rewriter.fold(qat)(x))
-    assert plain >= (55 if bits > 4 else 46), plain
+    assert plain >= (55 if bits > 4 else 60), plain
     widths.on_the_grid_of_the_file(qat)
     exact = widths.decibels(qat(x, training=False), rewriter.fold(qat)(x))
-    # Between the kernels of a separable convolution there is no bias to make up for the two
-    # roundings of a builtin kernel.
-    assert exact >= (48 if name == "SeparableConv2D" and bits <= 4 else 60), exact
+    assert exact >= 60, exact
+
+
+@both
+@pytest.mark.parametrize("fault", ["none", "scale"])
+def test_biases_that_are_not_rounded_alike_are_found(kind, fault, monkeypatch):
+    """As they are, or on the steps of a wider storage: over all seeds the bound would not hold."""
+    if fault == "none":
+        monkeypatch.setattr(coarse_bias, "shifts", lambda host, kernels, phase: [None] * 2)
+    else:
+        coarse_bias._switch.cache_clear()
+        monkeypatch.setattr(coarse_bias.grids, "storage", lambda kind, grid: 8)
+    for name in ("Conv2D", "DepthwiseConv2D", "Dense", "SeparableConv2D"):
+        model, x = widths.model(builders.keras_of(kind), name)
+        qat = widths.calibrated(model, x, "tfmot", 4)
+        emulated = qat(x, training=False)
+        with monkeypatch.context() as patch:
+            patch.undo()
+            twin = rewriter.fold(qat)(x)
+        assert widths.decibels(emulated, twin) < 55, name
+    coarse_bias._switch.cache_clear()
 
 
 @both
@@ -242,15 +271,33 @@ def test_kernels_of_other_grids_are_refused(quantizer, message):
 
 
 @pytest.mark.slow
-def test_the_demo_at_four_bits_keeps_its_accuracy():
-    data, model = demo.digits(), rewriter.load_model(demo.MODEL)
-    qat = rewriter.rewrite(model, widths.recipe("explicit", 4))
-    rewriter.calibrate(qat, data.x_train[: demo.CALIBRATION_SAMPLES], progress=False)
+def test_the_demo_at_four_bits_keeps_its_accuracy(tmp_path, capsys):
+    """By the commands: a recipe in JSON, calibrated, trained on, exported and verified."""
+    data, whole = demo.digits(), rewriter.load_model(demo.MODEL)
+    (tmp_path / "four.json").write_text(widths.recipe("explicit", 4).to_json())
+    np.savez(tmp_path / "train.npz", x=data.x_train[: demo.CALIBRATION_SAMPLES])
+    np.savez(tmp_path / "test.npz", x=data.x_test, y=data.y_test)
+    qat_path, file = tmp_path / "qat.keras", tmp_path / "four.tflite"
+    recipe = ["--recipe", tmp_path / "four.json", "--calibrate", tmp_path / "train.npz"]
+    commands.output_of(capsys, "convert", demo.MODEL, "-o", qat_path, *recipe)
     keras = builders.keras_of("tf_keras")
+    qat = keras.models.load_model(qat_path)
     keras.utils.set_random_seed(0)
     qat.compile(
         keras.optimizers.SGD(0.0005, momentum=0.9), keras.losses.SparseCategoricalCrossentropy()
     )
     qat.fit(data.x_train, data.y_train, epochs=3, batch_size=32, verbose=0)
-    shares = [demo._accuracy(m, data) for m in (model, qat, rewriter.fold(qat))]
-    assert min(shares[1:]) >= shares[0] - 0.01, shares
+    trained = tmp_path / "trained.keras"
+    qat.save(trained)
+    commands.output_of(capsys, "export", trained, "-o", file)
+    options = ["--data", tmp_path / "test.npz", "--array", "x", "--labels", "y", "--json"]
+    text = commands.output_of(capsys, "verify", trained, file, *options, "--min-snr", "55")
+    found = json.loads(text)["accuracy"]
+    assert min(found.values()) >= demo._accuracy(whole, data) - 0.01, found
+    assert file.stat().st_size < 0.75 * eight_bits(whole, data, tmp_path)
+
+
+def eight_bits(model, data, folder):
+    """The bytes of the file with kernels of 8 bits."""
+    qat = builders.calibrated(model, data.x_train[:16])
+    return rewriter.export_tflite(qat, folder / "eight.tflite").bytes
