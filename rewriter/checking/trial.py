@@ -29,7 +29,8 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
     Raises:
       ExportError: LiteRT refuses the file, or makes tensors of other shapes.
     """
-    shapes = _prepared(path, "builtin", file, program)
+    details = _prepared(path, "builtin", file, program).get_tensor_details()
+    shapes = {detail["index"]: tuple(detail["shape"].tolist()) for detail in details}
     first = 1 if open_batch else 0
     for index, tensor in enumerate(file.tensors):
         found = shapes.get(index, tensor.shape)
@@ -41,10 +42,8 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
     _prepared(path, "xnnpack", file, program)
 
 
-def _prepared(
-    path: Path, kernels: str, file: FileModel, program: Program
-) -> dict[int, tuple[int, ...]]:
-    """The shapes of a file's tensors after LiteRT has prepared it."""
+def _prepared(path: Path, kernels: str, file: FileModel, program: Program) -> Any:
+    """LiteRT's interpreter of a file, which it has prepared."""
     try:
         with quiet():
             # One thread: it computes nothing.
@@ -54,13 +53,12 @@ def _prepared(
                 num_threads=1,
             )
             interpreter.allocate_tensors()
-            details = interpreter.get_tensor_details()
     except (RuntimeError, ValueError) as error:
         numbered, name = re.search(r"[Nn]ode number (\d+)", str(error)), ""
         if numbered is not None and int(numbered[1]) < len(file.operators):
             name = file.tensors[file.operators[int(numbered[1])].outputs[0]].name
         raise ExportError(f"{_layer(program, name)}: LiteRT refuses the file: {error}") from error
-    return {detail["index"]: tuple(detail["shape"].tolist()) for detail in details}
+    return interpreter
 
 
 def _layer(program: Program, name: str) -> str:

@@ -7,7 +7,8 @@ the kernel ``W * s`` and the bias ``(b - mean) * s + beta``. On a symmetric per-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -83,17 +84,21 @@ def kernel_integers(
         steps = moved * (top / largest)
     else:
         steps = moved / scale
-    np.clip(np.rint(steps, out=steps), grid.qmin, grid.qmax, out=steps)
+    np.rint(steps, out=steps)
+    np.minimum(np.maximum(steps, grid.qmin, out=steps), grid.qmax, out=steps)
     return _restore(steps.astype(np.int8), shape, kernel.ndim, grid.axes), scale
 
 
 def fold_scale(
-    integers: np.ndarray, scale: np.ndarray, factor: np.ndarray, channel_axes: Sequence[int]
+    integers: np.ndarray, scale: np.ndarray, factor: np.ndarray, channel_axes: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The grid of ``kernel * factor`` (one factor a channel): ``Q(W * s) = s * Q(W)``."""
-    moved, shape = _channels_last(integers, channel_axes)
-    sign = np.where(factor < 0, -1, 1).astype(np.int8)
-    folded = _restore(moved * sign, shape, integers.ndim, channel_axes)
+    negative = factor < 0
+    folded = integers
+    if negative.any():
+        moved, shape = _channels_last(integers, channel_axes)
+        sign = np.where(negative, np.int8(-1), np.int8(1))
+        folded = _restore(moved * sign, shape, integers.ndim, channel_axes)
     return folded, (scale.astype(np.float64) * np.abs(factor)).astype(np.float32)
 
 
@@ -101,7 +106,7 @@ def bound_scale(
     integers: np.ndarray,
     scale: np.ndarray,
     bias: np.ndarray,
-    channel_axes: Sequence[int],
+    channel_axes: tuple[int, ...],
     input_scale: float,
     output_scale: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -131,19 +136,27 @@ def bias_grid(bias: np.ndarray, scale: np.ndarray, input_scale: float) -> np.nda
 
 
 def _channels_last(
-    kernel: np.ndarray, channel_axes: Sequence[int]
+    kernel: np.ndarray, channel_axes: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """``kernel`` as (rest, channels), and the shape it had with the channel axes last."""
-    axes = [axis % kernel.ndim for axis in channel_axes]
-    rest = [axis for axis in range(kernel.ndim) if axis not in axes]
-    moved = kernel.transpose([*rest, *axes])
-    channels = int(np.prod([kernel.shape[axis] for axis in axes]))
+    order = _order(kernel.ndim, channel_axes)
+    moved = kernel if order is None else kernel.transpose(order)
+    channels = math.prod(moved.shape[kernel.ndim - len(channel_axes) :])
     return moved.reshape(-1, channels), moved.shape
 
 
 def _restore(
-    moved: np.ndarray, shape: tuple[int, ...], rank: int, channel_axes: Sequence[int]
+    moved: np.ndarray, shape: tuple[int, ...], rank: int, channel_axes: tuple[int, ...]
 ) -> np.ndarray:
+    order = _order(rank, channel_axes)
+    if order is None:
+        return moved.reshape(shape)
+    return np.ascontiguousarray(moved.reshape(shape).transpose(np.argsort(order)))
+
+
+@functools.cache
+def _order(rank: int, channel_axes: tuple[int, ...]) -> list[int] | None:
+    """The axes of a kernel with those of the channels last; None where they are."""
     axes = [axis % rank for axis in channel_axes]
     order = [axis for axis in range(rank) if axis not in axes] + axes
-    return np.ascontiguousarray(moved.reshape(shape).transpose(np.argsort(order)))
+    return None if order == list(range(rank)) else order

@@ -55,8 +55,10 @@ class _Fusion:
 
     def add(self, step: Step) -> None:
         """Append a step, in as far as it is needed."""
-        inputs = tuple(self._same.get(name, name) for name in step.inputs)
-        step = self._without_reduction(dataclasses.replace(step, inputs=inputs))
+        if any(name in self._same for name in step.inputs):
+            inputs = tuple(self._same.get(name, name) for name in step.inputs)
+            step = dataclasses.replace(step, inputs=inputs)
+        step = self._without_reduction(step)
         step = self._without_pad(self._without_reshape(step))
         twin = step.inputs[0] if self._changes_nothing(step) else self._computed(step)
         if twin is None:

@@ -47,6 +47,8 @@ class QuantizedKernel:
           ValueError: see :func:`rewriter.grid.storage`.
         """
         grid = grids.kernel(grids.storage(kind, self.grid), self.grid.axes)
+        if grid == self.grid:
+            return self
         factor = grid.qmax // self.grid.qmax
         return QuantizedKernel(
             self.integers * np.int8(factor), self.scale / np.float32(factor), grid

@@ -144,7 +144,9 @@ class _Lowerer(ProgramBuilder):
             if tensor in given and tensor not in names and tensor in made:
                 names[tensor] = self.unique(tensor)
         self.tensors = {
-            names.get(key, key): dataclasses.replace(tensor, name=names.get(key, key))
+            names.get(key, key): dataclasses.replace(tensor, name=names[key])
+            if key in names
+            else tensor
             for key, tensor in self.tensors.items()
         }
         self.steps = [
@@ -153,6 +155,8 @@ class _Lowerer(ProgramBuilder):
                 inputs=tuple(names.get(name, name) for name in step.inputs),
                 output=names.get(step.output, step.output),
             )
+            if step.output in names or any(name in names for name in step.inputs)
+            else step
             for step in self.steps
         ]
         return [names.get(name, name) for name in outputs], names

@@ -8,6 +8,7 @@ both Kerases. Each call has a *role* (:mod:`rewriter.reading.roles`), found once
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Call:
     masked: bool = False
     role: Role = dataclasses.field(init=False)
 
-    @property
+    @functools.cached_property
     def refs(self) -> list[Ref]:
         """The tensors this call consumes, in order."""
         return self.tensors((self.args, self.kwargs))
