@@ -15,11 +15,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from rewriter.errors import RecipeError
 
 BITS = 8  # where nobody says otherwise
 # A channel of a kernel that stays below is one of zeros: its scale would have no inverse.
 NEGLIGIBLE = 2.0**-110
+# TensorFlow widens any range below 1e-6 (kNearZeroTolerance in its quantization_utils.h).
+NARROWEST = np.float32(2e-6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,10 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
+from rewriter.layers import coarse_bias
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
-from rewriter import coarse_bias
 from rewriter.layers.unfolding import unfold
-from rewriter.lowering.values import read
 from rewriter.reading.hosts import HOSTS
 from rewriter.training import phases, quantizer_names, quantizers
 

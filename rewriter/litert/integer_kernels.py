@@ -8,6 +8,7 @@ elsewhere), and away from zero where it is not.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -45,6 +46,28 @@ def delegated(operator: Operator) -> bool:
     """Whether XNNPACK computes a convolution or a product on LiteRT's default path."""
     takes = _DELEGATED.get((operator.kind, operator.kernel_storage_bits))
     return takes is not None and takes(operator)
+
+
+def product(operator: Operator, channels: int | None) -> Operator:
+    """The operator itself, or the FULLY_CONNECTED that it is and that runs where it would not.
+
+    While lowering, before there is a bias: how that is rounded depends on what runs.
+
+    Args:
+      operator: with a kernel.
+      channels: of its input.
+    """
+    kernel = operator.kernel
+    if operator.kind != "CONV_2D" or kernel is None or delegated(operator):
+        return operator
+    pointwise = kernel.shape[:2] == (1, 1) and kernel.shape[2] == channels
+    if not pointwise or list(operator.attributes["strides"]) != [1, 1]:
+        return operator
+    attributes = {"keep_num_dims": True}
+    made = dataclasses.replace(
+        operator, kind="FULLY_CONNECTED", attributes=attributes, kernel=kernel[0, 0]
+    )
+    return made if delegated(made) else operator
 
 
 def vectorized(operator: Operator, channels: int | None) -> np.ndarray:

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.grid import ACTIVATION, NEGLIGIBLE, Grid
+from rewriter.grid import ACTIVATION, NARROWEST, NEGLIGIBLE, Grid
 from rewriter.program import Quantization
 
 _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
 # XNNPACK requantizes by scales of at least 2**-32.
 _REQUANTIZE_MIN = 2.0**-31
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
-# The converter widens any range below 1e-6 (kNearZeroTolerance in its quantization_utils.h).
-NARROWEST = np.float32(2e-6)
 
 
 def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) -> Quantization:

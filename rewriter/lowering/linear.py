@@ -12,9 +12,8 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
-from rewriter.litert.integer_kernels import rounding_offset
+from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
-from rewriter.lowering.peephole import product
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization

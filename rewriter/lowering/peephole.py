@@ -5,7 +5,6 @@
 - A MUL by one number gives a tensor another scale but, as a rule, the same integers (Rescaling at
   the input). Operators with a kernel can read its input instead: their kernel scales take the
   ratio, ``(r * s_x) * s_w = s_x * (r * s_w)``.
-- A 1x1 convolution of stride 1 is a matrix product, for which XNNPACK takes 4-bit kernels too.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from rewriter.litert.integer_elementwise import constant
-from rewriter.litert.integer_kernels import delegated
 from rewriter.program import Operator, Quantization, Step, Tensor
 
 _REDUCTIONS = ("MEAN", "REDUCE_MAX")
@@ -99,28 +97,6 @@ class _Peephole:
             yield reader
             if self.steps[reader].operator.kind in _MOVES:
                 yield from self._reached(self.steps[reader].output)
-
-
-def product(operator: Operator, channels: int | None) -> Operator:
-    """The operator itself, or the FULLY_CONNECTED that it is and that runs where it would not.
-
-    While lowering, before there is a bias: how that is rounded depends on what runs.
-
-    Args:
-      operator: with a kernel.
-      channels: of its input.
-    """
-    kernel = operator.kernel
-    if operator.kind != "CONV_2D" or kernel is None or delegated(operator):
-        return operator
-    pointwise = kernel.shape[:2] == (1, 1) and kernel.shape[2] == channels
-    if not pointwise or list(operator.attributes["strides"]) != [1, 1]:
-        return operator
-    attributes = {"keep_num_dims": True}
-    made = dataclasses.replace(
-        operator, kind="FULLY_CONNECTED", attributes=attributes, kernel=kernel[0, 0]
-    )
-    return made if delegated(made) else operator
 
 
 def _keeps_integers(operator: Operator) -> bool:

@@ -12,26 +12,21 @@ folded in, ``(b - mean) * s + beta`` with ``s = gamma / sqrt(variance + epsilon)
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from rewriter import grid as grids
-from rewriter import neighbours, nodes
-from rewriter.gradients import tensor
-from rewriter.grid import Grid
-from rewriter.litert.integer_kernels import delegated, vectorized
-from rewriter.lowering.folding import NARROWEST
-from rewriter.lowering.peephole import product
+from rewriter import kernels as arithmetic
+from rewriter.grid import NARROWEST, Grid
+from rewriter.layers import neighbours
+from rewriter.litert.integer_kernels import delegated, product, vectorized
 from rewriter.program import Operator
-from rewriter.switch import Switch
-from rewriter.training import quantizers
+from rewriter.training import phases, quantizers
 from rewriter.training.pipeline import VARIABLES
 
-_VECTOR, _SCALAR = tf.TensorSpec([None], tf.float32), tf.TensorSpec((), tf.float32)
 _PER_CHANNEL, _PER_TENSOR, _KEPT = "per channel", "per tensor", "kept"  # where a scale comes from
 
 
@@ -115,7 +110,7 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     if operator.last and host.batch_norm is not None:
         epsilon, values = host.batch_norm.epsilon, host.batch_norm.variables_in(phase)
         norm = [tf.cast(values[name], tf.float32) for name in VARIABLES]
-    switch = _switch(
+    rounding = _rounding(
         len(operator.shape),
         operator.grid,
         grids.storage(operator.kind, operator.grid),
@@ -125,9 +120,9 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
         tuple(float(grids.of(layer.quantizer).steps) for layer in layers),
     )
     kept = _reach(operator) if scales == _KEPT else none
-    value = tf.cast(tensor(kernel), tf.float32)
-    given = [value, bias, *norm, twice, kept, *ends]
-    (found,) = switch(phase, given, [twice.shape])
+    value = tf.cast(arithmetic.tensor(kernel), tf.float32)
+    given = [value, bias, *norm, twice, kept, *ends[0], *ends[1]]
+    found = tf.cond(phase >= phases.QUANTIZE, lambda: rounding(*given), lambda: none)
     return tf.stop_gradient(found)
 
 
@@ -153,7 +148,11 @@ def _range(layer: Any) -> list[Any]:
     quantizer, variables = layer.quantizer, layer.range_variables
     if isinstance(quantizer, quantizers.FixedQuantizer):
         return [tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)]
-    return [nodes.value(variables[key]) for key in ("min_var", "max_var") if key in variables]
+    return [
+        arithmetic.read_variable(variables[key])
+        for key in ("min_var", "max_var")
+        if key in variables
+    ]
 
 
 def _rounded_twice(operator: _Operator) -> np.ndarray:
@@ -181,29 +180,25 @@ def _rounded_twice(operator: _Operator) -> np.ndarray:
     return np.zeros(channels, bool) if delegated(alike) else vectorized(alike, inputs)
 
 
-@functools.cache
-def _switch(
+def _rounding(
     rank: int,
     grid: Grid,
     bits: int,
     scales: str,
     folded: bool,
     epsilon: float,
-    steps: tuple[float, float],
-) -> Switch:
-    """By phase: 0, or what rounding adds.
+    steps: tuple[float, ...],
+) -> Callable[..., Any]:
+    """A function of the kernel, the bias, gamma, beta, mean, variance, which channels are rounded
+    twice, the range that a quantizer keeps for the kernel, and those of the input and the output.
 
-    Arguments: the kernel, the bias, gamma, beta, mean, variance, which channels are rounded twice,
-    the range that a quantizer keeps for the kernel, and those of the input and the output.
-    ``bits``: of the storage. ``folded``: the kernel was quantized with the normalization in it.
+    It returns what rounding adds. ``bits``: of the storage. ``folded``: the kernel was quantized
+    with the normalization in it.
     """
     rest = [axis for axis in range(rank) if axis - rank not in grid.axes]
     fill = np.float32(grids.kernel(bits).qmax // grid.qmax)
 
-    def exact(kernel: Any, bias: Any, *_: Any) -> tuple[Any]:
-        return (tf.zeros_like(bias),)
-
-    def rounded(kernel: Any, *arguments: Any) -> tuple[Any]:
+    def rounded(kernel: Any, *arguments: Any) -> Any:
         *vectors, kept, low, high, out_low, out_high = arguments
         # float64, as where the file's bias is made
         bias, gamma, beta, mean, variance, twice = (tf.cast(v, tf.float64) for v in vectors)
@@ -230,10 +225,9 @@ def _switch(
         offset = twice * tf.cast(below, tf.float64)
         found = tf.round((real - offset) / step) * step + offset - real
         live = (largest * size > 0) & (step > 0) & (low <= high)
-        return (tf.cast(tf.where(live, found, tf.zeros_like(found)), tf.float32),)
+        return tf.cast(tf.where(live, found, tf.zeros_like(found)), tf.float32)
 
-    specs = [tf.TensorSpec([None] * rank, tf.float32), *[_VECTOR] * 7, *[_SCALAR] * 4]
-    return Switch(specs, exact, exact, rounded, rounded)  # as rewriter.phases counts
+    return rounded
 
 
 def _scale(low: Any, high: Any, steps: float) -> Any:
