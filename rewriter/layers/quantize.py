@@ -176,10 +176,22 @@ class QuantizeMixin(PhasedMixin):
         return tf.identity(inputs)
 
     def _quantize(self, inputs: Any, training: bool) -> Any:
+        kept = self._kept() if training else []
         values = self.quantizer(
             tf.cast(inputs, tf.float32), training=training, weights=self._quantizer_weights
         )
+        now = [tf.convert_to_tensor(variable) for variable, _ in kept]
+        finite = [tf.reduce_all(tf.math.is_finite(value)) for value in now]
+        for (variable, before), value in zip(kept, now, strict=True):
+            # All as before, if a batch that is not finite has made one of them so.
+            variable.assign(tf.where(tf.reduce_all(finite), value, before))
         return tf.cast(values, inputs.dtype)
+
+    def _kept(self) -> list[tuple[Any, Any]]:
+        """The range of a quantizer that is not ours, and its values before the batch."""
+        variables = [v for v in self._quantizer_weights.values() if hasattr(v, "assign")]
+        floating = [v for v in variables if tf.as_dtype(v.dtype).is_floating]
+        return [(v, tf.identity(v)) for v in floating if not getattr(v, "trainable", False)]
 
     def reset_range(self) -> None:
         """Forget what has been observed."""

@@ -89,7 +89,7 @@ class _Lowerer(ProgramBuilder):
                     self._returned.setdefault(value.name, Source(index, index=i))
         if self.unset:
             raise ExportError(
-                f"The ranges of {len(self.unset)} activations have not been set: "
+                f"The ranges of {len(self.unset)} activations have not been set or are not finite: "
                 f"{', '.join(self.unset)}. Run rewriter.calibrate(model, data), or train in phase "
                 "'observe' or 'quantize', before exporting."
             )

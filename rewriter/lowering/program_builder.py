@@ -32,7 +32,7 @@ class ProgramBuilder:
       flavour: the Keras of the model.
       tensors: of the program, by name.
       steps: of the program, in order.
-      unset: the Quantize layers whose ranges have not been set, by path.
+      unset: the Quantize layers whose ranges have not been set or are not finite, by path.
     """
 
     def __init__(self, flavour: Flavour):
@@ -273,7 +273,8 @@ class ProgramBuilder:
             )
         low, high = (float(read(variables[k])) for k in ("min_var", "max_var"))
         if not low <= high or not np.isfinite([low, high]).all():
-            self.unset.append(path)
+            unset = (low, high) == (quantizers.UNSET_MIN, quantizers.UNSET_MAX)
+            self.unset.append(path if unset else f"{path} (from {low:g} to {high:g})")
             low = high = 0.0
         return folding.activation_quantization(low, high, grid)
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from rewriter import finite
 from rewriter.errors import CalibrationError
 from rewriter.training import phases
 
@@ -30,7 +31,8 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
       ``model``, in phase ``quantize``.
 
     Raises:
-      CalibrationError: if there is no data, or it does not fit the model's inputs.
+      CalibrationError: if there is no data, it does not fit the model's inputs, or it is not
+        finite, or the output of a layer is not; ranges and phases are then as before.
       UnsupportedModelError: if the model has not been rewritten.
     """
     codes = phases.codes(model)
@@ -39,13 +41,19 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
         for layer, _ in ranges:
             layer.reset_range()
         phases.set_phase(model, "observe")
-        batches = 0
-        step = _traced(model)
+        samples = 0
+        watch = finite.Watch(model)
+        step = _traced(model, watch)
         source, total = batches_of(model, data, batch_size)
         for inputs in tqdm(source, total=total, desc="calibrating", disable=not progress):
-            step(*tf.nest.flatten(inputs))
-            batches += 1
-        if not batches:
+            flat = tf.nest.flatten(inputs)
+            finite.check_inputs(model, flat, samples)
+            if not step(*flat):
+                error = watch.explain(flat, samples)
+                if error is not None:
+                    raise error
+            samples += len(flat[0])
+        if not samples:
             raise CalibrationError(
                 "The calibration data is empty. Give at least one batch of the model's inputs."
             )
@@ -60,16 +68,19 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
     return model
 
 
-def _traced(model: Any) -> Any:
+def _traced(model: Any, watch: finite.Watch) -> Any:
     """The model in phase ``observe`` on its flattened inputs, traced once for all batches.
 
-    It returns nothing: what only the outputs need is not computed. A concrete function, since a
-    ``tf.function`` looks at each of the model's variables in every call to find the right one.
+    It returns whether all that is quantized was finite: what only the outputs need is not computed.
+    A concrete function, since a ``tf.function`` looks at each of the model's variables in every
+    call to find the right one.
     """
     structure = model.input
 
-    def observe(*inputs: Any) -> None:
-        model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+    def observe(*inputs: Any) -> Any:
+        with watch.tracing() as all_finite:
+            model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+            return all_finite()
 
     specs = [tf.TensorSpec((None, *t.shape[1:]), t.dtype) for t in tf.nest.flatten(structure)]
     with phases.only(phases.OBSERVE):

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+from rewriter import finite
 from rewriter.errors import CalibrationError, UnsupportedModelError
 from rewriter.kernels.composed_norm import reestimating
 from rewriter.training.calibrate import batches_of
@@ -33,7 +34,8 @@ def reestimate_batch_norm(
       ``model``.
 
     Raises:
-      CalibrationError: if there is no data, or it does not fit; the statistics are as before.
+      CalibrationError: if there is no data, it does not fit, or it is not finite, or the output
+        of a layer is not; the statistics are as before.
       UnsupportedModelError: if the model has no batch normalization of ours.
     """
     norms = batch_norms(model)
@@ -42,19 +44,29 @@ def reestimate_batch_norm(
             f"The model {model.name!r} has no quantization-aware batch normalization. "
             "Pass the model that rewriter.rewrite returned."
         )
-    before = [(v, v.numpy()) for n in norms for v in (n.moving_mean, n.moving_variance)]
+    statistics = [v for n in norms for v in (n.moving_mean, n.moving_variance)]
+    before = [(v, v.numpy()) for v in statistics]
 
     @tf.function(reduce_retracing=True)
-    def step(inputs: Any, share: Any) -> None:
+    def step(inputs: Any, share: Any) -> Any:
         with reestimating(share):
             model(inputs, training=False)
+        sums = [tf.reduce_sum(tf.convert_to_tensor(v)) for v in statistics]
+        return tf.reduce_all([tf.math.is_finite(each) for each in sums])
 
-    count = 0
+    count = samples = 0
     try:
         batches, total = batches_of(model, data, batch_size)
         for inputs in tqdm(batches, total=total, desc="re-estimating", disable=not progress):
-            step(inputs, tf.constant(1.0 / (count + 1), tf.float32))
+            flat, share = tf.nest.flatten(inputs), tf.constant(1.0 / (count + 1), tf.float32)
+            finite.check_inputs(model, flat, samples)
+            if not step(inputs, share):
+                with reestimating(share):
+                    error = finite.Watch(model).explain(flat, samples)
+                if error is not None:
+                    raise error
             count += 1
+            samples += len(flat[0])
         if not count:
             raise CalibrationError("The data is empty. Give at least one batch of inputs.")
     except BaseException:

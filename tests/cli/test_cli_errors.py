@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import tf_keras
 from test_files import listing
@@ -106,6 +107,11 @@ def test_failures_keep_the_old_output(
     assert "Rewrite the model" in error_of(capsys, "export", original, "-o", file)
     arguments = ["convert", original, "-o", output, "--calibrate", folder / "wrong.npy"]
     assert "(6, 6, 3)" in error_of(capsys, *arguments)
+    spoiled = X.copy()
+    spoiled[3, 2, 1] = np.nan
+    np.savez(folder / "spoiled.npz", x=spoiled)
+    arguments[-1] = folder / "spoiled.npz"
+    assert "is not finite in sample 3" in error_of(capsys, *arguments)
     assert listing(tmp_path) == before
 
 

@@ -46,6 +46,12 @@ def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
     return tf.zeros_like(high), high if upper is None else tf.minimum(high, upper)
 
 
+def _if_finite(batch: tuple[Any, Any], new: Any, values: Any) -> list[Any]:
+    """The new range, or the one that there is where the batch's extremes are not finite."""
+    finite = tf.math.is_finite(batch[1] - batch[0])
+    return [tf.where(finite, one, other) for one, other in zip(new, values, strict=True)]
+
+
 @functools.cache
 def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again: bool) -> Switch:
     """By phase: an activation; the range, two variables, is kept in place.
@@ -71,22 +77,23 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
 
     def observing(x: Any, *ranges: Any) -> Any:
         low, high = ranges[-2:]
-        batch_low, batch_high = _extremes(x, clamp)
-        values = tf.minimum(low.value(), batch_low), tf.maximum(high.value(), batch_high)
-        moved(low, high, values)
+        batch, values = _extremes(x, clamp), (low.value(), high.value())
+        new = tf.minimum(values[0], batch[0]), tf.maximum(values[1], batch[1])
+        moved(low, high, _if_finite(batch, new, values))
         return results(clamped(x, clamp))
 
     def following(x: Any, *ranges: Any) -> Any:
         low, high = ranges[-2:]
         values = low.value(), high.value()
         before = ranges[:2] if again else values
-        unset = before[0] > before[1]
+        batch, unset = _extremes(x, clamp), before[0] > before[1]
         new = [
             tf.where(unset, value, old + rate * (value - old))
-            for old, value in zip(before, _extremes(x, clamp), strict=True)
+            for old, value in zip(before, batch, strict=True)
         ]
         if again:  # as one moving average of all that the batch has
             new = [tf.minimum(values[0], new[0]), tf.maximum(values[1], new[1])]
+        new = _if_finite(batch, new, values)
         return results(quantized(x, *moved(low, high, new)), before)
 
     def frozen(x: Any, *ranges: Any) -> Any:
@@ -94,12 +101,13 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
         values = low.value(), high.value()
         before = ranges[:2] if again else values
 
-        def batch() -> Any:
-            new_low, new_high = _extremes(x, clamp)
-            return tf.minimum(values[0], new_low), tf.maximum(values[1], new_high)
+        def widened() -> Any:
+            batch = _extremes(x, clamp)
+            new = tf.minimum(values[0], batch[0]), tf.maximum(values[1], batch[1])
+            return tuple(_if_finite(batch, new, values))
 
         # There may be no range to keep: the batch's becomes it.
-        new = tf.cond(before[0] > before[1], batch, lambda: values)
+        new = tf.cond(before[0] > before[1], widened, lambda: values)
         return results(quantized(x, *moved(low, high, new)), before)
 
     def fixed(x: Any, *ranges: Any) -> Any:

@@ -46,7 +46,7 @@ def activation(
     ``float``: ``y = clamp(x)``. ``observe``: that, and the range becomes the hull of itself and the
     batch's. ``quantize``: the range moves by ``rate`` of the way to the batch's, and y is the
     nearest value to x on the grid that divides it into equal steps. The batch's range is that of
-    ``clamp(x)`` and 0. The gradient is the clamp's at y, straight through the rounding and the
+    ``clamp(x)`` and 0; one that is not finite changes nothing. The gradient is the clamp's at y, straight through the rounding and the
     ends of the range (Bengio et al. 2013, arXiv:1308.3432).
 
     Args:
@@ -78,24 +78,35 @@ def activation(
     def hull(a: Any, b: Any) -> tuple[Any, Any]:
         return tf.minimum(a[0], b[0]), tf.maximum(a[1], b[1])
 
+    def if_finite(seen: Any, new: Any) -> list[Any]:
+        finite = tf.math.is_finite(seen[1] - seen[0])
+        return [tf.where(finite, one, end) for one, end in zip(new, ends, strict=True)]
+
     def in_float() -> tuple[Any, ...]:
         return clamped(x, clamp), *ends
 
     def observing() -> tuple[Any, ...]:
-        return clamped(x, clamp), *hull(ends, batch())
+        seen = batch()
+        return clamped(x, clamp), *if_finite(seen, hull(ends, seen))
 
     def following() -> tuple[Any, ...]:
+        seen = batch()
         new = [
             tf.where(start[0] > start[1], end, old + rate * (end - old))
-            for old, end in zip(start, batch(), strict=True)
+            for old, end in zip(start, seen, strict=True)
         ]
         # Of several tensors, one moving average of all that the batch has.
-        low, high = new if before is None else hull(ends, new)
+        low, high = if_finite(seen, new if before is None else hull(ends, new))
         return on_grid(x, grid, low, high), low, high
 
     def frozen() -> tuple[Any, ...]:
         # There may be no range to keep: the batch's becomes it.
-        new = tf.cond(start[0] > start[1], lambda: hull(ends, batch()), lambda: ends)
+        def widened() -> tuple[Any, Any]:
+            seen = batch()
+            low, high = if_finite(seen, hull(ends, seen))
+            return low, high
+
+        new = tf.cond(start[0] > start[1], widened, lambda: ends)
         return on_grid(x, grid, *new), *new
 
     def fixed() -> tuple[Any, ...]:
