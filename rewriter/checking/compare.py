@@ -213,11 +213,17 @@ class _Twin:
 
 def _compare(value: np.ndarray, expected: np.ndarray) -> list[float]:
     """Counts: elements, identical, within one; and the maximum."""
-    off = np.abs(value.reshape(expected.shape) - expected)
+    value = value.reshape(expected.shape)
     if expected.dtype.kind == "f":
-        off = off / max(np.abs(expected).max(initial=0), np.finfo(np.float32).tiny)
+        # TensorFlow writes -inf as the lowest number.
+        value, expected = (np.nan_to_num(x, nan=np.nan) for x in (value, expected))
+        off = np.abs(value - expected)
+        ordinary = np.abs(expected) < np.finfo(np.float32).max
+        largest = np.abs(expected).max(initial=0, where=ordinary)
+        off = off / max(largest, np.finfo(np.float32).tiny)
         equal, near = off <= _FLOAT_IDENTICAL, off <= _FLOAT_STEP
     else:
+        off = np.abs(value - expected)
         equal, near = off == 0, off <= 1
     return [
         expected.size,

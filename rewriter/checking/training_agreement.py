@@ -40,15 +40,17 @@ class Counter:
     def add(self, model: np.ndarray, twin: np.ndarray) -> None:
         """Add the model's values, in steps, and the twin's, integers where it is quantized."""
         ours = twin if self._grid is None else twin - np.int32(self._grid.zero_point)
-        noise = model - ours.astype(np.float32)
-        noise = noise[noise != 0].astype(np.float64)  # few
+        ours = ours.astype(np.float32)
+        other = model != ours
+        noise = model[other].astype(np.float64) - ours[other]  # few
         self.elements += model.size
         self.other += noise.size
-        self._signal += float(np.sum(np.square(model), dtype=np.float64))
+        self._signal += float(np.sum(np.square(model), dtype=np.float64, where=np.isfinite(model)))
         self._noise += float(np.sum(np.square(noise)))
         self._largest = max(self._largest, float(np.abs(noise).max(initial=0.0)))
         if self._grid is None:
-            self._magnitude = max(self._magnitude, float(np.abs(model).max(initial=0.0)))
+            largest = np.abs(model).max(initial=0.0, where=np.isfinite(model))
+            self._magnitude = max(self._magnitude, float(largest))
 
     @property
     def largest(self) -> float:

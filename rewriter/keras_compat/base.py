@@ -209,6 +209,9 @@ class Flavour(Names, Calls):
         """
         return False
 
+    def complete_shape(self, layer: Any, input_shapes: Sequence[Any]) -> None:
+        """Let a new, unbuilt layer say the sizes of its output that its inputs' give it."""
+
     def kernel_attribute(self, class_name: str, name: str) -> str:
         """The attribute that holds the kernel ``name`` of the tf_keras layer ``class_name``."""
         raise NotImplementedError

@@ -74,6 +74,20 @@ class Keras3(Flavour):
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         return False
 
+    def complete_shape(self, layer: Any, input_shapes: Sequence[Any]) -> None:
+        # It leaves a size open that `output_shape` does, also where the input has it.
+        partial = getattr(layer, "partial_output_shape", None)
+        if self.class_name(layer) != "EinsumDense" or partial is None or "." in layer.equation:
+            return
+        left, output = layer.equation.replace(" ", "").split("->")
+        sizes = dict(zip(left.split(",")[0], input_shapes[0], strict=True))
+        sizes = {label: size for label, size in sizes.items() if size is not None}
+        found = [
+            size if size is not None else sizes.get(label)
+            for label, size in zip(output[1:], partial, strict=True)
+        ]
+        layer.partial_output_shape = tuple(found)
+
     def kernel_attribute(self, class_name: str, name: str) -> str:
         if class_name.startswith("DepthwiseConv") and name == "depthwise_kernel":
             return "kernel"

@@ -77,6 +77,7 @@ TENSORFLOW |= {
     "raw.Squeeze": "reshape x",
     "raw.Transpose": "transpose x axes",
     "raw.Pad": "pad x paddings",
+    "raw.PadV2": "pad x paddings value",
     "raw.Identity": "identity x",
     "raw.Relu": "relu x",
     "raw.Relu6": "relu6 x",

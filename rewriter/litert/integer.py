@@ -43,6 +43,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "RESHAPE": integer_spatial.reshape,
     "CONCATENATION": integer_spatial.concatenation,
     "PAD": integer_spatial.pad,
+    "PADV2": integer_spatial.pad_lowest,
     "TRANSPOSE": integer_spatial.transpose,
     "STRIDED_SLICE": integer_spatial.strided_slice,
     "RESIZE_NEAREST_NEIGHBOR": integer_resize.resize_nearest_neighbor,

@@ -122,6 +122,13 @@ def pad(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     return tf.pad(q, operator.attributes["paddings"], constant_values=zero)
 
 
+def pad_lowest(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``PADV2``: with the lowest integer, which a max pooling ignores."""
+    require_same(operator.kind, operator.output, *operator.inputs)
+    lowest = _output(operator).qmin
+    return tf.pad(q, operator.attributes["paddings"], constant_values=lowest)
+
+
 def transpose(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``TRANSPOSE``; ``perm`` includes the batch."""
     require_same(operator.kind, operator.output, *operator.inputs)

@@ -52,6 +52,7 @@ class Row:
       constants: int32 inputs after the activations, by name.
       versions: the first one that is needed counts.
       layout: of its kernel; None: it has none.
+      padded: whether its last input is what it pads with: the lowest integer.
       same_grid: whether LiteRT takes the output to be on its inputs' grid.
       grid: the output's grid where LiteRT prescribes it.
     """
@@ -61,6 +62,7 @@ class Row:
     constants: Values = lambda operator: {}
     versions: tuple[Version, ...] = (Version(1, "1.5.0"),)
     layout: Layout | None = None
+    padded: bool = False
     same_grid: bool = False
     grid: Quantization | None = None
 
@@ -91,6 +93,15 @@ _RESIZE = Row(
         Version(4, "2.5.0", fields.wide),
         Version(3, "2.2.0", fields.centred),
         Version(2, "1.14.0"),
+    ),
+    same_grid=True,
+)
+_PAD = Row(
+    "Pad",
+    constants=fields.ints("paddings"),
+    versions=(
+        Version(4, "2.6.0", fields.rank_above(4)),
+        *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
     ),
     same_grid=True,
 )
@@ -171,15 +182,8 @@ ROWS: dict[str, Row] = {
         versions=_MOST,
         same_grid=True,
     ),
-    "PAD": Row(
-        "Pad",
-        constants=fields.ints("paddings"),
-        versions=(
-            Version(4, "2.6.0", fields.rank_above(4)),
-            *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
-        ),
-        same_grid=True,
-    ),
+    "PAD": _PAD,
+    "PADV2": dataclasses.replace(_PAD, options="PadV2", padded=True),
     "TRANSPOSE": Row(
         "Transpose",
         constants=fields.ints("perm"),

@@ -54,11 +54,17 @@ def assemble(
         raise ValueError(
             f"batch_size must be a positive whole number or None. Received: {batch_size!r}."
         )
-    floats = sorted({s.layer for s in program.steps if s.operator.kind == "FLOAT"})
+    kinds = {
+        s.layer: s.operator.attributes.get("layer", "")
+        for s in program.steps
+        if s.operator.kind == "FLOAT"
+    }
+    floats = sorted(kinds)
     if floats and not allow_float:
+        shown = ", ".join(f"{name} ({kinds[name]})" if kinds[name] else name for name in floats[:8])
         raise ExportError(
             f"Layer '{floats[0]}' has no integer form, and {len(floats)} layer(s) would stay in "
-            f"float: {', '.join(floats[:8])}. Replace them, or allow float "
+            f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
     return _Writer(program, batch_size).write(float_io)
@@ -184,7 +190,13 @@ class _Writer:
         if operator.kind == "RESHAPE":
             rows, *sizes = self._shapes[step.output]
             rest = {"shape": np.asarray([-1 if self._open else rows, *sizes], np.int32)}
-        return [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
+        found = [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
+        if row.padded and operator.output is not None:
+            grid = operator.output
+            lowest = np.asarray(grid.qmin, np.int8 if grid.bits == BITS else np.int16)
+            name = f"{step.name}/value"
+            found.append(file.constant(name, lowest, grid.scale, zero_point=grid.zero_point))
+        return found
 
     def _kernel(self, step: Step, layout: Layout, inputs: list[int]) -> list[int]:
         """Input, kernel and bias; a TRANSPOSE_CONV has the shape of its output in front."""

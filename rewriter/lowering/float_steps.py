@@ -58,8 +58,18 @@ def _step(
     **attributes: int,
 ) -> Value:
     grids = tuple(low.tensors[name].quantization for name in names)
-    operator = Operator("FLOAT", grids, None, attributes, function=function)
+    described: dict[str, Any] = {**attributes, "layer": _described(call.layer)}
+    operator = Operator("FLOAT", grids, None, described, function=function)
     return low.add(call.path, operator, names, shape)
+
+
+def _described(layer: Any) -> str:
+    """The class of a layer, or of the layer in ours with its activation, for messages."""
+    host = getattr(layer, "host", None)
+    name = type(layer if host is None else host).__name__
+    activation = getattr(layer if host is None else host, "activation", None)
+    of = getattr(activation, "__name__", None)
+    return name if of in (None, "linear") else f"{name} with the activation {of}"
 
 
 def _parameters(call: Call) -> Collection[str]:

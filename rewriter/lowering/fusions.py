@@ -104,7 +104,7 @@ class _Fusion:
 
     def _changes_nothing(self, step: Step) -> bool:
         operator = step.operator
-        if operator.kind == "PAD":
+        if operator.kind in ("PAD", "PADV2"):
             return not np.any(operator.attributes["paddings"])
         if operator.kind == "TRANSPOSE":
             return list(operator.attributes["perm"]) == sorted(operator.attributes["perm"])

@@ -19,7 +19,7 @@ from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Program, Tensor
 from rewriter.reading import from_keras
-from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import BatchNorm, Input, Ours
 
@@ -61,6 +61,12 @@ class _Lowerer(ProgramBuilder):
     def __init__(self, model: Any):
         self.graph = from_keras.read(model)
         super().__init__(self.graph.flavour)
+        paths = {call.path for call in self.graph.calls}
+        for call in self.graph.calls:
+            # A layer that gave its name to the Quantize layer after it: users know it by that.
+            original = call.path.removesuffix(UNQUANTIZED)
+            if original in paths:
+                call.path = original
         self._index = 0  # of the call that is lowered
         self._quantized: dict[str, Source] = {}
         self._returned: dict[str, Source] = {}
@@ -84,8 +90,8 @@ class _Lowerer(ProgramBuilder):
             for i, value in enumerate(self._call(call, env)):
                 env[Ref(index, i)] = value
                 # What is pending is not on its grid in the model; what is not in float32 there is
-                # not what the program has in float.
-                if value.name is not None and not self._in_other_float(call, i, value.name):
+                # not what the program has in float; -inf is on no grid.
+                if value.name is not None and not self._differs(call, i, value.name):
                     self._returned.setdefault(value.name, Source(index, index=i))
         if self.unset:
             raise ExportError(
@@ -114,7 +120,9 @@ class _Lowerer(ProgramBuilder):
         kept = {names.get(n, n): source for n, source in sources.items() if n in same}
         return Lowered(program, self.graph, kept)
 
-    def _in_other_float(self, call: Call, index: int, name: str) -> bool:
+    def _differs(self, call: Call, index: int, name: str) -> bool:
+        if self.steps and self.steps[-1].output == name and self.steps[-1].operator.kind == "PADV2":
+            return True  # -inf, in the model
         return self.tensors[name].quantization is None and precisions.other(call.dtypes[index])
 
     def _drop_unused(self, outputs: Sequence[str]) -> None:

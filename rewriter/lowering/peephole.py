@@ -19,7 +19,7 @@ from rewriter.litert.integer_elementwise import constant
 from rewriter.program import Operator, Quantization, Step, Tensor
 
 _REDUCTIONS = ("MEAN", "REDUCE_MAX")
-_MOVES = ("PAD", "RESHAPE", "TRANSPOSE", "STRIDED_SLICE", "MAX_POOL_2D")
+_MOVES = ("PAD", "PADV2", "RESHAPE", "TRANSPOSE", "STRIDED_SLICE", "MAX_POOL_2D")
 
 
 def simplify(

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import roles
+from rewriter.reading import paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 
 _PLAIN = (str, bytes, int, float, type(None))
@@ -118,7 +118,7 @@ class _Reader:
                 for key, value in inherited.items():
                     if key not in kwargs and _accepts(layer, key):
                         kwargs[key] = value
-                opened = self._opened(layer, path, args, kwargs)
+                opened = self._opened(layer, path, args, kwargs, flat)
                 refs = opened or self._append(layer, path, args, kwargs, flat)
             for tensor, ref in zip(flat, refs, strict=True):
                 env[id(tensor)] = ref
@@ -153,13 +153,16 @@ class _Reader:
         return refs
 
     def _opened(
-        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any]
+        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
     ) -> list[Ref] | None:
         """The calls inside a user's layer that holds normalizations, if it can be traced.
 
         Only where all its variables belong to layers inside it: they go on as those layers'.
         """
         flavour = self.flavour
+        padding = paddings_inside.padding(flavour, layer, args, kwargs, outputs, self.calls)
+        if padding is not None:
+            return self._append(padding[0], path, *padding[1:], outputs)
         if (
             flavour.is_ours(layer)
             or flavour.class_name(layer)

@@ -19,6 +19,9 @@ from rewriter.keras_compat import Flavour
 if TYPE_CHECKING:
     from rewriter.reading.roles import Role
 
+# Ends the name of a layer that gave its own to the Quantize layer after it, an output's.
+UNQUANTIZED = "_unquantized"
+
 
 @dataclasses.dataclass(frozen=True)
 class Ref:

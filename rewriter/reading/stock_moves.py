@@ -12,6 +12,10 @@ from rewriter.reading.operations import Operation, constant, reshape, resize
 if TYPE_CHECKING:
     from rewriter.reading.graph import Call
 
+# What is padded with for a max pooling to ignore: -inf, or the lowest number of a type. On any grid
+# it is the lowest integer.
+LOWEST = -1e4
+
 Reader = Callable[["Call", Mapping[str, Any]], Operation | None]
 
 
@@ -49,15 +53,19 @@ def _move(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
 def _pad(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     rank = len(call.shapes[0])
     value = arguments.get("value", 0)
-    zero = value is None or (constant(value) is not None and not np.any(constant(value)))
+    found = np.zeros(()) if value is None else constant(value)
+    if found is None or found.size != 1:
+        return None
+    number = float(found.reshape(()))
     paddings = np.asarray(arguments["paddings"], np.int64)
     mode = str(arguments.get("mode", "constant")).lower()
-    if mode != "constant" or not zero or paddings.size not in (1, 2, 2 * rank):
+    lowest = number <= LOWEST
+    if mode != "constant" or not (number == 0 or lowest) or paddings.size not in (1, 2, 2 * rank):
         return None
     pairs = np.broadcast_to(paddings, (rank, 2)).tolist()
     if pairs[0] != [0, 0]:
         return None
-    return Operation("pad", (arguments["x"],), {"paddings": pairs})
+    return Operation("pad", (arguments["x"],), {"paddings": pairs, "lowest": lowest})
 
 
 def _split(call: Call, arguments: Mapping[str, Any]) -> Operation | None:

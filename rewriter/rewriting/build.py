@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from rewriter.keras_compat import stack
 from rewriter.kernels.codes import CLAMPS
-from rewriter.reading.graph import Call, Graph, Ref, map_refs
+from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
 from rewriter.rewriting import behaviours, placement, rules
@@ -163,7 +163,7 @@ class Builder:
             owned, group = self._quantize_layer(alone, ref, None, clamp), None
         # The name of an output belongs to the last layer before it.
         renamed = id(job.layer) in self.unnamed and owned is None
-        rename = own_name + "_unquantized" if renamed else None
+        rename = own_name + UNQUANTIZED if renamed else None
         layer = self._layer(job, owned, rename)
         if isinstance(job.role, Input):
             tensor = self.symbols[ref] = layer.output
@@ -251,4 +251,6 @@ class Builder:
                 return self.factory.batch_norm(job.layer, name, job.path)
             case LayerNorm():
                 return self.factory.layer_norm(job.layer, name)
-        return self.factory.clone(job.layer, name)
+        new = self.factory.clone(job.layer, name)
+        self.flavour.complete_shape(new, self.graph.calls[job.call].input_shapes)
+        return new

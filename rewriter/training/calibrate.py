@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from rewriter import finite
 from rewriter.errors import CalibrationError
-from rewriter.training import phases
+from rewriter.training import finite, phases
 
 
 def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = True) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from rewriter import finite
 from rewriter.errors import CalibrationError, UnsupportedModelError
 from rewriter.kernels.composed_norm import reestimating
+from rewriter.training import finite
 from rewriter.training.calibrate import batches_of
 from rewriter.training.schedule import batch_norms
 

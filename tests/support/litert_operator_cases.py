@@ -205,6 +205,10 @@ CASES |= {
     "concatenation": _same("CONCATENATION", (IMAGE, (9, 11, 3)), axis=3),
     "concatenation_rows": _same("CONCATENATION", (IMAGE, IMAGE, IMAGE), axis=1),
     "pad": _same("PAD", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
+    "pad_lowest": _same("PADV2", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
+    "pad_lowest_rank_5": _same(
+        "PADV2", ((3, 4, 5, 8),), paddings=[[0, 0], [1, 2], [0, 1], [2, 0], [0, 0]]
+    ),
     "transpose": _same("TRANSPOSE", perm=[0, 3, 1, 2]),
     "transpose_rank_5": _same("TRANSPOSE", ((3, 6, 5, 8),), perm=[0, 4, 1, 3, 2]),
     "transpose_rank_6": _same("TRANSPOSE", ((3, 6, 2, 5, 8),), perm=[0, 5, 1, 3, 2, 4]),

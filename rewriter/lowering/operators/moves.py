@@ -34,7 +34,8 @@ def _transpose(low: ProgramBuilder, call: Call, operation: Operation, x: Sequenc
 
 
 def _pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    return low.apply("PAD", call, x, paddings=operation.options["paddings"])
+    kind = "PADV2" if operation.options.get("lowest") else "PAD"
+    return low.apply(kind, call, x, paddings=operation.options["paddings"])
 
 
 def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) -> Value:

@@ -14,9 +14,10 @@ import tensorflow as tf
 
 from rewriter.errors import CalibrationError
 from rewriter.layers.quantize import QuantizeMixin, observed
-from rewriter.reading import graph as graphs
-from rewriter.reading import stock_layers
+from rewriter.reading import from_keras
+from rewriter.reading.graph import Call, Ref, map_refs
 from rewriter.reading.operations import Operation
+from rewriter.reading.roles import Opaque
 
 _WAYS_ON = ("identity", "reshape", "transpose", "slice", "split", "concatenate", "pad", "clamp")
 
@@ -67,21 +68,15 @@ class Watch:
     """
 
     def __init__(self, model: Any):
-        self._graph = graphs.read(model)
+        self._graph = from_keras.read(model)
         self._consumers = self._graph.consumers()
         self._filled = {
             id(call.layer)
             for index, call in enumerate(self._graph.calls)
             if isinstance(call.layer, QuantizeMixin)
-            and self._is_opaque(self._graph.calls[call.refs[0].call])
+            and isinstance(self._graph.calls[call.refs[0].call].role, Opaque)
             and self._ignored(index)
         }
-
-    def _is_opaque(self, call: graphs.Call) -> bool:
-        """Whether it is not known what a layer computes."""
-        flavour = self._graph.flavour
-        ours = type(call.layer) in flavour.registered.values()
-        return not ours and stock_layers.read(flavour, call) is None
 
     def _ignored(self, index: int) -> bool:
         """Whether only max poolings read what a call returns, through layers that move it."""
@@ -89,14 +84,13 @@ class Watch:
         found = False
         while todo:
             number = todo.pop()
-            refs = [graphs.Ref(number, i) for i in range(len(self._graph.calls[number].shapes))]
+            refs = [Ref(number, i) for i in range(len(self._graph.calls[number].shapes))]
             for reader in (r for ref in refs for r in self._consumers.get(ref, ())):
                 call = self._graph.calls[reader]
-                operation = stock_layers.read(self._graph.flavour, call)
-                if self._is_max_pool(call, operation):
+                if self._is_max_pool(call):
                     found = True
                     continue
-                moved = operation is not None and operation.name in _WAYS_ON
+                moved = isinstance(call.role, Operation) and call.role.name in _WAYS_ON
                 if not moved and not isinstance(call.layer, QuantizeMixin):
                     return False
                 if reader not in seen:
@@ -104,8 +98,8 @@ class Watch:
                     todo.append(reader)
         return found
 
-    def _is_max_pool(self, call: graphs.Call, operation: Operation | None) -> bool:
-        if operation is not None and operation.name in ("max", "pool"):
+    def _is_max_pool(self, call: Call) -> bool:
+        if isinstance(call.role, Operation) and call.role.name in ("max", "pool"):
             return True
         name = self._graph.flavour.class_name(call.layer)  # also without an integer form
         return "maxpool" in name.lower().replace("_", "")
@@ -136,13 +130,13 @@ class Watch:
           start: how many samples came before it.
         """
         graph = self._graph
-        env: dict[graphs.Ref, Any] = dict(zip(graph.input_refs(), inputs, strict=True))
+        env: dict[Ref, Any] = dict(zip(graph.input_refs(), inputs, strict=True))
         for index, call in enumerate(graph.calls):
-            if graphs.Ref(index) in env:
+            if Ref(index) in env:
                 continue
-            args, kwargs = graphs.map_refs((call.args, call.kwargs), env.__getitem__)
+            args, kwargs = map_refs((call.args, call.kwargs), env.__getitem__)
             outputs = tf.nest.flatten(call.layer(*args, **kwargs))
-            env.update((graphs.Ref(index, i), value) for i, value in enumerate(outputs))
+            env.update((Ref(index, i), value) for i, value in enumerate(outputs))
             if self._ignored(index):
                 continue
             for value in outputs:
