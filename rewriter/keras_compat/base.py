@@ -14,17 +14,9 @@ from rewriter.keras_compat.adapter import QuantizerAdapter
 from rewriter.keras_compat.calls import Calls
 from rewriter.keras_compat.names import Names
 
-_TENSORFLOW_FUNCTIONS = {
-    tf.identity: "linear",
-    tf.nn.relu: "relu",
-    tf.nn.relu6: "relu6",
-    tf.nn.leaky_relu: "leaky_relu",
-    tf.nn.elu: "elu",
-    tf.nn.gelu: "gelu",
-    tf.nn.silu: "silu",
-    tf.nn.sigmoid: "sigmoid",
-    tf.nn.tanh: "tanh",
-    tf.nn.softmax: "softmax",
+_TENSORFLOW_FUNCTIONS = {tf.identity: "linear"} | {
+    getattr(tf.nn, name): name
+    for name in ["relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh", "softmax"]
 }
 
 PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
@@ -168,6 +160,10 @@ class Flavour(Names, Calls):
     batch_norm_classes: tuple[type, ...]
 
     def _operation_name(self, layer: Any) -> str:
+        raise NotImplementedError
+
+    def steps_per_execution(self, model: Any) -> int:
+        """How many steps ``fit`` takes between two calls of its callbacks."""
         raise NotImplementedError
 
     def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:

@@ -42,6 +42,9 @@ class Keras3(Flavour):
     def called(self, node: Any) -> Any:
         return node.operation
 
+    def steps_per_execution(self, model: Any) -> int:
+        return int(getattr(model, "steps_per_execution", None) or 1)
+
     def _functional(self, model: Any) -> Any:
         return getattr(model, "_functional", None) or model
 

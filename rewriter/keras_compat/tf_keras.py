@@ -63,6 +63,10 @@ class TfKeras(Flavour):
     def called(self, node: Any) -> Any:
         return node.layer
 
+    def steps_per_execution(self, model: Any) -> int:
+        held = getattr(model, "_steps_per_execution", None)
+        return 1 if held is None else int(held.numpy())
+
     def structure(self, model: Any) -> tuple[Any, Any]:
         return model._nested_inputs, model._nested_outputs
 

@@ -69,6 +69,8 @@ class QuantizeMixin(PhasedMixin):
     In phase ``float`` it only applies ``clamp``; in ``observe`` the quantizer records the range
     too; in ``quantize`` the output is the quantizer's. Called in several places, it holds one range
     for all of them, which follows the smallest and the largest value of a batch in any of them.
+    With ``trainable=False`` training does not move the range (unless there is none yet), as it does
+    not move the statistics of a batch normalization.
 
     Input shape: any; output shape: the same. float16 and bfloat16 are quantized in float32.
 
@@ -140,9 +142,14 @@ class QuantizeMixin(PhasedMixin):
 
     def _switched(self, inputs: Any, training: Any) -> Any:
         # The parts of another layer are in the model as often as that is, which they cannot know.
+        phase = phases.read(self.phase)
+        if not self.trainable and training is not False:
+            # As Keras's own: in training, a layer that is frozen keeps its statistics.
+            still = tf.logical_and(phase == phases.OBSERVE, tf.cast(training, tf.bool))
+            phase, training = tf.where(still, phases.FLOAT, phase), False
         outputs, before = self.quantizer.switch(
             inputs,
-            phases.read(self.phase),
+            phase,
             self._quantizer_weights,
             follow=training,
             clamp=self.clamp,
@@ -159,9 +166,11 @@ class QuantizeMixin(PhasedMixin):
 
     def _switch(self, inputs: Any, training: bool) -> Any:
         """Any quantizer of the protocol, under a condition of its own."""
+        frozen = training and not self.trainable
+        training = training and not frozen
         branches = {
             phases.FLOAT: lambda: tf.identity(inputs),
-            phases.OBSERVE: lambda: self._observe(inputs),
+            phases.OBSERVE: lambda: tf.identity(inputs) if frozen else self._observe(inputs),
             phases.QUANTIZE: lambda: self._quantize(inputs, training),
             phases.QUANTIZE_FROZEN: lambda: self._quantize(inputs, False),
         }

@@ -48,7 +48,8 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
 
     From the beginning until ``quantize_at`` the model trains in float and, with ``observe``,
     records the ranges of its activations. Steps are the optimizer's own, so a resumed training
-    goes on where it was.
+    goes on where it was. Where a model is compiled with ``steps_per_execution=N``, callbacks run
+    once in N steps: what falls on one of these steps takes effect at the first of them.
 
     Args:
       quantize_at: when to switch to phase ``quantize``; None: never.
@@ -111,13 +112,14 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
         self._epoch = 0
         self._step: int | None = None
         self._first = 0
+        self._at_once: int | None = None
         self._last: dict[str, Any] = {}
 
     # The callback's side
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._last = {}
-        self._step = None
+        self._step = self._at_once = None
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._epoch = epoch
@@ -131,7 +133,16 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
             if self._step is None or batch == 0:
                 self._step, self._first = int(self.model.optimizer.iterations.numpy()), batch
             several = getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1
-            self.apply(self.model, self._step + (batch - self._first) // several)
+            last = batch + self._steps_at_once(batch) - 1
+            self.apply(self.model, self._step + (last - self._first) // several)
+
+    def _steps_at_once(self, batch: int) -> int:
+        """How many steps are taken until the next call of a callback."""
+        if self._at_once is None or batch == 0:
+            flavour = keras_compat.flavour_of(self.model)
+            self._at_once = flavour.steps_per_execution(self.model)
+        steps = (self.params or {}).get("steps")
+        return self._at_once if steps is None else max(min(self._at_once, steps - batch), 1)
 
     # By hand, for loops of one's own
 

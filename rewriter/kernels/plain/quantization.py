@@ -46,8 +46,8 @@ def activation(
     ``float``: ``y = clamp(x)``. ``observe``: that, and the range becomes the hull of itself and the
     batch's. ``quantize``: the range moves by ``rate`` of the way to the batch's, and y is the
     nearest value to x on the grid that divides it into equal steps. The batch's range is that of
-    ``clamp(x)`` and 0; one that is not finite changes nothing. The gradient is the clamp's at y, straight through the rounding and the
-    ends of the range (Bengio et al. 2013, arXiv:1308.3432).
+    ``clamp(x)`` and 0; one that is not finite changes nothing. The gradient is the clamp's at y,
+    straight through the rounding and the ends of the range (Bengio et al. 2013, arXiv:1308.3432).
 
     Args:
       x: float32, any shape; may be pending.
