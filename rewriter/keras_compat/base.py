@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
@@ -178,12 +179,16 @@ class Flavour(Names, Calls):
         """One name per flattened output of a functional model or Sequential."""
         return model.output_names
 
-    def is_functional(self, model: Any) -> bool:
-        raise NotImplementedError
+    def added_losses(self, layer: Any) -> contextlib.AbstractContextManager[list[Any]]:
+        """Within, ``layer`` is called on symbolic tensors; afterwards the losses it has added."""
+        return contextlib.nullcontext([])
 
-    def is_tensor(self, value: Any) -> bool:
-        """Whether ``value`` is a symbolic Keras tensor."""
-        raise NotImplementedError
+    def is_added_loss(self, layer: Any) -> bool:
+        """Whether it is what ``add_loss`` puts into the graph of a functional model."""
+        return False
+
+    is_functional: Any  # whether a model is one, or a Sequential that is built
+    is_tensor: Any  # whether a value is a symbolic Keras tensor
 
     def input_spec_of(self, model: Any) -> Any:
         """Structure of ``(shape, dtype)`` that a subclassed model was built on, or None."""

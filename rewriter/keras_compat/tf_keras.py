@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
@@ -66,6 +67,17 @@ class TfKeras(Flavour):
     def steps_per_execution(self, model: Any) -> int:
         held = getattr(model, "_steps_per_execution", None)
         return 1 if held is None else int(held.numpy())
+
+    @contextlib.contextmanager
+    def added_losses(self, layer: Any) -> Iterator[list[Any]]:
+        before, added = list(layer._losses), []  # type: ignore[var-annotated]
+        yield added
+        added += [loss for loss in layer._losses if not any(loss is old for old in before)]
+        layer._losses = before
+
+    def is_added_loss(self, layer: Any) -> bool:
+        base = importlib.import_module("tf_keras.src.engine.base_layer")
+        return type(layer) is base.AddLoss
 
     def structure(self, model: Any) -> tuple[Any, Any]:
         return model._nested_inputs, model._nested_outputs

@@ -62,6 +62,15 @@ class PhasedMixin:
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
+    def get_config(self) -> dict[str, Any]:
+        """Keras's own part, with the activity regularizer, which one of them leaves out."""
+        config = super().get_config()
+        regularizer = getattr(self, "activity_regularizer", None)
+        if regularizer is not None and "activity_regularizer" not in config:
+            serialize = self.flavour.keras.regularizers.serialize
+            config["activity_regularizer"] = serialize(regularizer)
+        return config
+
 
 class QuantizeMixin(PhasedMixin):
     """Emulates the integer grid of one activation tensor.

@@ -45,6 +45,7 @@ def read(model: Any) -> Graph:
         inputs=tf.nest.map_structure(lambda t: reader.env[id(t)], inputs),
         outputs=graph_outputs,
         output_names=tuple(names),
+        regularized=tuple(reader.regularized),
     )
 
 
@@ -82,8 +83,12 @@ def _map_spec(spec: Any, function: Callable, is_leaf: Callable[[Any], bool]) -> 
 def _trace(flavour: Flavour, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     """A functional model that makes the calls that ``model.call`` makes."""
     try:
-        outputs = model.call(*args, **kwargs)
-        return flavour.keras.Model(args[0], outputs, name=model.name)
+        with flavour.added_losses(model) as losses:
+            outputs = model.call(*args, **kwargs)
+        functional = flavour.keras.Model(args[0], outputs, name=model.name)
+        for loss in losses:
+            functional.add_loss(loss)
+        return functional
     except Exception as error:
         raise UnsupportedModelError(
             f"The subclassed model {model.name!r} ({type(model).__qualname__}) cannot be traced "
@@ -97,6 +102,7 @@ class _Reader:
         self.flavour = flavour
         self.calls: list[Call] = []
         self.env: dict[int, Ref] = {}  # id of a symbolic tensor -> where it comes from
+        self.regularized: list[str] = []
         self._masked: set[Ref] = set()
         self._keep: list[Any] = []  # traced models: their tensors' ids must stay unique
 
@@ -182,12 +188,17 @@ class _Reader:
         symbolic, options = map_refs((args, kwargs), symbols.__getitem__)
         options.pop("training", None)
         try:
-            outputs = layer.call(*symbolic, **options)
+            with flavour.added_losses(layer) as losses:
+                outputs = layer.call(*symbolic, **options)
             model = flavour.keras.Model(list(symbols.values()), outputs)
+            for loss in losses:
+                model.add_loss(loss)
         except Exception:
             return None  # it stays one call, and its normalizations are refused by name
         env = {id(tensor): ref for tensor, ref in zip(tf.nest.flatten(model.inputs), refs,
                                                       strict=True)}  # fmt: skip
+        if getattr(layer, "activity_regularizer", None) is not None:
+            self.regularized.append(path)
         training = kwargs.get("training")
         self.inline(model, path + "/", env, {} if training is None else {"training": training})
         return [env[id(t)] for t in tf.nest.flatten(flavour.structure(model)[1])]

@@ -78,6 +78,7 @@ class Graph:
       calls: topologically sorted; the index of a call is its identity.
       inputs, outputs: the model's inputs and outputs, nested as the user gave them, as Refs.
       output_names: one per flattened output, as Keras names them.
+      regularized: layers that were opened, and have an activity regularizer, which no call has.
     """
 
     flavour: Flavour
@@ -86,6 +87,7 @@ class Graph:
     inputs: Any
     outputs: Any
     output_names: tuple[str, ...]
+    regularized: tuple[str, ...] = ()
 
     def consumers(self) -> dict[Ref, list[int]]:
         """For every tensor the calls that read it (a call appears once per use)."""

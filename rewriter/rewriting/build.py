@@ -62,6 +62,7 @@ class Builder:
         self.given: set[str] = set()  # the names of those
         self.factory = LayerFactory(graph.flavour, recipe)
         self.tensors: dict[Ref, Any] = {}
+        self.losses: list[Any] = []  # added to the model
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
 
     def _jobs(self, decisions: list[rules.Decision]) -> list[_Job]:
@@ -136,14 +137,21 @@ class Builder:
             # changes, an initialised one has its own.
             self.factory.finish_copies()
         with stack.room_for(2 * len(self.jobs)):
-            return self.flavour.keras.Model(
+            model = self.flavour.keras.Model(
                 inputs=map_refs(self.graph.inputs, self.symbols.__getitem__),
                 outputs=map_refs(self.graph.outputs, self.tensors.__getitem__),
                 name=self.graph.name,
             )
+            for loss in self.losses:
+                model.add_loss(loss)
+        return model
 
     def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
         ref = Ref(job.call)
+        if self.flavour.is_added_loss(job.layer):
+            self.losses.append(self._arguments(job)[0][0])
+            self.tensors[ref] = self.losses[-1]
+            return
         output_name = outputs.get(ref)
         group = self.placement.after.get(ref)
         own_name = self.names[id(job.layer)]
@@ -155,7 +163,10 @@ class Builder:
             # The activation and its quantizer in one layer, under the activation's name.
             args, kwargs = self._arguments(job)
             value = args[0] if args else next(iter(kwargs.values()))
-            self.tensors[ref] = self._quantize_layer(alone, ref, own_name, clamp)(value)
+            quantize = self._quantize_layer(alone, ref, own_name, clamp)
+            # Keras's own part of the layer that this one stands for.
+            quantize.activity_regularizer = getattr(job.layer, "activity_regularizer", None)
+            self.tensors[ref] = quantize(value)
             return
         owned = None
         ends = clamp != "none" or output_name == own_name

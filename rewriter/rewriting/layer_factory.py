@@ -63,6 +63,7 @@ class LayerFactory:
         """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
         new = self.classes.FusedBatchNormalization.like(original, name)
         new.pipeline = self.recipe.pipeline_for(name, *also) or new.pipeline
+        new.activity_regularizer = getattr(original, "activity_regularizer", None)
         self._copy_later(new, original)
         return new
 

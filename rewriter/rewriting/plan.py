@@ -8,7 +8,7 @@ from typing import Any
 
 from rewriter.reading import from_keras
 from rewriter.reading.graph import Graph
-from rewriter.rewriting import behaviours, rules
+from rewriter.rewriting import behaviours, left_behind, rules
 from rewriter.rewriting.recipe import Recipe
 
 
@@ -39,12 +39,15 @@ class Plan:
       entries: one for every BatchNormalization.
       float_layers: layers that have no integer form here; they train as they are, and
         ``export_tflite`` refuses them unless float is allowed.
+      notes: what the model has and the rewritten one will not, with what to do; ``rewrite`` warns
+        of it.
     """
 
     model: str
     keras: str
     entries: tuple[PlanEntry, ...]
     float_layers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def count(self, action: str) -> int:
         """How many entries have this action."""
@@ -73,6 +76,7 @@ class Plan:
         ]
         if self.float_layers:
             lines.append(f"  stay in float: {', '.join(self.float_layers)}")
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -87,7 +91,8 @@ def plan(model: Any, recipe: Recipe | None = None) -> Plan:
       UnsupportedModelError: if the model's graph cannot be read.
     """
     graph = from_keras.read(model)
-    return make_plan(graph, rules.decide(graph))
+    made = make_plan(graph, rules.decide(graph))
+    return dataclasses.replace(made, notes=left_behind.notes(model, graph))
 
 
 def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:

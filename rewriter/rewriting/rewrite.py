@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.reading import from_keras
 from rewriter.reading.roles import Ours
-from rewriter.rewriting import rules
+from rewriter.rewriting import left_behind, rules
 from rewriter.rewriting.build import Builder
 from rewriter.rewriting.recipe import Recipe
 from rewriter.training.calibrate import calibrate
@@ -28,7 +29,8 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
         back in phase ``quantize``.
 
     Returns:
-      A functional model of the same Keras, not compiled.
+      A functional model of the same Keras, not compiled. What it lacks of ``model``, such as a
+      ``train_step`` of its own, a warning names.
 
     Raises:
       UnsupportedModelError: if the graph cannot be read, or a BatchNormalization is refused; the
@@ -51,6 +53,8 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
         raise UnsupportedModelError(
             f"{len(refused)} BatchNormalization of {graph.name!r} cannot be rewritten: {reasons}."
         )
+    for note in left_behind.notes(model, graph):
+        warnings.warn(note, stacklevel=2)
     built = Builder(graph, decisions, recipe).build()
     if not model.trainable:
         built.trainable = False  # so that setting it to True later reaches the layers

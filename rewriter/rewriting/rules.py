@@ -217,6 +217,8 @@ def _regularized(scene: _Scene, first: Call, indices: list[int], hosts: list[int
     call = scene.graph.calls[hosts[0]]
     if getattr(call.layer, "activity_regularizer", None) is not None:
         return f"{call.path!r} has an activity regularizer on its own output"
+    if any(getattr(scene.graph.calls[i].layer, "activity_regularizer", None) for i in indices):
+        return "it has an activity regularizer"
     return None
 
 

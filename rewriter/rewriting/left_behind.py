@@ -1,0 +1,62 @@
+"""What the original model has beside its graph, and the rewritten one has not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewriter.keras_compat import Flavour
+from rewriter.reading.from_keras import Graph
+
+# What a subclass of Model may define to train, evaluate or predict in another way.
+_METHODS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_loss",
+    "compute_metrics",
+    "make_train_function",
+    "make_test_function",
+    "make_predict_function",
+    "fit",
+)
+
+
+def notes(model: Any, graph: Graph) -> tuple[str, ...]:
+    """One sentence for each thing that is not carried over, with what to do.
+
+    Args:
+      model: the original.
+      graph: what was read of it.
+    """
+    return (*_of_model(graph.flavour, model), *_of_layers(graph))
+
+
+def _of_model(flavour: Flavour, model: Any) -> list[str]:
+    own = [name for name in _METHODS if _is_users(flavour, model, name)]
+    if not own:
+        return []
+    cls = type(model).__name__
+    return [
+        f"The model {model.name!r} is of the class {cls!r} with its own {', '.join(own)}, which "
+        "the rewritten model has not: it is a functional model of Keras, and trains as those do. Make "
+        f"one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes that "
+        "these methods use, or train it in a loop of your own."
+    ]
+
+
+def _is_users(flavour: Flavour, model: Any, name: str) -> bool:
+    """Whether a method of a model is not Keras's."""
+    for cls in type(model).__mro__:
+        if name in vars(cls):
+            return cls.__module__.split(".")[0] != flavour.keras.__name__
+    return False
+
+
+def _of_layers(graph: Graph) -> list[str]:
+    found = [
+        f"The activity regularizer of the layer {path!r} is not carried over: the layer is taken "
+        "apart, and its output is computed by others. Add a layer "
+        "ActivityRegularization after it, or the term to your loss."
+        for path in graph.regularized
+    ]
+    return list(dict.fromkeys(found))
