@@ -19,6 +19,7 @@ from rewriter.checking import worker
 from rewriter.errors import VerificationError
 
 PATIENCE_S = 600.0  # without a sign of life; they come with every sample
+LOADING_S = 25.0  # for a file, which takes milliseconds
 
 
 class Died(Exception):
@@ -83,11 +84,12 @@ class Child:
         with self.lock:
             self._start()
             done = 0
+            patience = min(PATIENCE_S, LOADING_S) if message[0] == "load" else PATIENCE_S
             try:
                 with contextlib.suppress(OSError):  # it is gone, which the answer tells
                     worker.send(self._process.stdin, message)  # type: ignore[union-attr, arg-type]
                 while True:
-                    kind, value = self._answer(done)
+                    kind, value = self._answer(done, patience)
                     if kind == "progress":
                         done = value
                         if progress is not None:
@@ -102,11 +104,11 @@ class Child:
                 self.close()
                 raise
 
-    def _answer(self, done: int) -> Any:
+    def _answer(self, done: int, patience: float) -> Any:
         try:
-            answer = self._answers.get(timeout=PATIENCE_S)
+            answer = self._answers.get(timeout=patience)
         except queue.Empty:
-            raise Died(f"no answer for {PATIENCE_S:.0f} s", done, "") from None
+            raise Died(f"no answer for {patience:.0f} s", done, "") from None
         if answer is not None:
             return answer
         code = self._process.wait() if self._process is not None else 0

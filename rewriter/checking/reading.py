@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.files import boundaries
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_model import OPERATORS, TYPES, FileModel, FileOperator, FileTensor, schema
 
@@ -43,10 +44,23 @@ def read(content: bytes) -> FileModel:
     """A read-only view of a file's main subgraph.
 
     Raises:
-      ExportError: these bytes are not a LiteRT file.
+      VerificationError: these bytes are not a LiteRT file, or a damaged one.
     """
-    flatbuffer.check_identifier(content)
-    return _main_subgraph(content)
+    with boundaries.litert("The LiteRT file"):
+        flatbuffer.check_identifier(content)
+        model = _main_subgraph(content)
+        _check_places(model)
+        return model
+
+
+def _check_places(model: FileModel) -> None:
+    """Raise ValueError unless all tensors that are named by their places exist."""
+    named = [*model.inputs, *model.outputs]
+    for operator in model.operators:
+        named += [*operator.inputs, *operator.outputs]
+    wrong = [index for index in named if not -1 <= index < len(model.tensors)]
+    if wrong or any(size < -1 for tensor in model.tensors for size in tensor.shape):
+        raise ValueError(f"there is no tensor {wrong[0]}" if wrong else "a shape is negative")
 
 
 def _main_subgraph(content: bytes) -> FileModel:

@@ -15,6 +15,7 @@ from rewriter.checking.comparison import Comparison, table
 from rewriter.checking.emulation import compare_training
 from rewriter.checking.training_agreement import TrainingAgreement, TrainingComparison
 from rewriter.errors import CalibrationError, VerificationError
+from rewriter.files import boundaries
 from rewriter.lowering.lower import lower_with_sources
 from rewriter.training.calibrate import batches_of
 
@@ -107,14 +108,15 @@ def verify(
     lowered = lower_with_sources(model)
     count = len(inputs[0])
     with tqdm(total=2 * count, desc="verifying", disable=not progress) as bar:
-        comparison = compare_program(
-            lowered.program,
-            content,
-            None,
-            inputs,
-            kernels=kernels,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
+        with boundaries.litert(f"The file {str(path)!r}"):
+            comparison = compare_program(
+                lowered.program,
+                content,
+                None,
+                inputs,
+                kernels=kernels,
+                progress=lambda done, total: bar.update(done - bar.n),
+            )
         training = compare_training(
             lowered, inputs, progress=lambda done: bar.update(count + done - bar.n)
         )

@@ -170,7 +170,7 @@ def main() -> None:
             else:
                 engine = None  # not two files at a time
                 engine = Engine(*arguments) if kind == "load" else None
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # of a damaged file, LiteRT and NumPy raise anything
             send(answers, ("failed", str(error) or type(error).__name__))
         else:
             send(answers, ("done", result))

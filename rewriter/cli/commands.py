@@ -16,13 +16,14 @@ import h5py
 import numpy as np
 
 from rewriter import keras_compat
+from rewriter.checking import probe
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
 from rewriter.cli import data
 from rewriter.errors import LoadError, RewriterError, VerificationError, short
 from rewriter.export import export_tflite
-from rewriter.files import outputs
+from rewriter.files import boundaries, outputs
 from rewriter.files.replacing import replacing
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import plan
@@ -151,6 +152,7 @@ def _load(args: Namespace) -> Any:
             importlib.import_module(name)
         except Exception as error:  # a module of the user's may raise anything
             raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
+    probe.check(args.model)
     return load_model(args.model, flavour=args.keras, allow_lambda=args.allow_lambda)
 
 
@@ -205,7 +207,8 @@ def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str
             f"Received: {len(model.inputs)} and {len(model.outputs)}."
         )
     inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
-    (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
+    with boundaries.litert(f"The file {str(file)!r}"):
+        (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
     found = {"file": scores, "model": model.predict(inputs, verbose=0)}
     return {
         name: float(np.mean(np.argmax(value.reshape(len(inputs), -1), -1) == read.labels))

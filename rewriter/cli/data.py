@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rewriter.errors import LoadError
+from rewriter.files import boundaries
 
 # Where a file has several arrays and none is asked for: the first of these names that it has.
 FOR_CALIBRATION = ("x", "x_train", "x_test")
@@ -75,21 +74,14 @@ def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
     path = source.path
     if not path.exists():
         raise LoadError(f"There is no file or folder {str(path)!r}.")
-    if path.is_dir():
-        return _from_images(source, shapes)
-    try:
+    with boundaries.data(path):
+        if path.is_dir():
+            return _from_images(source, shapes)
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _from_array(source, loaded)
         with loaded:
             return _from_arrays(source, loaded, shapes)
-    except LoadError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise LoadError(
-            f"{str(path)!r} cannot be read as data: expected an .npz or .npy file of numbers, or "
-            f"a folder of images ({error})."
-        ) from error
 
 
 def _from_array(source: Source, array: np.ndarray) -> Data:
@@ -212,9 +204,6 @@ def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -
 
 def _image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """One image as uint8 (height, width, channels)."""
-    try:
-        with Image.open(file) as image:
-            resized = image.convert(_IMAGE_MODES[channels]).resize(size, Image.Resampling.BILINEAR)
-            return np.asarray(resized).reshape(size[1], size[0], channels)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise LoadError(f"The image {str(file)!r} cannot be read: {error}.") from error
+    with boundaries.data(file), Image.open(file) as image:
+        resized = image.convert(_IMAGE_MODES[channels]).resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(resized).reshape(size[1], size[0], channels)

@@ -11,6 +11,7 @@ from typing import Any
 
 from rewriter import keras_compat
 from rewriter.errors import LoadError, short
+from rewriter.files import boundaries
 from rewriter.keras_compat import Flavour, flat_layers, stack, trust
 from rewriter.reading import model_formats
 from rewriter.reading.model_formats import Contents
@@ -57,7 +58,8 @@ def load_model(
             f"rename it to end in {contents.suffixes[0]!r}."
         )
     if not allow_lambda:
-        _check(path, contents, chosen, custom_objects)
+        with boundaries.model(path):
+            _check(path, contents, chosen, custom_objects)
     allowing = trust.everything() if allow_lambda else contextlib.nullcontext()
     try:
         with allowing, stack.room_for(trust.count(contents.config)):
@@ -69,7 +71,12 @@ def load_model(
             )
     except Exception as error:  # whatever the parts of Keras and of the user's classes raise
         raise LoadError(_explain(path, contents, chosen, error)) from error
-    _refuse_revived(path, model, chosen)
+    if not chosen.is_model(model):
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind}, but what it holds is no model. Received: an object "
+            f"of type {type(model).__qualname__}. Wrap a layer: Model(inputs, layer(inputs))."
+        )
+    _refuse_revived(path, model, chosen, contents)
     return model
 
 
@@ -129,10 +136,20 @@ def _check(
         raise LoadError(f"The configuration in {str(path)!r} is nested too deeply.") from error
 
 
-def _refuse_revived(path: Path, model: Any, flavour: Flavour) -> None:
-    """A SavedModel's layers of unknown classes come back as functions that cannot be rewritten."""
+def _refuse_revived(path: Path, model: Any, flavour: Flavour, contents: Contents) -> None:
+    """A SavedModel's layers of unknown classes come back as functions that cannot be rewritten.
+
+    Those of known classes too, where they cannot be made of their configuration.
+    """
     for layer in flat_layers(model):
         if type(layer).__module__.endswith("saving.legacy.saved_model.load"):
+            cls = flavour.registered.get(type(layer).__name__)
+            nodes = [node for node in contents.config if node.get("name") == layer.name]
+            try:
+                if cls is not None and nodes:
+                    cls.from_config(dict(nodes[0]["config"]))  # type: ignore[attr-defined]
+            except Exception as error:  # whatever its parts raise: the reason
+                raise LoadError(_explain(path, contents, flavour, error)) from error
             raise LoadError(_unknown(path, layer.name, type(layer).__name__, flavour))
 
 

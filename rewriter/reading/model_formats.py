@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
-from google.protobuf.message import DecodeError
 
 from rewriter import keras_compat
-from rewriter.errors import LoadError, short
+from rewriter.errors import LoadError
+from rewriter.files import boundaries
 from rewriter.keras_compat import private_tensorflow
 from rewriter.reading import containers
 
@@ -44,6 +43,10 @@ class Contents:
     revived: bool = False
     runs: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.keras_version, str):
+            raise ValueError(f"the version of Keras in it is no text, but {self.keras_version!r}")
+
     @property
     def flavour_name(self) -> str:
         """Keras 3 writes its own version; everything older, or silent, is of tf_keras."""
@@ -60,16 +63,9 @@ def read(path: Path) -> Contents:
     if not path.exists():
         raise LoadError(f"There is no file or folder {str(path)!r}.")
     for fits, reader in _FORMATS:
-        try:
+        with boundaries.model(path):
             if fits(path):
                 return reader(path)
-        except _DAMAGE as error:
-            if isinstance(error, LoadError):
-                raise
-            raise LoadError(
-                f"{str(path)!r} cannot be read: it is damaged or incomplete ({short(error)}). "
-                "Save or copy it again."
-            ) from error
     received = "a folder without saved_model.pb" if path.is_dir() else f"a file, {_glimpse(path)}"
     raise LoadError(f"{str(path)!r} is not a Keras model. {_EXPECTED}. Received: {received}.")
 
@@ -176,11 +172,6 @@ def _read_zip(path: Path) -> Contents:
         raise ValueError(f"the checksum of {damaged!r} in it is wrong")
     return Contents("a .keras file", metadata["keras_version"], config, (".keras",))
 
-
-# What reading a damaged file, or one of another program, raises.
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, EOFError,
-           NotImplementedError, RecursionError, zlib.error, DecodeError,
-           zipfile.BadZipFile)  # fmt: skip
 
 _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Contents]], ...] = (
     (_is_saved_model, _read_saved_model),

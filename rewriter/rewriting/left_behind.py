@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading.from_keras import Graph
+from rewriter.reading.graph import Graph
 
 # What a subclass of Model may define to train, evaluate or predict in another way.
 _METHODS = (
@@ -38,9 +38,9 @@ def _of_model(flavour: Flavour, model: Any) -> list[str]:
     cls = type(model).__name__
     return [
         f"The model {model.name!r} is of the class {cls!r} with its own {', '.join(own)}, which "
-        "the rewritten model has not: it is a functional model of Keras, and trains as those do. Make "
-        f"one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes that "
-        "these methods use, or train it in a loop of your own."
+        "the rewritten model has not: it is a functional model of Keras, and trains as those do. "
+        f"Make one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes "
+        "that these methods use, or train it in a loop of your own."
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.errors import RecipeError
+from rewriter.files import boundaries
 from rewriter.training import quantizer_names, quantizers
 from rewriter.training.pipeline import BatchNormPipeline
 
@@ -81,7 +82,8 @@ class Recipe:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise RecipeError(f"Unknown recipe field {unknown[0]!r}. Known fields: {known}.")
-        return cls(**values)
+        with boundaries.recipe("The recipe"):
+            return cls(**values)
 
     def to_json(self) -> str:
         """The recipe as JSON text."""

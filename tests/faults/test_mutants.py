@@ -1,0 +1,139 @@
+"""Damaged files of every format: an error of ours or success, whatever the bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import pytest
+
+import commands
+import mutants
+import rewriter
+from commands import error_of
+from rewriter.checking import hdf5, probe
+from rewriter.errors import LoadError, RecipeError, VerificationError
+
+folder, converted = commands.folder, commands.converted
+
+
+def test_mutants() -> None:
+    """``REWRITER_MUTANTS=10000`` for more of them."""
+    count = int(os.environ.get("REWRITER_MUTANTS", "100"))
+    assert mutants.try_all(count, seed=7) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"kernel_quantizer": {"class": "rewriter.quantizers.PerTensorQuantizer", "config": "x"}}',
+        '{"batch_norm_pipeline": {"gamma": null, "phases": 5}}',
+        '{"batch_norm_pipeline": {"gamma": 7}}',
+        '{"batch_norm_pipeline": {"layers": 5}}',
+        '{"kernel_quantizer": 3}',
+        '{"range_momentum": 1e999}',
+        "[]",
+        "{",
+        "\ud800",
+    ],
+)
+def test_recipes(text: str) -> None:
+    with pytest.raises(RecipeError) as info:
+        rewriter.Recipe.from_json(text)
+    assert "\n" not in str(info.value)
+
+
+def _with(path: Path, target: Path, name: str, change) -> Path:
+    """A ``.keras`` file with one JSON entry changed."""
+    import zipfile
+
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.namelist():
+            part = old.read(entry)
+            new.writestr(entry, json.dumps(change(json.loads(part))) if entry == name else part)
+    return target
+
+
+def _list_class(config):
+    config["config"]["layers"][1]["class_name"] = ["Conv2D"]
+    return config
+
+
+def _other_version(metadata):
+    return {**metadata, "keras_version": 3}
+
+
+def _layer(config):
+    return config["config"]["layers"][1]
+
+
+@pytest.mark.parametrize("kind", ["tf_keras", "keras"])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("metadata.json", _other_version),
+        ("metadata.json", lambda metadata: []),
+        ("config.json", _list_class),
+        ("config.json", lambda config: 7),
+        ("config.json", lambda config: {"class_name": "Conv2D"}),
+    ],
+)
+def test_models(folder, tmp_path, kind, name, change) -> None:
+    path = _with(folder / f"{kind}.keras", tmp_path / "m.keras", name, change)
+    with pytest.raises(LoadError) as info:
+        rewriter.load_model(path)
+    assert "m.keras" in str(info.value) and "\n" not in str(info.value)
+
+
+def test_a_file_whose_root_is_no_model(folder, tmp_path) -> None:
+    path = _with(folder / "keras.keras", tmp_path / "m.keras", "config.json", _layer)
+    with pytest.raises(LoadError, match=r"what it holds is no model.*Conv2D|cannot load it"):
+        rewriter.load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashes on it, SIGSEGV"),
+        ("import time; time.sleep(60)", "does not finish in 1 s"),
+    ],
+)
+def test_what_crashes_or_hangs_is_one_line(
+    folder, tmp_path, capsys, monkeypatch, program, message
+) -> None:
+    """HDF5 is read in a child process first, which has a time limit."""
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    monkeypatch.setattr(hdf5, "__file__", str(script))
+    monkeypatch.setattr(probe, "PATIENCE_S", 1.0)
+    for command in (["inspect"], ["export", "-o", tmp_path / "m.tflite"]):
+        text = error_of(capsys, command[0], folder / "keras.keras", *command[1:])
+        assert message in text and "keras.keras" in text
+    assert not (tmp_path / "m.tflite").exists()
+
+
+def test_the_program_reads_all_of_a_file(folder, tmp_path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs["text"] = "x"
+        file["a/scalar"] = 3.0
+        file["a/empty"] = h5py.Empty("f")
+        file["b"] = list(range(100))
+        hdf5.read(file, 1000)
+    hdf5.main(str(folder / "keras.keras"))
+    probe.check(tmp_path / "m.h5")
+    probe.check(tmp_path / "missing.h5")
+
+
+def test_tflite(converted, folder, tmp_path, capsys) -> None:
+    content = bytearray(converted[1].read_bytes())
+    for place in (0, 9, 40, 60, len(content) // 2):
+        damaged = bytearray(content)
+        damaged[place : place + 8] = b"\xff" * 8
+        (tmp_path / "bad.tflite").write_bytes(damaged)
+        arguments = [converted[0], tmp_path / "bad.tflite", "--data", folder / "data.npz"]
+        if place < 60:
+            error_of(capsys, "verify", *arguments)
+    with pytest.raises(VerificationError):
+        rewriter.checking.reading.read(bytes(content[:200]))
