@@ -206,12 +206,13 @@ class _Reader:
     def _nested(self, model: Any, path: str, args: tuple, kwargs: dict[str, Any]) -> list[Ref]:
         # `training` and `mask` given to a nested model hold for the layers inside it.
         inherited = {k: v for k, v in kwargs.items() if k == "training" and v is not None}
-        given = tf.nest.flatten(args[0] if args else kwargs.get("inputs"))
+        read = args[0] if args else kwargs.get("inputs")
+        given = tf.nest.flatten(read)
         if not self.flavour.is_functional(model):
             model = _functional(self.flavour, model)
         inputs, outputs = self.flavour.structure(model)
-        if isinstance(inputs, Mapping) and args and isinstance(args[0], Mapping):
-            given = [args[0][key] for key in sorted(inputs)]
+        if isinstance(inputs, Mapping) and isinstance(read, Mapping):
+            given = [read[key] for key in sorted(inputs)]
         flat_inputs = tf.nest.flatten(inputs)
         if len(given) != len(flat_inputs):
             raise UnsupportedModelError(

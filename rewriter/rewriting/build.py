@@ -80,7 +80,8 @@ class Builder:
                 host = self.graph.calls[fused[index]]
                 kwargs = {
                     **dict(zip(("training", "mask"), call.args[1:], strict=False)),
-                    **call.kwargs,
+                    # Without `inputs`: the normalization's own do not exist any more.
+                    **{key: v for key, v in call.kwargs.items() if key in ("training", "mask")},
                 }
                 job = _Job(index, host.role, host.layer, call.layer, host.args, kwargs, host.path)
                 job.args = (host.refs[0],)  # it may have been called with `inputs=`
@@ -162,7 +163,8 @@ class Builder:
         if alone is not None and clamp != "none" and not hosted:
             # The activation and its quantizer in one layer, under the activation's name.
             args, kwargs = self._arguments(job)
-            value = args[0] if args else next(iter(kwargs.values()))
+            given = [*args, *kwargs.values()]  # by keyword, in any order
+            value = next(each for each in given if self.flavour.is_tensor(each))
             quantize = self._quantize_layer(alone, ref, own_name, clamp)
             # Keras's own part of the layer that this one stands for.
             quantize.activity_regularizer = getattr(job.layer, "activity_regularizer", None)
