@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 import rewriter
 from benchmarks import architectures, report
 from rewriter.checking.worker import Interpreter
-from rewriter.training.quantizers import PerChannelQuantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer
 
 SIZE, CALLS = 224, 5
 TITLE = "4-bit kernels in 1x1 convolutions and Dense"

@@ -30,7 +30,7 @@ import tensorflow as tf
 import rewriter
 from benchmarks import report
 from rewriter import layers
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 SHAPES = {
     "32x56x56x64": (32, 56, 56, 64),

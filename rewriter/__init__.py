@@ -9,17 +9,17 @@ from rewriter.checking.fold import fold
 from rewriter.checking.verify import Verification, verify
 from rewriter.errors import RewriterError
 from rewriter.export import ExportReport, export_tflite
+from rewriter.quantization.fixed_point import Clip, FixedPoint, PowerOfTwo
+from rewriter.quantization.phases import get_phase, set_phase
+from rewriter.quantization.pipeline import BatchNormPipeline
+from rewriter.quantization.pipeline_ops import register_op
+from rewriter.quantization.quantizer_names import register_quantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
-from rewriter.training.fixed_point import Clip, FixedPoint, PowerOfTwo
-from rewriter.training.phases import get_phase, set_phase
-from rewriter.training.pipeline import BatchNormPipeline
-from rewriter.training.pipeline_ops import register_op
-from rewriter.training.quantizer_names import register_quantizer
-from rewriter.training.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
 

@@ -24,8 +24,8 @@ from rewriter.layers.quantize import observed
 from rewriter.litert import affine
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
+from rewriter.quantization import phases
 from rewriter.reading.graph import Graph, Ref, map_refs
-from rewriter.training import phases
 
 
 def compare_training(

@@ -25,10 +25,10 @@ from rewriter.checking.verify import verify
 from rewriter.errors import RewriterError
 from rewriter.export import export_tflite
 from rewriter.files.replacing import replacing, write_bytes
+from rewriter.quantization import phases
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import plan
 from rewriter.rewriting.rewrite import rewrite
-from rewriter.training import phases
 from rewriter.training.calibrate import calibrate
 
 MODEL = Path(__file__).parents[1] / "assets" / "digits_saved_model"

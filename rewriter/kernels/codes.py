@@ -1,6 +1,6 @@
 """What the arguments ``phase`` and ``clamp`` of the kernels may be.
 
-A phase is an int32 scalar; :mod:`rewriter.training.phases` names and sets them.
+A phase is an int32 scalar; :mod:`rewriter.quantization.phases` names and sets them.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ import tensorflow as tf
 from rewriter import kernels
 from rewriter.kernels import composed_norm, moments
 from rewriter.layers.norm_arguments import NormArguments
-from rewriter.training import phases
-from rewriter.training.pipeline import VARIABLES, Pipe, piped
-from rewriter.training.pipeline_ops import copy_op, is_layer
+from rewriter.quantization import phases
+from rewriter.quantization.pipeline import VARIABLES, Pipe, piped
+from rewriter.quantization.pipeline_ops import copy_op, is_layer
 
 
 class FusedBatchNormalizationMixin(NormArguments):
@@ -36,8 +36,8 @@ class FusedBatchNormalizationMixin(NormArguments):
         :class:`rewriter.BatchNormPipeline`; or its serialized form.
 
     Variables beside those of ``BatchNormalization``: ``phase`` (see
-    :mod:`rewriter.training.phases`) and ``frozen`` (int32; 1: training uses the moving statistics
-    and keeps them).
+    :mod:`rewriter.quantization.phases`) and ``frozen`` (int32; 1: training uses the moving
+    statistics and keeps them).
     """
 
     def build(self, input_shape: Any) -> None:
@@ -106,7 +106,7 @@ class FusedBatchNormalizationMixin(NormArguments):
         """gamma, beta, moving_mean and moving_variance as a phase has them, as tensors (C,).
 
         Args:
-          phase: int32 scalar of :mod:`rewriter.training.phases`.
+          phase: int32 scalar of :mod:`rewriter.quantization.phases`.
           training: whether stateful quantizers in the pipeline may update themselves.
         """
         return self._piped(self._read(), phase, training)

@@ -24,8 +24,8 @@ from rewriter.grid import NARROWEST, Grid
 from rewriter.layers import neighbours
 from rewriter.litert.integer_kernels import delegated, product, vectorized
 from rewriter.program import Operator
-from rewriter.training import phases, quantizers
-from rewriter.training.pipeline import VARIABLES
+from rewriter.quantization import phases, quantizers
+from rewriter.quantization.pipeline import VARIABLES
 
 _PER_CHANNEL, _PER_TENSOR, _KEPT = "per channel", "per tensor", "kept"  # where a scale comes from
 
@@ -41,7 +41,7 @@ def shifts(host: Any, kernels: Sequence[Any], phase: Any) -> list[Any]:
     Args:
       host: built.
       kernels: as ``phase`` has them; may be pending.
-      phase: int32 scalar of :mod:`rewriter.training.phases`.
+      phase: int32 scalar of :mod:`rewriter.quantization.phases`.
 
     Returns:
       For each kernel float32 (channels,), without a gradient; or None: its steps are fine, or the

@@ -13,8 +13,8 @@ from rewriter.layers import coarse_bias
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
+from rewriter.quantization import phases, quantizer_names, quantizers
 from rewriter.reading.hosts import HOSTS
-from rewriter.training import phases, quantizer_names, quantizers
 
 
 class QuantizedHostMixin(PhasedMixin):

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from rewriter import kernels
 from rewriter.layers.quantize import PhasedMixin
+from rewriter.quantization import phases
 from rewriter.reading import layer_norms
-from rewriter.training import phases
 
 
 class QuantizedLayerNormalizationMixin(PhasedMixin):

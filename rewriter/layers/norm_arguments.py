@@ -7,7 +7,7 @@ from typing import Any
 
 from rewriter.keras_compat import Flavour, references
 from rewriter.layers.quantize import PhasedMixin
-from rewriter.training.pipeline import BatchNormPipeline, Pipe
+from rewriter.quantization.pipeline import BatchNormPipeline, Pipe
 
 _PLAIN = (
     "axis",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from rewriter import kernels
 from rewriter.keras_compat import Flavour
 from rewriter.layers import shared_ranges
-from rewriter.training import phases, quantizer_names, quantizers, scalars
+from rewriter.quantization import phases, quantizer_names, quantizers, scalars
 
 Observer = Callable[[Any, Any], None]
 _observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
@@ -32,7 +32,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 class PhasedMixin:
-    """Gives a layer its ``phase``, an int32 variable: see :mod:`rewriter.training.phases`."""
+    """Gives a layer its ``phase``, an int32 variable: see :mod:`rewriter.quantization.phases`."""
 
     flavour: Flavour
     rewriter_phased = True

@@ -17,9 +17,9 @@ from rewriter.lowering import folding
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization
+from rewriter.quantization import phases, quantizers
+from rewriter.quantization.pipeline import VARIABLES
 from rewriter.reading.graph import Call
-from rewriter.training import phases, quantizers
-from rewriter.training.pipeline import VARIABLES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

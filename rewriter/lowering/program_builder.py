@@ -21,8 +21,8 @@ from rewriter.keras_compat.variables import read
 from rewriter.lowering import folding
 from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
+from rewriter.quantization import quantizers
 from rewriter.reading.graph import Call
-from rewriter.training import quantizers
 
 
 class ProgramBuilder:

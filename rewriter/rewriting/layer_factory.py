@@ -6,10 +6,10 @@ from typing import Any
 
 from rewriter import layers
 from rewriter.keras_compat import Flavour
+from rewriter.quantization import quantizers
 from rewriter.reading.roles import Host
 from rewriter.rewriting import copies
 from rewriter.rewriting.recipe import Recipe
-from rewriter.training import quantizers
 
 
 class LayerFactory:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rewriter.errors import RecipeError
 from rewriter.files import boundaries
-from rewriter.training import quantizer_names, quantizers
-from rewriter.training.pipeline import BatchNormPipeline
+from rewriter.quantization import quantizer_names, quantizers
+from rewriter.quantization.pipeline import BatchNormPipeline
 
 
 @dataclasses.dataclass(frozen=True)

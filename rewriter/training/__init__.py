@@ -1,6 +1,5 @@
-"""What users call between rewriting and exporting, and what they put into recipes.
+"""What users call between rewriting and exporting: calibration, schedules, re-estimated statistics.
 
-Calibration, phases, schedules, re-estimated statistics, quantizers, and pipelines on the variables
-of batch normalizations. What may be done here: setting variables of a quantization-aware model.
-Nothing here knows the graph of a model.
+What may be done here: running a quantization-aware model on data, and setting its variables. No
+model is made here.
 """

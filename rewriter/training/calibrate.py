@@ -11,7 +11,8 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError
-from rewriter.training import finite, phases
+from rewriter.quantization import phases
+from rewriter.training import finite
 
 
 def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = True) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from rewriter import keras_compat
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import flat_layers
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 GRADUAL = ("layers", "kernels_first")
 

@@ -20,9 +20,9 @@ from rewriter.keras_compat import flavour_of
 from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
 from rewriter.litert import integer_conv
 from rewriter.lowering import folding
+from rewriter.quantization.quantizers import PerChannelQuantizer
 from rewriter.reading import hosts
 from rewriter.rewriting import placement
-from rewriter.training.quantizers import PerChannelQuantizer
 
 CONV, DEPTHWISE = HOST_CASES[0], HOST_CASES[4]
 SQUARE = builders.HostCase("Dense", {"units": 6}, (6,))  # either axis would do for a shape

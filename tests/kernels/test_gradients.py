@@ -12,7 +12,7 @@ import tensorflow as tf
 from claims import assert_close
 from rewriter import grid, kernels
 from rewriter.kernels.fast.gradients import Pending, connect, connected, tensor
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 
 def _square(x):

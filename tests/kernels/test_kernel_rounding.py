@@ -9,7 +9,7 @@ import tensorflow as tf
 from rewriter import grid, kernels
 from rewriter.kernels import connected
 from rewriter.lowering import folding
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 
 def _assert_rounded(found, kernel, channel_axes, num_bits, rtol=0.0):

@@ -21,7 +21,7 @@ from claims import assert_close
 from rewriter import grid, kernels
 from rewriter.kernels import fast, plain
 from rewriter.kernels.fast import machine
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 # Forward the sums are the same ones. Gradients of convolutions are summed in another order, which
 # 16 bits round to one of two neighbours.

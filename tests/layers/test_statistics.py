@@ -13,7 +13,8 @@ import claims
 import oracles
 import rewriter
 from rewriter.errors import CalibrationError, UnsupportedModelError
-from rewriter.training import phases, schedule
+from rewriter.quantization import phases
+from rewriter.training import schedule
 from small_models import VARIABLES, batches, compiled, with_dropout
 
 both = pytest.mark.parametrize("kind", builders.KERASES)

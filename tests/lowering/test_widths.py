@@ -24,7 +24,7 @@ from rewriter.errors import ExportError, RecipeError
 from rewriter.grid import Grid
 from rewriter.lowering import folding
 from rewriter.lowering.lower import lower
-from rewriter.training.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
+from rewriter.quantization.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, LAST, last_value
 
 KERASES = builders.KERASES

@@ -12,8 +12,8 @@ import pytest
 
 import rewriter
 from checks import KERASES, assert_close, both, call, everything, randomise, samples
+from rewriter.quantization.phases import QUANTIZE
 from rewriter.reading.hosts import HOSTS
-from rewriter.training.phases import QUANTIZE
 
 
 @dataclasses.dataclass(frozen=True)

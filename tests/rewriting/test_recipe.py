@@ -16,7 +16,7 @@ import rewriter
 from residuals import X
 from rewriter import Recipe
 from rewriter.errors import RecipeError
-from rewriter.training.quantizers import PerChannelQuantizer, RangeQuantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, last_value, moving_average
 
 keras = residuals.keras

@@ -11,7 +11,7 @@ import tensorflow as tf
 import builders
 import rewriter
 from rewriter import FixedPoint
-from rewriter.training import phases
+from rewriter.quantization import phases
 from small_models import VARIABLES, small
 
 QUANTIZE = tf.constant(phases.QUANTIZE)

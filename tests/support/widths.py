@@ -11,7 +11,7 @@ from rewriter import PerTensorQuantizer, Recipe
 from rewriter.litert.integer_kernels import rounding_offset
 from rewriter.lowering.linear import normalization
 from rewriter.lowering.lower import lower
-from rewriter.training.quantizers import PerChannelQuantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer
 from tfmot_recipes import KERNEL, last_value
 
 IMAGE = (8, 9, 16)

@@ -12,7 +12,7 @@ import residuals
 import rewriter
 from residuals import X, is_set, ranges
 from rewriter.errors import CalibrationError, ExportError
-from rewriter.training import phases
+from rewriter.quantization import phases
 
 keras, qat = residuals.keras, residuals.qat
 

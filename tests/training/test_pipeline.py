@@ -14,7 +14,7 @@ import oracles
 from pipelines import LEARNED, eight_bits, fixed_point, values_of
 from rewriter import Clip, FixedPoint, layers
 from rewriter.errors import RecipeError
-from rewriter.training import phases
+from rewriter.quantization import phases
 from small_models import VARIABLES
 
 both = pytest.mark.parametrize("kind", builders.KERASES)

@@ -12,7 +12,7 @@ from test_pipeline import CHANNELS, image, norm_layer
 import builders
 from pipelines import fixed_point, values_of
 from rewriter import FixedPoint, PowerOfTwo
-from rewriter.training import phases
+from rewriter.quantization import phases
 from small_models import VARIABLES
 
 MIXES: dict[str, dict[str, Any]] = {

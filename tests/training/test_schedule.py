@@ -11,7 +11,7 @@ import builders
 import rewriter
 from rewriter import FixedPoint, QuantizationSchedule
 from rewriter.errors import UnsupportedModelError
-from rewriter.training import phases
+from rewriter.quantization import phases
 from schedules import compiled, data, fit, recorder, rewritten
 from small_models import small
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import rewriter
 from builders import KERASES, fresh, keras_of
 from rewriter import layers
-from rewriter.training.quantizers import RangeQuantizer
+from rewriter.quantization.quantizers import RangeQuantizer
 
 MOMENTUM = 0.9
 FACTORS = (1.0, 10.0, 0.1)

@@ -15,8 +15,8 @@ from builders import KERASES, keras_of
 from residuals import X
 from rewriter import Recipe
 from rewriter.errors import ExportError
-from rewriter.training import phases
-from rewriter.training.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
+from rewriter.quantization import phases
+from rewriter.quantization.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, last_value, moving_average
 
 keras = residuals.keras

@@ -10,7 +10,7 @@ import tensorflow as tf
 from rewriter import keras_compat
 from rewriter.errors import LoadError, RecipeError, short
 from rewriter.keras_compat import Flavour, pure_functions, trust
-from rewriter.training import quantizer_names
+from rewriter.quantization import quantizer_names
 
 _registered: dict[str, Callable[..., Any]] = {}
 

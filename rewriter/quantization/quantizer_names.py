@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewriter.errors import RecipeError
-from rewriter.training import fixed_point
-from rewriter.training.quantizers import (
+from rewriter.quantization import fixed_point
+from rewriter.quantization.quantizers import (
     FixedQuantizer,
     PerChannelQuantizer,
     PerTensorQuantizer,

@@ -22,8 +22,8 @@ import tensorflow as tf
 from rewriter import grid as grids
 from rewriter import kernels
 from rewriter.grid import Grid
-from rewriter.training import phases
-from rewriter.training.scalars import initializer
+from rewriter.quantization import phases
+from rewriter.quantization.scalars import initializer
 
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
 UNSET_MAX = float("-inf")
@@ -173,7 +173,7 @@ class RangeQuantizer(_ActivationQuantizer):
 
         Args:
           inputs: float32, any shape; may be pending.
-          phase: see :mod:`rewriter.training.phases`.
+          phase: see :mod:`rewriter.quantization.phases`.
           weights: what :meth:`build` returned; the range is updated in place.
           follow: whether the range follows the batch in phase ``quantize``.
           clamp: activation to apply first: ``"none"``, ``"relu"``, ``"relu6"``.

@@ -14,7 +14,7 @@ from builders import KERASES, fresh, keras_of
 from residuals import is_set, ranges
 from rewriter import fake_quant
 from rewriter.errors import CalibrationError, ExportError
-from rewriter.training import phases
+from rewriter.quantization import phases
 from rewriter.training.schedule import batch_norms
 
 keras = residuals.keras

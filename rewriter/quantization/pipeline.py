@@ -19,8 +19,8 @@ import tensorflow as tf
 
 from rewriter import kernels
 from rewriter.errors import RecipeError
-from rewriter.training import phases
-from rewriter.training.pipeline_ops import deserialize_op, is_layer, is_quantizer, serialize_op
+from rewriter.quantization import phases
+from rewriter.quantization.pipeline_ops import deserialize_op, is_layer, is_quantizer, serialize_op
 
 VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
@@ -154,7 +154,7 @@ def piped(
       pipes: by variable.
       values: tensors by variable; those without a pipe are left alone.
       phase_names: the phases in which the pipes act.
-      phase: int32 scalar of :mod:`rewriter.training.phases`.
+      phase: int32 scalar of :mod:`rewriter.quantization.phases`.
       training: whether stateful quantizers may update themselves.
     """
     codes = {phases.PHASES[name] for name in phase_names}
