@@ -20,11 +20,12 @@ ROOMS = (
     "export",
     "checking",
     "rewriting",
+    "training",
     "lowering",
     "layers",
     "litert",
     "reading",
-    "training",
+    "quantization",
     "kernels",
     "keras_compat",
     "files",
@@ -50,13 +51,8 @@ def test_every_module_is_in_a_room() -> None:
 
 
 def test_imports_go_down(imports: grimp.ImportGraph) -> None:
-    found = imports.find_illegal_dependencies_for_layers(layers=ROOMS, containers={"rewriter"})
-    chains = (
-        {" -> ".join([r.head, *r.middle, r.tail]) for d in found for r in d.routes_as_chains()}
-        if False
-        else {f"{d.importer} imports {d.imported}" for d in found}
-    )
-    assert not chains
+    wrong = imports.find_illegal_dependencies_for_layers(layers=ROOMS, containers={"rewriter"})
+    assert not {f"{found.importer} imports {found.imported}" for found in wrong}
 
 
 def test_there_is_no_circle(imports: grimp.ImportGraph) -> None:
