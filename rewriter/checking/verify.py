@@ -17,7 +17,7 @@ from rewriter.checking.training_agreement import TrainingAgreement, TrainingComp
 from rewriter.errors import CalibrationError, VerificationError
 from rewriter.files import boundaries
 from rewriter.lowering.lower import lower_with_sources
-from rewriter.training.calibrate import batches_of
+from rewriter.training.batches import batches_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _arrays(model: Any, data: Any, samples: int | None) -> list[np.ndarray]:
     parts: list[list[np.ndarray]] = []
     count = 0
     try:
-        batches, _ = batches_of(model, data, 64)
+        batches, _ = batches_of(model, data, 64, samples=samples)
         for batch in batches:
             parts.append([np.asarray(t) for t in tf.nest.flatten(batch)])
             count += len(parts[-1][0])

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError
 from rewriter.quantization import phases
 from rewriter.training import finite
+from rewriter.training.batches import batches_of
 
 
-def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = True) -> Any:
+def calibrate(
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    samples: int | None = None,
+    progress: bool = True,
+) -> Any:
     """Observe the ranges of all activations on ``data``, then switch to phase ``quantize``.
 
     Ranges are reset first. The model runs in inference mode; its weights do not change.
 
     Args:
       model: a model that :func:`rewriter.rewrite` returned.
-      data: the model's inputs: an array (N, ...), a tuple or list or dict of arrays, or a
-        ``tf.data.Dataset`` of batches (of inputs, or of ``(inputs, targets)`` pairs).
+      data: the model's inputs: an array (N, ...) or a pandas DataFrame, a tuple or list or dict of
+        arrays; or batches of inputs, or of ``(inputs, targets)`` pairs: a ``tf.data.Dataset``, a
+        generator or another iterable, a ``Sequence``, ``PyDataset`` or ``ImageDataGenerator``
+        iterator of Keras, or a function that returns such, as ``representative_dataset`` does.
       batch_size: for arrays.
+      steps: use so many batches; None: all that there are.
+      samples: use so many samples; None: all. Data without an end need one of the two.
       progress: show a progress bar.
 
     Returns:
@@ -41,19 +51,19 @@ def calibrate(model: Any, data: Any, *, batch_size: int = 32, progress: bool = T
         for layer, _ in ranges:
             layer.reset_range()
         phases.set_phase(model, "observe")
-        samples = 0
+        count = 0
         watch = finite.Watch(model)
         step = _traced(model, watch)
-        source, total = batches_of(model, data, batch_size)
+        source, total = batches_of(model, data, batch_size, steps, samples)
         for inputs in tqdm(source, total=total, desc="calibrating", disable=not progress):
             flat = tf.nest.flatten(inputs)
-            finite.check_inputs(model, flat, samples)
+            finite.check_inputs(model, flat, count)
             if not step(*flat):
-                error = watch.explain(flat, samples)
+                error = watch.explain(flat, count)
                 if error is not None:
                     raise error
-            samples += len(flat[0])
-        if not samples:
+            count += len(flat[0])
+        if not count:
             raise CalibrationError(
                 "The calibration data is empty. Give at least one batch of the model's inputs."
             )
@@ -93,97 +103,3 @@ def _with_range(model: Any) -> list[Any]:
 
 def _snapshot(layer: Any) -> list[tuple[Any, Any]]:
     return [(v, v.numpy()) for v in layer.range_variables.values() if hasattr(v, "numpy")]
-
-
-def batches_of(model: Any, data: Any, batch_size: int) -> tuple[Iterator[Any], int | None]:
-    """Batches of the model's inputs from what users have, and how many there are.
-
-    Raises:
-      CalibrationError: if the data does not fit the model's inputs.
-    """
-    if isinstance(data, tf.data.Dataset):
-        length = int(data.cardinality())
-        return _from_dataset(model, data), length if length >= 0 else None
-    return _from_arrays(model, data, batch_size)
-
-
-def _from_dataset(model: Any, data: tf.data.Dataset) -> Iterator[Any]:
-    for element in data:
-        # As in fit: a tuple is (inputs, targets[, weights]).
-        inputs = element[0] if isinstance(element, tuple) else element
-        yield _checked(model, inputs)
-
-
-def _from_arrays(model: Any, data: Any, batch_size: int) -> tuple[Iterator[Any], int]:
-    try:
-        arrays = tf.nest.map_structure(lambda a: a, _as_arrays(data))
-    except (TypeError, ValueError) as error:
-        raise CalibrationError(f"The data cannot be read as arrays: {error}.") from error
-    lengths = {len(a) for a in tf.nest.flatten(arrays)}
-    if len(lengths) != 1:
-        raise CalibrationError(
-            f"All inputs need the same number of samples. Received: {sorted(lengths)}."
-        )
-    (samples,) = lengths
-    if samples:
-        _checked(model, tf.nest.map_structure(lambda a: a[:1], arrays))
-
-    def generate() -> Iterator[Any]:
-        for start in range(0, samples, batch_size):
-            rows = slice(start, start + batch_size)
-            yield _checked(model, tf.nest.map_structure(operator.itemgetter(rows), arrays))
-
-    return generate(), -(-samples // batch_size)
-
-
-def _as_arrays(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _as_nested(value) for key, value in data.items()}
-    if isinstance(data, (tuple, list)):
-        return [_as_nested(value) for value in data]
-    return np.asarray(data)
-
-
-def _as_nested(data: Any) -> Any:
-    """Arrays in a structure of inputs; numbers in lists are one array."""
-    inner = isinstance(data, (tuple, list)) and any(
-        hasattr(value, "shape") or isinstance(value, dict) for value in data
-    )
-    return _as_arrays(data) if inner or isinstance(data, dict) else np.asarray(data)
-
-
-def _checked(model: Any, inputs: Any) -> Any:
-    """``inputs`` in the model's structure and dtypes."""
-    structure = model.input
-    expected = tf.nest.flatten(structure)
-    same = (
-        isinstance(structure, dict) and isinstance(inputs, dict) and set(structure) == set(inputs)
-    )
-    if isinstance(inputs, dict) and not same:
-        names = [tensor.name.split(":")[0] for tensor in expected]
-        missing = [name for name in names if name not in inputs]
-        if missing:
-            raise CalibrationError(
-                f"The data lacks the input {missing[0]!r}. Received: {sorted(inputs)}; "
-                f"the model's inputs are {names}."
-            )
-        flat = [inputs[name] for name in names]
-    else:
-        flat = tf.nest.flatten(inputs)
-    if len(flat) != len(expected):
-        raise CalibrationError(
-            f"The model {model.name!r} has {len(expected)} inputs. Received: {len(flat)} arrays."
-        )
-    values = []
-    for tensor, value in zip(expected, flat, strict=True):
-        shape = tuple(value.shape)
-        fits = len(shape) == len(tensor.shape) and all(
-            want in (None, got) for want, got in zip(tensor.shape[1:], shape[1:], strict=False)
-        )
-        if not fits:
-            raise CalibrationError(
-                f"A sample of the input {tensor.name!r} of {model.name!r} has the shape "
-                f"{tuple(tensor.shape[1:])}. Received: samples of shape {shape[1:]}."
-            )
-        values.append(tf.cast(value, tensor.dtype))
-    return tf.nest.pack_sequence_as(structure, values)

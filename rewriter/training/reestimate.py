@@ -10,12 +10,18 @@ from tqdm.auto import tqdm
 from rewriter.errors import CalibrationError, UnsupportedModelError
 from rewriter.kernels.composed_norm import reestimating
 from rewriter.training import finite
-from rewriter.training.calibrate import batches_of
+from rewriter.training.batches import batches_of
 from rewriter.training.schedule import batch_norms
 
 
 def reestimate_batch_norm(
-    model: Any, data: Any, *, batch_size: int = 32, progress: bool = True
+    model: Any,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    steps: int | None = None,
+    samples: int | None = None,
+    progress: bool = True,
 ) -> Any:
     """Replace the moving statistics by the plain average over the batches of ``data``.
 
@@ -28,6 +34,7 @@ def reestimate_batch_norm(
       model: a model that :func:`rewriter.rewrite` returned.
       data: inputs, as for :func:`rewriter.calibrate`.
       batch_size: for arrays; the larger the better.
+      steps, samples: use so many batches, or samples; data without an end need one of the two.
       progress: show a progress bar.
 
     Returns:
@@ -54,19 +61,19 @@ def reestimate_batch_norm(
         sums = [tf.reduce_sum(tf.convert_to_tensor(v)) for v in statistics]
         return tf.reduce_all([tf.math.is_finite(each) for each in sums])
 
-    count = samples = 0
+    count = seen = 0
     try:
-        batches, total = batches_of(model, data, batch_size)
+        batches, total = batches_of(model, data, batch_size, steps, samples)
         for inputs in tqdm(batches, total=total, desc="re-estimating", disable=not progress):
             flat, share = tf.nest.flatten(inputs), tf.constant(1.0 / (count + 1), tf.float32)
-            finite.check_inputs(model, flat, samples)
+            finite.check_inputs(model, flat, seen)
             if not step(inputs, share):
                 with reestimating(share):
-                    error = finite.Watch(model).explain(flat, samples)
+                    error = finite.Watch(model).explain(flat, seen)
                 if error is not None:
                     raise error
             count += 1
-            samples += len(flat[0])
+            seen += len(flat[0])
         if not count:
             raise CalibrationError("The data is empty. Give at least one batch of inputs.")
     except BaseException:
