@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rewriter import keras_compat
+from rewriter import keras_compat, wiring
 from rewriter.errors import LoadError, short
 from rewriter.files import boundaries
 from rewriter.keras_compat import Flavour, flat_layers, stack, trust
@@ -57,6 +57,9 @@ def load_model(
             f"{str(path)!r} is {contents.kind}, but Keras knows it only by its name: "
             f"rename it to end in {contents.suffixes[0]!r}."
         )
+    if not contents.revived:
+        with boundaries.model(path):
+            wiring.check(contents.config)
     if not allow_lambda:
         with boundaries.model(path):
             _check(path, contents, chosen, custom_objects)

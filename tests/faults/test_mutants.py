@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import h5py
+import keras
 import pytest
+import tf_keras
 
 import commands
 import mutants
@@ -15,6 +17,7 @@ import rewriter
 from commands import error_of
 from rewriter.checking import hdf5, probe
 from rewriter.errors import LoadError, RecipeError, VerificationError
+from saved_models import build
 
 folder, converted = commands.folder, commands.converted
 
@@ -137,3 +140,50 @@ def test_tflite(converted, folder, tmp_path, capsys) -> None:
             error_of(capsys, "verify", *arguments)
     with pytest.raises(VerificationError):
         rewriter.checking.reading.read(bytes(content[:200]))
+
+
+def _wired(change):
+    def changed(text: str) -> str:
+        config = json.loads(text)
+        change({layer["config"]["name"]: layer for layer in config["config"]["layers"]})
+        return json.dumps(config)
+
+    return changed
+
+
+def _no_call(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = 2**31
+
+
+def _circle(layers):
+    layers["conv"]["inbound_nodes"][0][0][0] = "relu"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(_no_call, "reads call 2147483648"), (_circle, "its own output")]
+)
+def test_what_keras_would_wait_for_for_ever(tmp_path, change, message) -> None:
+    path = tmp_path / "m.h5"
+    build(tf_keras).save(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["model_config"] = _wired(change)(file.attrs["model_config"])
+    with pytest.raises(LoadError, match=message):
+        rewriter.load_model(path)
+
+
+@pytest.mark.parametrize("k", [tf_keras, keras])
+def test_nested_and_shared_models_are_wired(tmp_path, k) -> None:
+    layers = k.layers
+    inner_input = k.Input((4,))
+    inner = k.Model(inner_input, layers.Dense(4)(layers.Dense(4)(inner_input)), name="inner")
+    line = k.Sequential([layers.Dense(4), layers.Dense(4)], name="line")
+    inputs = k.Input((4,))
+    x = layers.Add()([inner(inputs), inner(line(inputs)), line(inner(inputs))])
+    shared = layers.Dense(4)
+    x = layers.Concatenate()([shared(x), shared(shared(x)), layers.ReLU()(x) + inputs])
+    model = k.Model({"a": inputs}, {"b": x})
+    outer = k.Input((4,))
+    model = k.Model(outer, model({"a": outer}))
+    for suffix in (".keras", ".h5"):
+        model.save(tmp_path / f"m{suffix}")
+        assert rewriter.load_model(tmp_path / f"m{suffix}").count_params() == model.count_params()
