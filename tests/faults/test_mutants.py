@@ -184,6 +184,7 @@ def test_nested_and_shared_models_are_wired(tmp_path, k) -> None:
     model = k.Model({"a": inputs}, {"b": x})
     outer = k.Input((4,))
     model = k.Model(outer, model({"a": outer}))
-    for suffix in (".keras", ".h5"):
+    # Keras 3 itself does not read such .h5 files.
+    for suffix in (".keras", ".h5") if k is tf_keras else (".keras",):
         model.save(tmp_path / f"m{suffix}")
         assert rewriter.load_model(tmp_path / f"m{suffix}").count_params() == model.count_params()
