@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rewriter import keras_compat, wiring
+from rewriter import keras_compat
 from rewriter.errors import LoadError, short
 from rewriter.files import boundaries
 from rewriter.keras_compat import Flavour, flat_layers, stack, trust
-from rewriter.reading import model_formats
+from rewriter.reading import model_formats, wiring
 from rewriter.reading.model_formats import Contents
 
 
