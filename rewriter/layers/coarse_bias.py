@@ -121,7 +121,7 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     )
     kept = _reach(operator) if scales == _KEPT else none
     value = tf.cast(arithmetic.tensor(kernel), tf.float32)
-    given = [value, bias, *norm, twice, kept, *ends[0], *ends[1]]
+    given = [value, bias, *norm, twice, kept, *ends]
     found = tf.cond(phase >= phases.QUANTIZE, lambda: rounding(*given), lambda: none)
     return tf.stop_gradient(found)
 

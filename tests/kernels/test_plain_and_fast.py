@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_hosts import CASES
 
 import builders
 import rewriter
 from claims import assert_close
+from host_cases import CASES
 from rewriter import grid, kernels
 from rewriter.kernels import fast, plain
 from rewriter.kernels.fast import machine

@@ -12,6 +12,7 @@ import builders
 import claims
 import rewriter
 from norm_layers import fused
+from rewriter.quantization import phases
 
 both = pytest.mark.parametrize("kind", builders.KERASES)
 
@@ -107,7 +108,7 @@ def test_pipeline_argument_by_hand(kind):
         "batch normalization frozen",
     ]
     norm = model.get_layer("norm")
-    piped = np.asarray(norm.variables_in(tf.constant(rewriter.phases.QUANTIZE))["gamma"])
+    piped = np.asarray(norm.variables_in(tf.constant(phases.QUANTIZE))["gamma"])
     # Two bits: -2, -1, 0 and 1 steps, a step being the smallest power of two that holds them.
     assert len(np.unique(piped)) <= 3 and not np.array_equal(piped, np.asarray(norm.gamma))
 

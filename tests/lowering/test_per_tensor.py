@@ -15,6 +15,7 @@ import oracles
 import real_models
 import rewriter
 from rewriter.checking import interpreter
+from rewriter.quantization import phases
 
 both = pytest.mark.parametrize("kind", builders.KERASES)
 RECIPE = rewriter.Recipe(kernel_quantizer=rewriter.PerTensorQuantizer())
@@ -47,7 +48,7 @@ def quantized_host(model: Any) -> tuple[Any, Any]:
     (host,) = builders.hosts(qat)
     assert host.folds_first
     if host.between is not None:  # the kernels are what is tested
-        host.between.phase.assign(rewriter.phases.FLOAT)
+        host.between.phase.assign(phases.FLOAT)
     return qat, host
 
 

@@ -15,6 +15,7 @@ import rewriter
 from builders import KERASES, fresh, keras_of
 from residuals import ranges
 from rewriter.errors import CalibrationError
+from rewriter.training.schedule import batch_norms
 
 X = builders.normal(40, 6, 6, 3)
 Y = np.arange(40) % 4
@@ -129,7 +130,7 @@ def test_good_data(qat, expected, name):
 
 
 def test_reestimation_takes_them_too(qat):
-    norm = rewriter.schedule.batch_norms(qat)[0]
+    norm = batch_norms(qat)[0]
     results = []
     for data, options in ((X, {"batch_size": 8}), (itertools.cycle(list(batches())), {"steps": 5})):
         rewriter.reestimate_batch_norm(qat, data, progress=False, **options)

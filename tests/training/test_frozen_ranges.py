@@ -11,6 +11,8 @@ import tfmot_recipes
 from builders import KERASES, fresh, keras_of
 from residuals import ranges
 from rewriter import QuantizationSchedule, Recipe
+from rewriter.quantization import phases
+from rewriter.training.schedule import batch_norms
 
 X = builders.normal(32, 6)
 both = pytest.mark.parametrize("kind", KERASES)
@@ -62,7 +64,7 @@ def test_a_frozen_model_is_calibrated_and_takes_a_first_range(kind):
     qat.trainable = False
     rewriter.calibrate(qat, 2 * X, progress=False)
     assert ranges(qat) != known
-    for layer in rewriter.phases.phased_layers(qat):
+    for layer in phases.phased_layers(qat):
         if hasattr(layer, "reset_range"):
             layer.reset_range()
     qat.compile("sgd", "mse")
@@ -100,7 +102,7 @@ def test_steps_per_execution(kind, at, takes_effect):
     qat.fit(x, np.zeros((40, 4)), batch_size=4, verbose=0, callbacks=[schedule, Recorder()])
     expected = [(b, "quantize" if b >= takes_effect else "float") for b in (0, 4, 8)]
     assert seen == expected
-    frozen = [int(np.asarray(n.frozen)) for n in rewriter.schedule.batch_norms(qat)]
+    frozen = [int(np.asarray(n.frozen)) for n in batch_norms(qat)]
     assert set(frozen) == {1}
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 import rewriter
+from rewriter.quantization.quantizers import RangeQuantizer
 from rewriter import phases, values
 
 keras = importlib.import_module(sys.argv[1])
@@ -97,7 +98,7 @@ _SHARED_RANGES = """
 data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
 data[4:] *= 3  # what the second replica sees
 with strategy.scope():
-    quantizer = rewriter.quantizers.RangeQuantizer(momentum=0.9)
+    quantizer = RangeQuantizer(momentum=0.9)
     quantize = getattr(rewriter.layers, sys.argv[1]).Quantize(quantizer)
     inputs = keras.Input((4,))
     outputs = [quantize(layers.Rescaling(factor)(inputs)) for factor in (10.0, 1.0)]

@@ -11,6 +11,7 @@ import tensorflow as tf
 import builders
 import rewriter
 from rewriter import FixedPoint, QuantizationSchedule
+from rewriter.training.schedule import batch_norms
 from schedules import compiled, data, fit, rewritten
 
 both = pytest.mark.parametrize("kind", builders.KERASES)
@@ -74,7 +75,7 @@ def test_resumed_from_a_saved_model(kind, suffix, tmp_path):
         model.save(path)
         model = builders.keras_of(kind).models.load_model(path)
         assert rewriter.get_phase(model) == phase
-        codes = [int(np.asarray(n.frozen)) for n in rewriter.schedule.batch_norms(model)]
+        codes = [int(np.asarray(n.frozen)) for n in batch_norms(model)]
         assert codes == [int(epoch >= 5)] * 2
     assert losses == expected
 

@@ -12,6 +12,7 @@ import rewriter
 from rewriter import FixedPoint, QuantizationSchedule
 from rewriter.errors import UnsupportedModelError
 from rewriter.quantization import phases
+from rewriter.training.schedule import batch_norms
 from schedules import compiled, data, fit, recorder, rewritten
 from small_models import small
 
@@ -42,7 +43,7 @@ def test_nothing_is_traced_again(kind, jit):
     if counted is not None:
         assert counted() == seen.traces[0] or jit
     assert np.isfinite(seen.losses).all()
-    frozen = {int(np.asarray(layer.frozen)) for layer in rewriter.schedule.batch_norms(model)}
+    frozen = {int(np.asarray(layer.frozen)) for layer in batch_norms(model)}
     codes = {int(np.asarray(layer.phase)) for layer in phases.phased_layers(model)}
     assert frozen == {1} and codes == {phases.QUANTIZE_FROZEN, phases.QUANTIZE_FIXED}
     assert schedule.history == [
