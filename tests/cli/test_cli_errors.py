@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-from test_files import listing
 
 import commands
 import rewriter
 from commands import error_of, output_of
+from folders import listing
 from rewriter_command import main
 from saved_models import X, build, custom_layer, save
 

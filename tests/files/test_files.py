@@ -6,19 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from folders import listing, saved_model
 from rewriter.files.replacing import replacing, write_bytes
-
-
-def listing(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder, hidden ones too, with its content."""
-    return {
-        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()
-    } | {str(f.relative_to(folder)): b"" for f in folder.rglob("*") if f.is_dir()}
-
-
-def saved_model(path: Path, content: str) -> None:
-    (path / "variables").mkdir(parents=True)
-    (path / "saved_model.pb").write_text(content)
 
 
 def test_a_file_appears_and_is_replaced(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import pytest
 import tf_keras
-from test_files import listing, saved_model
 
 import commands
 import rewriter
 from commands import error_of, output_of
+from folders import listing, saved_model
 from rewriter.cli import demo
 from rewriter.errors import ExportError, RewriterError
 from rewriter.files import outputs, staging

@@ -10,6 +10,7 @@ import pytest
 
 import rewriter
 from checks import KERASES, assert_close, both, call, everything, randomise, samples
+from host_cases import CASES, DEPTH, NO_3D, Case
 from rewriter.quantization import phases
 from rewriter.quantization.phases import QUANTIZE
 from rewriter.reading.hosts import HOSTS
