@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from benchmarks import architectures, peers, report, step_models
 from rewriter.checking import reading
 from rewriter.checking.worker import Interpreter
-from tests import real_models
+from tests.support import real_models
 
 REAL = ("kws01", "ic01")
 RANDOM = ("mobilenet_v2", "resnet50_64", "efficientnet_b0", "densenet121")

@@ -18,10 +18,11 @@ import builders
 import commands
 import rewriter
 import widths
-from rewriter import FixedPoint, Recipe, coarse_bias, grid
+from rewriter import FixedPoint, Recipe, grid
 from rewriter.cli import demo
 from rewriter.errors import ExportError, RecipeError
 from rewriter.grid import Grid
+from rewriter.layers import coarse_bias
 from rewriter.lowering import folding
 from rewriter.lowering.lower import lower
 from rewriter.quantization.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
