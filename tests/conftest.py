@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TF_ENABLE_ONEDNN_OPTS=1 pytest -m kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
+_PARTS = 8  # of what is marked as wide: one a day
 _KERNELS = {
     "test_convolutions",
     "test_depthwise",
@@ -33,10 +36,26 @@ _KERNELS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--wide",
+        action="store_true",
+        help="run all tests of wide matrices, not the part of them that is today's",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    today = datetime.date.today().toordinal() % _PARTS
+    kept, left = [], []
     for item in items:
         if item.path.stem in _KERNELS:
             item.add_marker(pytest.mark.kernels)
+        # The part of a test depends on its name alone.
+        part = zlib.crc32(item.nodeid.encode()) % _PARTS
+        wide = item.get_closest_marker("wide") is not None and not config.getoption("--wide")
+        (left if wide and part != today else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def test_bad_widths_are_refused_on_construction(bits):
 
 # The same integers on both sides
 
-# Every host in every width, one way in one Keras and the next in the other; the rest is slow.
+# Every host in every width, one way in one Keras and the next in the other; the rest is wide.
 CASES = [
     pytest.param(
         kind,
@@ -92,7 +92,7 @@ CASES = [
         how,
         marks=[]
         if (i + bits + k) % 2 == 0 and w == (i + bits + k) // 2 % 4
-        else [pytest.mark.slow],
+        else [pytest.mark.wide],
     )
     for k, kind in enumerate(KERASES)
     for i, name in enumerate(widths.HOSTS)

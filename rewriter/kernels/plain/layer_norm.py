@@ -11,8 +11,8 @@ from rewriter import grid as grids
 from rewriter.kernels.plain.quantization import on_grid
 from rewriter.kernels.plain.tensors import chosen, connect
 
-# The range of a tensor that holds values from -1 to 1: LiteRT's for L2_NORMALIZATION's output.
-UNIT = -1.0, 127.0 / 128.0
+# LiteRT's for the output of L2_NORMALIZATION, as for that of TANH.
+UNIT = grids.TANH_RANGE
 
 
 def layer_norm_mean(x: Any, phase: Any, over: Sequence[int]) -> Any:
