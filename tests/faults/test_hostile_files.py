@@ -60,7 +60,7 @@ def test_samples_are_refused(
 
 def test_a_trusted_file_may_hold_code(tmp_path: Path, marker: Path) -> None:
     path = SAMPLES["tf_keras SavedModel, a resource"](tmp_path, marker)
-    assert load_model(path, allow_lambda=True) is not None
+    load_model(path, allow_lambda=True)
     assert ran(marker)
 
 

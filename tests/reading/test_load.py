@@ -147,7 +147,8 @@ def test_lambda_needs_permission(
     with pytest.raises(LoadError, match=r"'code'.*allow_lambda=True"):
         load_model(path)
     assert LAMBDA_MARKER not in os.environ, "the code in the file was run"
-    assert load_model(path, allow_lambda=True).get_layer("code") is not None
+    layer = load_model(path, allow_lambda=True).get_layer("code")
+    assert type(layer).__name__ == "Lambda"
     os.environ.setdefault(LAMBDA_MARKER, "")
 
 
