@@ -36,15 +36,8 @@ _KERNELS = {
 }
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--wide",
-        action="store_true",
-        help="run all tests of wide matrices, not the part of them that is today's",
-    )
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    everything = os.environ.get("REWRITER_WIDE", "0") != "0"
     today = datetime.date.today().toordinal() % _PARTS
     kept, left = [], []
     for item in items:
@@ -52,8 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.kernels)
         # The part of a test depends on its name alone.
         part = zlib.crc32(item.nodeid.encode()) % _PARTS
-        wide = item.get_closest_marker("wide") is not None and not config.getoption("--wide")
-        (left if wide and part != today else kept).append(item)
+        left_out = not everything and item.get_closest_marker("wide") and part != today
+        (left if left_out else kept).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
 

@@ -44,6 +44,7 @@ def _built(flavour: str, name: str) -> tuple[Any, np.ndarray]:
     return model, data
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("flavour", "name"), _cases())
 def test_every_normalization_is_taken_and_float_is_the_original(flavour: str, name: str) -> None:
     model, data = _built(flavour, name)

@@ -1,12 +1,11 @@
 """Integer-only files of one architecture of every family, against their twins.
 
-Each family is exported from one of the two Kerases, in turn; with ``REWRITER_WIDE=1`` in the
-environment from both. ``benchmarks/coverage.py`` does all at larger inputs.
+An eighth of them a day; with ``REWRITER_WIDE=1`` in the environment all. ``benchmarks/coverage.py``
+does it at larger inputs.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks import architectures, coverage_measures
 
 KERASES = {"tf_keras": tf_keras, "keras": keras}
-# A grouped convolution with squeeze-and-excitation; hard swish; concatenations and averages.
-BOTH = ("regnet_y", "mobilenet_v3")
+ALWAYS = "regnet_y"
 
 
 def _cases() -> list[Any]:
-    cases = []
-    for index, (family, members) in enumerate(architectures.FAMILIES.items()):
-        found = [k for k, library in KERASES.items() if hasattr(library.applications, members[0])]
-        if family not in BOTH and os.environ.get("REWRITER_WIDE", "0") == "0":
-            found = [found[index % len(found)]]
-        cases += [pytest.param(flavour, members[0]) for flavour in found]
-    return cases
+    return [
+        # A grouped convolution with squeeze-and-excitation always.
+        pytest.param(k, members[0], marks=[] if family == ALWAYS else [pytest.mark.wide])
+        for family, members in architectures.FAMILIES.items()
+        for k, library in KERASES.items()
+        if hasattr(library.applications, members[0])
+    ]
 
 
 @pytest.mark.parametrize(("flavour", "name"), _cases())
