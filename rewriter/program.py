@@ -93,7 +93,7 @@ class Operator:
     kernel_grid: Grid | None = None
 
     def real(self, *values: Any) -> Any:
-        """The output of a ``"FLOAT"`` operator, from real-valued inputs."""
+        """The output of a ``"FLOAT"`` operator, from real inputs; ValueError for any other."""
         if self.function is None:
             raise ValueError(f"{self.kind} has no function on real values.")
         return self.part(self.function(*values))

@@ -33,6 +33,8 @@ import tensorflow as tf
 
 import rewriter
 from rewriter.cli import demo
+from rewriter.keras_compat import flat_layers
+from rewriter.quantization import phases
 
 VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 COLOURS = {"stock": "#8a8a8a", "ours": "#1f5fa8", "file": "#c4451c"}
@@ -110,8 +112,8 @@ def train(keras: Any, model: Any, data: Data, epochs: int, callbacks: list[Any])
 
 def distinct_values(model: Any) -> int:
     """The largest number of different values that a piped variable takes."""
-    phase = tf.constant(rewriter.phases.QUANTIZE)
-    norms = [layer for layer in model._flatten_layers() if hasattr(layer, "variables_in")]
+    phase = tf.constant(phases.QUANTIZE)
+    norms = [layer for layer in flat_layers(model) if hasattr(layer, "variables_in")]
     piped = [value for norm in norms for value in norm.variables_in(phase).values()]
     return max(len(np.unique(value)) for value in piped)
 

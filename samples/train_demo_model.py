@@ -2,7 +2,7 @@
 
     python samples/train_demo_model.py
 
-Takes about a minute. The test images of ``rewriter.demo.digits`` are not seen in training.
+Takes about a minute. The test images of ``rewriter.cli.demo.digits`` are not seen in training.
 """
 
 from __future__ import annotations

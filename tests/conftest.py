@@ -18,22 +18,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _PARTS = 8  # of what is marked as wide: one a day
-_KERNELS = {
-    "test_convolutions",
-    "test_depthwise",
-    "test_dtypes",
-    "test_fused_norm",
-    "test_gradients",
-    "test_host_training",
-    "test_kernel_rounding",
-    "test_layer",
-    "test_plain_and_fast",
-    "test_second_gradients",
-    "test_shared_ranges",
-    "test_statistics",
-    "test_switch",
-    "test_training",
-}
+_KERNELS = ("kernels", "layers", "training")  # folders
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -41,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     today = datetime.date.today().toordinal() % _PARTS
     kept, left = [], []
     for item in items:
-        if item.path.stem in _KERNELS:
+        if item.path.parent.name in _KERNELS:
             item.add_marker(pytest.mark.kernels)
         # The part of a test depends on its name alone.
         part = zlib.crc32(item.nodeid.encode()) % _PARTS

@@ -112,7 +112,7 @@ class Child:
         if answer is not None:
             return answer
         code = self._process.wait() if self._process is not None else 0
-        raise Died(_ending(code), done, self._last_line())
+        raise Died(ending(code), done, self._last_line())
 
     def _last_line(self) -> str:
         self._stderr.seek(0)
@@ -168,7 +168,8 @@ def _listen(stream: Any, answers: queue.SimpleQueue[Any]) -> None:
             answers.put(None)
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """How a process ended, by its return code."""
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from rewriter.checking import hdf5
+from rewriter.checking import child, hdf5
 from rewriter.errors import LoadError
 
 PATIENCE_S = 20.0  # for a small file
@@ -44,8 +43,7 @@ def check(path: Path) -> None:
     except subprocess.TimeoutExpired as error:
         raise LoadError(_damaged(path, f"HDF5 does not finish in {limit:.0f} s")) from error
     if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise LoadError(_damaged(path, f"HDF5 crashes on it, {name}"))
+        raise LoadError(_damaged(path, f"HDF5 crashes on it, {child.ending(done.returncode)}"))
 
 
 def _damaged(path: Path, how: str) -> str:

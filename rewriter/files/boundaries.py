@@ -19,6 +19,12 @@ def _boundary(cls: type[RewriterError], what: str, remedy: str) -> Iterator[None
         raise
     except RewriterError as error:
         raise cls(str(error)) from error
+    except MemoryError as error:
+        raise cls(f"{what}: it does not fit into memory.") from error
+    except OSError as error:
+        if error.errno is not None:  # of the operating system, which says what is wrong
+            raise cls(f"{what}: {error.strerror}.") from error
+        raise cls(f"{what}: it is damaged or incomplete ({short(error)}). {remedy}") from error
     except Exception as error:  # whatever a parser raises
         said = short(error)
         said = said if said == type(error).__name__ else f"{type(error).__name__}: {said}"

@@ -92,6 +92,7 @@ class Flavour(Names, Calls):
         return [v for v in layer.variables if id(v) not in inner]
 
     def is_model(self, layer: Any) -> bool:
+        """Whether it is a model of this Keras."""
         return isinstance(layer, self.keras.Model)
 
     def is_batch_norm(self, layer: Any) -> bool:
@@ -104,6 +105,7 @@ class Flavour(Names, Calls):
         return type(layer) in self.registered.values()
 
     def is_layer(self, layer: Any) -> bool:
+        """Whether it is a layer of this Keras."""
         return isinstance(layer, self.keras.layers.Layer)
 
     def serialize(self, layer: Any) -> dict[str, Any]:
@@ -153,6 +155,7 @@ class Flavour(Names, Calls):
         return new
 
     def is_layer_class(self, value: Any) -> bool:
+        """Whether it is a class of layers of this Keras."""
         return isinstance(value, type) and issubclass(value, self.keras.layers.Layer)
 
     # What subclasses supply.

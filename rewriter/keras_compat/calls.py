@@ -28,3 +28,7 @@ class Calls:
         """The nodes that read what a node makes."""
         readers = self.called(node)._outbound_nodes
         return [reader for reader in readers if any(n is node for n in reader.parent_nodes)]
+
+    def is_masked(self, tensor: Any) -> bool:
+        """Whether a symbolic tensor carries a mask."""
+        return getattr(tensor, "_keras_mask", None) is not None

@@ -115,7 +115,7 @@ def using(name: str) -> Iterator[None]:
     For comparisons and tests. What has been traced before stays as it is.
 
     Args:
-      name: ``"plain"`` or ``"fast"``.
+      name: ``"plain"`` or ``"fast"``; ValueError for anything else.
     """
     global _current
     if name not in IMPLEMENTATIONS:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 
 def replicas() -> int:
+    """How many replicas of a strategy compute together; 1 outside of one."""
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context is not None else 1
 

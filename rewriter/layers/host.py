@@ -235,6 +235,8 @@ class QuantizedHostMixin(PhasedMixin):
                 y = arithmetic.moved(y, self._add, bias)
             else:
                 y = self._add(arithmetic.connected(y), bias)
+        elif norm is None and shift is not None:  # the file has a bias all the same
+            y = self._add(arithmetic.connected(y), tf.cast(shift, arithmetic.tensor(y).dtype))
         if self.distributed:
             y = arithmetic.connected(y)
             steps = tf.shape(inputs)[:2]

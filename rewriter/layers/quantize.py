@@ -40,6 +40,7 @@ class PhasedMixin:
     state_scope = "quantization"  # of the scalars' names; the parts of one layer have their own
 
     def add_phase(self) -> None:
+        """Add the variable; for ``build``."""
         self.phase = self.add_switch("phase")
 
     def add_switch(self, name: str) -> Any:

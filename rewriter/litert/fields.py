@@ -45,18 +45,22 @@ def small(operator: Operator, shapes: Shapes) -> bool:
 
 
 def grouped(operator: Operator, shapes: Shapes) -> bool:
+    """A convolution whose kernel has fewer channels than its input."""
     return np.asarray(operator.kernel).shape[2] != shapes[0][-1]
 
 
 def rows(operator: Operator, shapes: Shapes) -> bool:
+    """A matrix product of the last axis of a tensor of any rank."""
     return bool(operator.attributes.get("keep_num_dims", False))
 
 
 def activated(operator: Operator, shapes: Shapes) -> bool:
+    """A fused activation."""
     return operator.activation != "none"
 
 
 def rank_above(rank: int) -> Callable[[Operator, Shapes], bool]:
+    """A rank above this one of any input."""
     return lambda operator, shapes: max(map(len, shapes)) > rank
 
 
@@ -75,6 +79,7 @@ def coarse(operator: Operator, shapes: Shapes) -> bool:
 
 
 def centred(operator: Operator, shapes: Shapes) -> bool:
+    """Corners or half pixels as centres."""
     nearest = operator.kind == "RESIZE_NEAREST_NEIGHBOR"
     corners = nearest and operator.attributes.get("align_corners", False)
     return bool(corners or operator.attributes.get("half_pixel_centers", False))
@@ -96,42 +101,51 @@ def ints(attribute: str, name: str = "") -> Values:
 
 
 def fused(operator: Operator) -> dict[str, Any]:
+    """The fused activation."""
     return {"fusedActivationFunction": _ACTIVATION_TYPES[operator.activation]}
 
 
 def addition(operator: Operator) -> dict[str, Any]:
+    """Options of ADD and SUB."""
     return {**fused(operator), "potScaleInt16": False}
 
 
 def window(operator: Operator) -> dict[str, Any]:
+    """Padding and strides."""
     height, width = map(int, operator.attributes["strides"])
     padding = getattr(schema.Padding, operator.attributes["padding"])
     return {"padding": padding, "strideH": height, "strideW": width, **fused(operator)}
 
 
 def convolution(operator: Operator) -> dict[str, Any]:
+    """Options of CONV_2D: :func:`window`, and dilations."""
     height, width = map(int, operator.attributes.get("dilations", (1, 1)))
     return {**window(operator), "dilationHFactor": height, "dilationWFactor": width}
 
 
 def depthwise(operator: Operator) -> dict[str, Any]:
+    """Options of DEPTHWISE_CONV_2D."""
     return {**convolution(operator), "depthMultiplier": np.asarray(operator.kernel).shape[3]}
 
 
 def pool(operator: Operator) -> dict[str, Any]:
+    """Options of the pools."""
     height, width = map(int, operator.attributes["pool_size"])
     return {**window(operator), "filterHeight": height, "filterWidth": width}
 
 
 def fully_connected(operator: Operator) -> dict[str, Any]:
+    """Options of FULLY_CONNECTED."""
     return {**fused(operator), "keepNumDims": rows(operator, ())}
 
 
 def flag(field: str, attribute: str) -> Values:
+    """An attribute as a field of the options; False where it is not there."""
     return lambda operator: {field: bool(operator.attributes.get(attribute, False))}
 
 
 def resize(operator: Operator) -> dict[str, Any]:
+    """Options of the resizing operators."""
     corners, half = flag("alignCorners", "align_corners"), "half_pixel_centers"
     return {**corners(operator), **flag("halfPixelCenters", half)(operator)}
 
@@ -146,10 +160,12 @@ _MASKS = {
 
 
 def slice_masks(operator: Operator) -> dict[str, Any]:
+    """Options of STRIDED_SLICE: masks of bits, one for each axis."""
     arguments = slice_arguments(operator)
     return {field: arguments[name] for field, name in _MASKS.items()}
 
 
 def slice_places(operator: Operator) -> dict[str, Any]:
+    """Constants of STRIDED_SLICE, int32 (rank,)."""
     arguments = slice_arguments(operator)
     return {name: np.asarray(arguments[name], np.int32) for name in ("begin", "end", "strides")}

@@ -28,6 +28,7 @@ def unpack(content: bytes) -> Any:
 
 
 def check_identifier(content: bytes) -> None:
+    """Raise ExportError unless these bytes begin as a LiteRT file does."""
     if content[4:8] != b"TFL3":
         raise ExportError(
             "Not a LiteRT file: the identifier 'TFL3' is missing. "

@@ -68,7 +68,7 @@ def _builtin_add(operator: Operator, sign: int, *q: tf.Tensor) -> tf.Tensor:
 
 
 def product(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
-    """``MUL``."""
+    """``MUL``. Raises RewriterError where LiteRT's kernels differ: see below."""
     (a, b), (first, second), output = operands(operator, *q)
     scale = np.float32(first.scale) * np.float32(second.scale) / np.float32(output.scale)
     products = (a - first.zero_point) * (b - second.zero_point)

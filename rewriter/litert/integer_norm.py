@@ -20,7 +20,7 @@ _INT32_MAX = 2**31 - 1
 
 
 def l2_normalization(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """``L2_NORMALIZATION`` over the last axis."""
+    """``L2_NORMALIZATION`` over the last axis. Raises RewriterError for another output's grid."""
     source = operator.inputs[0]
     if source is None or operator.output != OUTPUT:
         raise RewriterError(

@@ -61,6 +61,9 @@ def mean(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
     ``y = sum * scale + (y_zero - count * x_zero * scale)``, with the bracket computed in float32
     beforehand and ``scale = (x_scale / y_scale) * (1 / count)``.
+
+    Raises:
+      RewriterError: the input is not quantized.
     """
     source, output = operator.inputs[0], _output(operator)
     if source is None:
@@ -88,6 +91,9 @@ def softmax(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
     The sum runs from left to right in float32, as a cumulative sum does and ``reduce_sum`` does
     not; ``std::round`` takes halves away from zero, and all values are positive.
+
+    Raises:
+      RewriterError: the input is not quantized.
     """
     source, output = operator.inputs[0], _output(operator)
     if source is None:

@@ -26,7 +26,7 @@ Filler = Callable[[Operator, np.ndarray, Quantization, Quantization], np.ndarray
 
 
 def lookup(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """Any kind in ``FILLERS``."""
+    """Any kind in ``FILLERS``. Raises RewriterError for tensors that are not quantized."""
     source, output = operator.inputs[0], operator.output
     if source is None or output is None:
         raise RewriterError(
@@ -39,7 +39,11 @@ def lookup(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 
 def quantize(operator: Operator, x: tf.Tensor) -> tf.Tensor:
-    """``QUANTIZE``, from float32 (``inputs[0]`` is ``None``) or from another int8 grid."""
+    """``QUANTIZE``, from float32 (``inputs[0]`` is ``None``) or from another int8 grid.
+
+    Raises:
+      RewriterError: the output has no quantization.
+    """
     output = operator.output
     if operator.inputs[0] is not None:
         return lookup(operator, x)
@@ -51,7 +55,7 @@ def quantize(operator: Operator, x: tf.Tensor) -> tf.Tensor:
 
 
 def dequantize(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """``DEQUANTIZE``: the float32 values."""
+    """``DEQUANTIZE``: the float32 values. Raises RewriterError if the input has no grid."""
     source = operator.inputs[0]
     if source is None:
         raise RewriterError("DEQUANTIZE needs an input quantization. Received: None.")

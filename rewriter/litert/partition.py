@@ -38,6 +38,9 @@ def schedule(program: Program) -> Iterator[Step | Island]:
 
     All integer steps that can be computed come first, then all float steps that can be computed
     from them: so no island waits for a tensor that is computed from another of its own.
+
+    Raises:
+      ExportError: steps wait for each other.
     """
     waiting, known = list(program.steps), set(program.inputs)
     while waiting:

@@ -142,7 +142,7 @@ class ProgramBuilder:
         return tuple(int(size or 0) for size in shape[1:])
 
     def grid(self, value: Value) -> Quantization:
-        """The quantization of a finished tensor."""
+        """The quantization of a finished tensor. Raises ExportError if it has none."""
         quantization = self.tensors[value.name or ""].quantization
         if quantization is None:
             raise ExportError(f"The tensor {value.name!r} is not quantized.")
@@ -176,7 +176,7 @@ class ProgramBuilder:
         return {step.output for step in self.steps if step.operator.kind == "FLOAT"}
 
     def real(self, value: Value) -> str:
-        """The name of a tensor that may also be in float."""
+        """The name of a tensor that may be in float, too. Raises ExportError while it is pending."""
         if value.name is None:
             raise ExportError(f"The output of {value.layer!r} has no quantization.")
         return value.name

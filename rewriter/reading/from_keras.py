@@ -154,7 +154,7 @@ class _Reader:
         refs = [Ref(index, i) for i in range(len(outputs))]
         passed_on = carried and getattr(layer, "supports_masking", False)
         for ref, tensor in zip(refs, outputs, strict=True):
-            if passed_on or getattr(tensor, "_keras_mask", None) is not None:
+            if passed_on or self.flavour.is_masked(tensor):
                 self._masked.add(ref)
         return refs
 

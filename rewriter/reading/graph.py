@@ -98,9 +98,11 @@ class Graph:
         return found
 
     def output_refs(self) -> list[Ref]:
+        """The outputs, flattened."""
         return tf.nest.flatten(self.outputs)
 
     def input_refs(self) -> list[Ref]:
+        """The inputs, flattened."""
         return tf.nest.flatten(self.inputs)
 
     def shape(self, ref: Ref) -> tuple[int | None, ...]:

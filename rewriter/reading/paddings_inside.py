@@ -69,4 +69,6 @@ def _is_padded(shape: Sequence[int | None], made: Sequence[int | None]) -> bool:
 def _is_opaque(flavour: Flavour, layer: Any) -> bool:
     stock = flavour.class_name(layer)
     ours = flavour.is_ours(layer)
-    return (flavour.is_lambda(layer) or not stock) and not ours and not layer.weights
+    return (
+        (flavour.is_lambda(layer) or not stock) and not ours and not getattr(layer, "weights", None)
+    )

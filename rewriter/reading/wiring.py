@@ -30,7 +30,10 @@ def check(config: Any) -> None:
 
 
 def _check_layers(layers: list[Any]) -> None:
-    calls: dict[Place, list[Any]] = {}
+    calls: dict[Place, Any] = {}
+    entries = [entry.get("inbound_nodes") for entry in layers if isinstance(entry, Mapping)]
+    named = {entry.get("name") for entry in layers if isinstance(entry, Mapping)}
+    read_somewhere = set(_read(entries, {name for name in named if isinstance(name, str)}))
     for entry in layers:
         nodes = entry.get("inbound_nodes") if isinstance(entry, Mapping) else None
         if not isinstance(nodes, list):
@@ -39,15 +42,15 @@ def _check_layers(layers: list[Any]) -> None:
         name = entry.get("name") or (inner.get("name") if isinstance(inner, Mapping) else None)
         if not isinstance(name, str):
             return
-        # A model has been called once by itself, and some count that.
+        # A model has been called once by itself; tf_keras counts that, where a file has several.
         is_model = isinstance(inner, Mapping) and "layers" in inner
+        first = 1 if is_model and (name, 0) not in read_somewhere else 0
         if not nodes or is_model:
             calls[name, 0] = []
         for index, node in enumerate(nodes):
-            for number in {index, index + is_model}:
-                calls.setdefault((name, number), []).append(node)
+            calls[name, index + first] = node
     names = {name for name, _ in calls}
-    waits = {place: set(_read(nodes, names)) for place, nodes in calls.items()}
+    waits = {place: set(_read(node, names)) for place, node in calls.items()}
     for place, read in waits.items():
         missing = [other for other in read if other not in calls]
         if missing:

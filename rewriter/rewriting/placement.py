@@ -8,7 +8,6 @@ value of the group is made. There is none between an operator and the ReLU that 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from rewriter.reading.graph import Ref
 from rewriter.rewriting import behaviours
@@ -160,8 +159,3 @@ def _unite(
         else:
             edges[unit.call, original] = target
     return target
-
-
-def group_of(placement: Placement, ref: Ref) -> Any:
-    """The group that quantizes the output ``ref``, or None."""
-    return placement.after.get(ref)

@@ -103,6 +103,6 @@ def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:
     )
     unknown: dict[str, None] = {}
     for call in graph.calls:
-        if behaviours.stays_float(call):
+        if behaviours.stays_float(call) and not graph.flavour.is_added_loss(call.layer):
             unknown[call.path] = None
     return Plan(graph.name, graph.flavour.name, entries, tuple(unknown))

@@ -48,7 +48,9 @@ def batches_of(
     source, total = _source(model, data, batch_size, endless=steps is None and samples is None)
     if steps is not None:
         source, total = itertools.islice(source, steps), min(steps, total or steps)
-    return (source if samples is None else _cut(source, samples)), total
+    if samples is None:
+        return source, total
+    return _cut(source, samples), None  # how many batches that is, their sizes tell
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -69,7 +71,10 @@ def _source(
         length = int(data.cardinality())
         if length == tf.data.INFINITE_CARDINALITY and endless:
             raise _no_end("The dataset")
-        return _from_batches(model, data), length if length >= 0 else None
+        found = _from_batches(model, data)
+        return (
+            (_watched(found), None) if length < 0 and endless else (found, max(length, 0) or None)
+        )
     if hasattr(data, "columns") and hasattr(data, "to_numpy"):
         return _from_arrays(model, _of_frame(model, data), batch_size)
     is_array = hasattr(data, "shape") or hasattr(data, "__array__")
@@ -100,7 +105,8 @@ def _called(data: Any) -> Any:
 
 def _no_end(what: str) -> CalibrationError:
     return CalibrationError(
-        f"{what} has no end. Say how much of it to use: steps=100 batches, or samples=1000."
+        f"{what} has no end. Say how much of it to use: samples=1000, or (calibrate and "
+        "reestimate_batch_norm) steps=100 batches."
     )
 
 
@@ -108,7 +114,10 @@ def _length(data: Any) -> int | None:
     """How many batches there are in an object of Keras; None if it has no end."""
     if hasattr(data, "__len__"):
         return len(data)
-    return getattr(data, "num_batches", None)
+    try:
+        return getattr(data, "num_batches", None)
+    except NotImplementedError:  # of a PyDataset that does not say
+        return None
 
 
 def _of_frame(model: Any, frame: Any) -> Any:
@@ -130,7 +139,7 @@ def _watched(batches: Iterator[Any]) -> Iterator[Any]:
         if number == _MANY:
             warnings.warn(
                 f"The data have given {_MANY} batches and do not say how many there are. If they "
-                "have no end, stop and give steps= or samples=.",
+                "have no end, stop and give samples=.",
                 stacklevel=4,
             )
         yield batch
@@ -172,7 +181,7 @@ def _from_arrays(model: Any, data: Any, batch_size: int) -> tuple[Iterator[Any],
             f"All inputs need the same number of samples. Received: {sorted(lengths)}."
         )
     (samples,) = lengths
-    for tensor, array in zip(tf.nest.flatten(model.input), tf.nest.flatten(arrays), strict=False):
+    for tensor, array in zip(tf.nest.flatten(model.input), _in_order(model, arrays), strict=True):
         _refuse_single(model, tensor, tuple(array.shape))
     if samples:
         _checked(model, tf.nest.map_structure(lambda a: a[:1], arrays))
@@ -216,6 +225,25 @@ def _as_nested(data: Any) -> Any:
 
 def _checked(model: Any, inputs: Any) -> Any:
     """``inputs`` in the model's structure and dtypes."""
+    expected = tf.nest.flatten(model.input)
+    values = []
+    for tensor, value in zip(expected, _in_order(model, inputs), strict=True):
+        shape = tuple(value.shape)
+        fits = len(shape) == len(tensor.shape) and all(
+            want in (None, got) for want, got in zip(tensor.shape[1:], shape[1:], strict=False)
+        )
+        if not fits:
+            _refuse_single(model, tensor, shape)
+            raise CalibrationError(
+                f"A sample of the input {tensor.name!r} of {model.name!r} has the shape "
+                f"{tuple(tensor.shape[1:])}. Received: samples of shape {shape[1:]}."
+            )
+        values.append(tf.cast(value, tensor.dtype))
+    return tf.nest.pack_sequence_as(model.input, values)
+
+
+def _in_order(model: Any, inputs: Any) -> list[Any]:
+    """The values for the model's flattened inputs, by name where both have names."""
     structure = model.input
     expected = tf.nest.flatten(structure)
     same = (
@@ -236,17 +264,4 @@ def _checked(model: Any, inputs: Any) -> Any:
         raise CalibrationError(
             f"The model {model.name!r} has {len(expected)} inputs. Received: {len(flat)} arrays."
         )
-    values = []
-    for tensor, value in zip(expected, flat, strict=True):
-        shape = tuple(value.shape)
-        fits = len(shape) == len(tensor.shape) and all(
-            want in (None, got) for want, got in zip(tensor.shape[1:], shape[1:], strict=False)
-        )
-        if not fits:
-            _refuse_single(model, tensor, shape)
-            raise CalibrationError(
-                f"A sample of the input {tensor.name!r} of {model.name!r} has the shape "
-                f"{tuple(tensor.shape[1:])}. Received: samples of shape {shape[1:]}."
-            )
-        values.append(tf.cast(value, tensor.dtype))
-    return tf.nest.pack_sequence_as(structure, values)
+    return flat

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError, UnsupportedModelError
+from rewriter.keras_compat.variables import read
 from rewriter.kernels.composed_norm import reestimating
 from rewriter.training import finite
 from rewriter.training.batches import batches_of
@@ -70,8 +72,11 @@ def reestimate_batch_norm(
             if not step(inputs, share):
                 with reestimating(share):
                     error = finite.Watch(model).explain(flat, seen)
-                if error is not None:
-                    raise error
+                raise error or CalibrationError(
+                    f"The statistics of {_not_finite(model)!r} are not finite after sample {seen} "
+                    "of the data (counted from 0), whose values are too large. Scale the data as "
+                    "for training."
+                )
             count += 1
             seen += len(flat[0])
         if not count:
@@ -81,3 +86,13 @@ def reestimate_batch_norm(
             variable.assign(value)
         raise
     return model
+
+
+def _not_finite(model: Any) -> str:
+    """The first normalization with a statistic that is not finite."""
+    return next(
+        norm.name
+        for norm in batch_norms(model)
+        for name in ("moving_mean", "moving_variance")
+        if not np.isfinite(read(getattr(norm, name))).all()
+    )

@@ -150,6 +150,9 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
         """Bring ``model`` to what the schedule says for ``time`` (in ``unit``).
 
         Call it before each step of a training loop of your own. Assigns only what changes.
+
+        Raises:
+          UnsupportedModelError: the model has not been rewritten.
         """
         layers = list(phases.phased_layers(model))
         if not layers:

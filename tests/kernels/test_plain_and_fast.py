@@ -41,22 +41,9 @@ def test_the_same_functions() -> None:
     assert public == set(fast.__all__)
 
 
-_PRIVATE = re.compile(r"tensorflow\.(python|core|compiler)\b|_get_control_flow_context|\b_c_op\b")
-# Not kernels: TensorFlow's table of its names, graphs with constants, a format of files.
-_ELSEWHERE = {"keras_compat/private_tensorflow.py"}
-
-
-def test_where_private_names_are() -> None:
-    """In one module of the fast kernels, and in a few that have nothing to do with kernels."""
-    root = Path(rewriter.__file__).parent
-    found = {
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        for line in path.read_text().splitlines()
-        if re.match(r"\s*(from|import)\s|.*\._", line) and _PRIVATE.search(line)
-    }
-    assert found == {"kernels/fast/private.py", *_ELSEWHERE}
-    specification = "".join(p.read_text() for p in (root / "kernels" / "plain").glob("*.py"))
+def test_the_specification_is_public_tensorflow() -> None:
+    folder = Path(rewriter.__file__).parent / "kernels" / "plain"
+    specification = "".join(path.read_text() for path in folder.glob("*.py"))
     assert "kernels.fast" not in specification and not re.search(r"\w\._\w", specification)
 
 

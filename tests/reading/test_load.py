@@ -169,7 +169,7 @@ def _python(code: str, *args: str, **environment: str) -> subprocess.CompletedPr
 LOAD_ALL = """
 import json, sys
 import rewriter
-from rewriter.load import load_model
+from rewriter.reading.load import load_model
 found = {}
 for path in sys.argv[1:]:
     try:

@@ -18,7 +18,6 @@ import pytest
 import tensorflow as tf
 
 from checks import both, everything
-from rewriter.reading import stock_layers
 
 SHAPES = {"image": (6, 8, 4), "line": (10, 4), "vector": (12,), "volume": (3, 4, 5, 3)}
 
@@ -240,11 +239,6 @@ def _gate(layers: Any, x: Any) -> Any:
     y = layers.Reshape((1, 1, 4))(layers.GlobalAveragePooling2D()(x))
     y = layers.Conv2D(2, 1, activation="swish")(y)
     return layers.Conv2D(4, 1, activation="sigmoid")(y)
-
-
-def _augmentations(keras: Any) -> list[str]:
-    given = stock_layers.LAYERS
-    return [n for n in given if n.startswith("Random") and hasattr(keras.layers, n)]
 
 
 def _groups(size: int = 16) -> dict[str, list[str]]:

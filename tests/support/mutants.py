@@ -1,6 +1,6 @@
 """Files of every format that we read, damaged at random, and what reads them.
 
-As a program: ``python tests/mutants.py COUNT [SEED]`` reads so many and reports what went wrong.
+As a program: ``PYTHONPATH=tests/support python tests/support/mutants.py COUNT [SEED]`` reads so many and reports what went wrong.
 """
 
 from __future__ import annotations

@@ -41,10 +41,6 @@ def norm_of(layer: Any) -> Norm:
     return Norm(gamma, beta, mean, np.asarray(layer.moving_variance, np.float64), layer.epsilon)
 
 
-def round_half_even(x: np.ndarray) -> np.ndarray:
-    return np.rint(x)
-
-
 def kernel_scale(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     """``max|w| / 127`` for every output channel, in a shape that multiplies the kernel."""
     rest = tuple(a for a in range(kernel.ndim) if a not in [axis % kernel.ndim for axis in axes])

@@ -12,7 +12,7 @@ import rewriter
 import tfmot_recipes
 from builders import KERASES, fresh, keras_of
 from residuals import is_set, ranges
-from rewriter import fake_quant
+from rewriter import kernels
 from rewriter.errors import CalibrationError, ExportError
 from rewriter.quantization import phases
 from rewriter.training.schedule import batch_norms
@@ -135,8 +135,8 @@ def test_the_range_of_one_tensor(code, clamp):
 
     @tf.function
     def step(x, y):
-        _, before = fake_quant.activation(x, low, high, code, **options)
-        fake_quant.activation(y, low, high, code, **options, before=before)
+        _, before = kernels.activation(x, low, high, code, **options)
+        kernels.activation(y, low, high, code, **options, before=before)
 
     for bad in SPOILS:
         low.assign(-1.0)

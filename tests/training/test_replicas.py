@@ -20,7 +20,8 @@ import tensorflow as tf
 
 import rewriter
 from rewriter.quantization.quantizers import RangeQuantizer
-from rewriter import phases, values
+from rewriter.keras_compat import variables
+from rewriter.quantization import phases
 
 keras = importlib.import_module(sys.argv[1])
 layers = keras.layers
@@ -83,7 +84,7 @@ assert {int(np.asarray(layer.phase)) for layer in kept} == {phases.QUANTIZE_FIXE
 qat.fit(images * 3, targets, batch_size=8, shuffle=False, verbose=0)
 assert ranges() == before
 for variable in qat.variables:  # each replica may have a value of its own
-    np.testing.assert_array_equal(values.read(variable), variable.numpy(), variable.name)
+    np.testing.assert_array_equal(variables.read(variable), variable.numpy(), variable.name)
 with tempfile.TemporaryDirectory() as folder:
     rewriter.export_tflite(qat, folder + "/model.tflite")
     report = rewriter.verify(qat, folder + "/model.tflite", images, progress=False)

@@ -7,6 +7,7 @@ differentiated through a condition.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -28,7 +29,6 @@ _GRADIENTS: dict[str, Any] = {
     "relu": lambda g, y: tf.raw_ops.ReluGrad(gradients=g, features=y),
     "relu6": lambda g, y: tf.raw_ops.Relu6Grad(gradients=g, features=y),
 }
-_UPPER = {"none": None, "relu": None, "relu6": 6.0}
 
 
 def _options(grid: Grid) -> dict[str, Any]:
@@ -42,8 +42,8 @@ def _extremes(x: Any, clamp: str) -> tuple[Any, Any]:
     high = tf.maximum(tf.reduce_max(x), 0.0)
     if clamp == "none":
         return tf.minimum(tf.reduce_min(x), 0.0), high
-    upper = _UPPER[clamp]
-    return tf.zeros_like(high), high if upper is None else tf.minimum(high, upper)
+    upper = grids.FUSED_ACTIVATIONS[clamp][1]
+    return tf.zeros_like(high), tf.minimum(high, upper) if math.isfinite(upper) else high
 
 
 def _if_finite(batch: tuple[Any, Any], new: Any, values: Any) -> list[Any]:

@@ -42,7 +42,7 @@ def create(
 def not_differentiable(outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """The outputs of :func:`create`, which a tape may not pass in silence.
 
-    Their first gradients are given by hand; who asks for another one is told so.
+    Their first gradients are given by hand; who asks for another one gets UnsupportedModelError.
     """
 
     def backward(*_: Any) -> Any:
