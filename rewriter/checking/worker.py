@@ -143,7 +143,7 @@ def main() -> None:
 
     A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors, batch)`` or
     ``("unload",)``. The answers are ``("progress", samples done)``, any number of them, and then
-    ``("done", result)`` or ``("failed", message)``. Any error is such a message.
+    ``("done", result)`` or ``("failed", message)``: whatever running a file raises.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this process
     # Anything that a library prints would end up between the answers.

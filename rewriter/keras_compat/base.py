@@ -81,16 +81,6 @@ class Flavour(Names, Calls):
         except TypeError:  # an object that is not hashable
             return ""
 
-    def sublayers(self, layer: Any) -> list[Any]:
-        """All layers inside ``layer``; none for an operation."""
-        flatten = getattr(layer, "_flatten_layers", None)
-        return [inner for inner in flatten() if inner is not layer] if flatten else []
-
-    def own_variables(self, layer: Any) -> list[Any]:
-        """The variables of ``layer`` that belong to no layer inside it."""
-        inner = {id(v) for part in self.sublayers(layer) for v in part.variables}
-        return [v for v in layer.variables if id(v) not in inner]
-
     def is_model(self, layer: Any) -> bool:
         """Whether it is a model of this Keras."""
         return isinstance(layer, self.keras.Model)

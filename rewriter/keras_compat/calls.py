@@ -1,4 +1,7 @@
-"""Where a layer stands in the models that it is part of: Keras's nodes, one for each call."""
+"""Where a layer stands in the models that it is part of, and what is inside of it.
+
+Keras has a node for each call.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +35,13 @@ class Calls:
     def is_masked(self, tensor: Any) -> bool:
         """Whether a symbolic tensor carries a mask."""
         return getattr(tensor, "_keras_mask", None) is not None
+
+    def sublayers(self, layer: Any) -> list[Any]:
+        """All layers inside ``layer``; none for an operation."""
+        flatten = getattr(layer, "_flatten_layers", None)
+        return [inner for inner in flatten() if inner is not layer] if flatten else []
+
+    def own_variables(self, layer: Any) -> list[Any]:
+        """The variables of ``layer`` that belong to no layer inside it."""
+        inner = {id(v) for part in self.sublayers(layer) for v in part.variables}
+        return [v for v in layer.variables if id(v) not in inner]

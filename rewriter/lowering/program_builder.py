@@ -176,7 +176,7 @@ class ProgramBuilder:
         return {step.output for step in self.steps if step.operator.kind == "FLOAT"}
 
     def real(self, value: Value) -> str:
-        """The name of a tensor that may be in float, too. Raises ExportError while it is pending."""
+        """The name of a tensor, in float or not. Raises ExportError while it is pending."""
         if value.name is None:
             raise ExportError(f"The output of {value.layer!r} has no quantization.")
         return value.name
