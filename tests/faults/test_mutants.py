@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import keras
+import numpy as np
 import pytest
 import tf_keras
 
@@ -188,3 +189,20 @@ def test_nested_and_shared_models_are_wired(tmp_path, k) -> None:
     for suffix in (".keras", ".h5") if k is tf_keras else (".keras",):
         model.save(tmp_path / f"m{suffix}")
         assert rewriter.load_model(tmp_path / f"m{suffix}").count_params() == model.count_params()
+
+
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("k", [tf_keras, keras])
+def test_a_model_that_reads_its_own_output(tmp_path, k, between) -> None:
+    """tf_keras counts the calls of a model within a model from 1."""
+    layers = k.layers
+    inner_input = k.Input((4,))
+    inner = k.Model(inner_input, layers.Dense(4)(layers.Dense(4)(inner_input)), name="inner")
+    inputs = k.Input((4,))
+    x = inner(inputs)
+    model = k.Model(inputs, inner(layers.ReLU()(x) if between else x))
+    data = np.ones((2, 4), np.float32)
+    for suffix in (".keras", ".h5") if k is tf_keras else (".keras",):
+        model.save(tmp_path / f"m{suffix}")
+        loaded = rewriter.load_model(tmp_path / f"m{suffix}")
+        np.testing.assert_array_equal(loaded(data), model(data))

@@ -50,6 +50,7 @@ def network(keras, head=True):
     gate = layers.Conv2D(8, 1, activation="sigmoid", name="gate")(x)
     x = layers.Conv2D(6, 1, name="plain")(layers.Multiply()([x, gate]))
     x = layers.Conv2D(4, 1, name="behind")(layers.Reshape((2, 8, 6))(x))
+    x = layers.Conv2D(8, 3, use_bias=False, name="bare")(x)
     x = layers.Flatten()(x)
     x = layers.Dense(5, name="scores")(block(x, layers.Dense(12, use_bias=False)))
     y = layers.Softmax(name="head")(x) if head else x
@@ -90,7 +91,7 @@ def shifts_of(qat, x=X):
 def test_a_network(keras, tmp_path):
     qat = made(keras)
     shifts = shifts_of(qat)
-    assert len(shifts) == 9
+    assert len(shifts) == 10
     for name, found in shifts.items():
         for each in found:
             assert np.abs(each).max() > 0, name

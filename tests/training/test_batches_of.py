@@ -198,3 +198,25 @@ def test_verify_takes_them_too(qat, tmp_path):
     endless = itertools.cycle(list(batches()))
     result = rewriter.verify(qat, tmp_path / "m.tflite", endless, samples=11, progress=False)
     assert result.comparison.samples == 11
+
+
+@both
+def test_a_dict_in_another_order_than_the_models(kind):
+    """The size of one input is no hint at the samples of another."""
+    keras = fresh(keras_of(kind))
+    k = keras.layers
+    tokens, feats = keras.Input((None, 3), name="tokens"), keras.Input((3,), name="feats")
+    x = k.Concatenate()([k.GlobalAveragePooling1D()(tokens), feats])
+    qat = rewriter.rewrite(keras.Model([tokens, feats], k.BatchNormalization()(k.Dense(2)(x))))
+    data = {"feats": builders.normal(8, 3), "tokens": builders.normal(8, 5, 3)}
+    rewriter.calibrate(qat, data, progress=False)
+    given = ranges(qat)
+    rewriter.calibrate(qat, [data["tokens"], data["feats"]], progress=False)
+    assert ranges(qat) == given
+
+
+def test_a_dataset_that_does_not_say_how_long_it_is(qat, monkeypatch):
+    monkeypatch.setattr("rewriter.training.batches._MANY", 3)
+    made = tf.data.Dataset.from_generator(batches, output_signature=tf.TensorSpec((None, 6, 6, 3)))
+    with pytest.warns(UserWarning, match="have given 3 batches"):
+        rewriter.calibrate(qat, made, progress=False)
