@@ -221,17 +221,31 @@ def run_file(path: Any, arrays: list[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
 
-def assert_same_model(rewritten: Any, on_device: list[np.ndarray], data: list[np.ndarray]) -> None:
+# Of the outputs of small models in the tests, by the width of the kernels: to what was trained, and
+# to the float model. (Measured over hosts, operations and topologies: 30 and 25 at the least.)
+SNR_DB = {8: (28.0, 23.0)}
+
+
+def decibels(expected: np.ndarray, found: np.ndarray) -> float:
+    """The signal over the difference."""
+    a, b = (np.asarray(value, np.float64) for value in (expected, found))
+    noise, signal = np.sum((a - b) ** 2), np.sum(a**2)
+    return float("inf") if noise == 0 else float(10 * np.log10(max(signal, 1e-30) / noise))
+
+
+def assert_same_model(
+    rewritten: Any, on_device: list[np.ndarray], data: list[np.ndarray], bits: int = 8
+) -> None:
     """The device's outputs are near those of phase ``quantize`` and of phase ``float``."""
     emulated = call(rewritten, data, training=False)
     rewriter.set_phase(rewritten, "float")
     floating = call(rewritten, data, training=False)
     rewriter.set_phase(rewritten, "quantize")
+    trained, original = SNR_DB[bits]
     for a, b, c in zip(on_device, emulated, floating, strict=True):
         assert a.shape == c.shape
-        size = max(float(np.abs(c).max(initial=0)), 1e-2)
-        assert np.abs(a - b).max(initial=0) <= 0.12 * size
-        assert np.abs(a - c).mean() <= 0.06 * size, (np.abs(a - c).mean(), size)
+        assert decibels(b, a) >= trained, decibels(b, a)
+        assert decibels(c, a) >= original, decibels(c, a)
 
 
 def everything(
