@@ -167,7 +167,7 @@ def test_bad_data(qat, name):
 
 def test_a_generator_that_does_not_end_is_told(qat, monkeypatch):
     monkeypatch.setattr(rewriter.training.batches, "_MANY", 3)
-    with pytest.warns(UserWarning, match="3 batches .* steps= or samples="):
+    with pytest.warns(UserWarning, match="3 batches .* give samples="):
         rewriter.calibrate(qat, batches(), progress=False)
 
 
