@@ -182,12 +182,12 @@ _FULL = """
 import resource, signal, sys
 import rewriter_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from rewriter import cli
-whole = cli._save
+from rewriter.cli import commands
+whole = commands._save
 def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
     whole(*arguments)
-cli._save = limited
+commands._save = limited
 sys.exit(rewriter_command.main(sys.argv[1:]))
 """
 
@@ -212,8 +212,8 @@ def test_saving_that_fails_is_one_line(suffix: str, folder: Path, tmp_path: Path
 
 _KILLED = """
 import sys, time
-from rewriter import files
-with files.replacing(sys.argv[1]) as path:
+from rewriter.files.replacing import replacing
+with replacing(sys.argv[1]) as path:
     path.write_text("half")
     print("begun", flush=True)
     time.sleep(600)
