@@ -113,6 +113,7 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
         self._step: int | None = None
         self._first = 0
         self._at_once: int | None = None
+        self._began: int | None = None  # the first of several steps that are taken at once
         self._last: dict[str, Any] = {}
 
     # The callback's side
@@ -134,7 +135,9 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
                 self._step, self._first = int(self.model.optimizer.iterations.numpy()), batch
             several = getattr(self.model.optimizer, "gradient_accumulation_steps", None) or 1
             last = batch + self._steps_at_once(batch) - 1
+            self._began = self._step + (batch - self._first) // several
             self.apply(self.model, self._step + (last - self._first) // several)
+            self._began = None
 
     def _steps_at_once(self, batch: int) -> int:
         """How many steps are taken until the next call of a callback."""
@@ -173,6 +176,7 @@ class QuantizationSchedule(*keras_compat.callback_bases()):  # type: ignore[misc
 
     def _note(self, key: str, value: Any, time: int, what: str) -> None:
         self._last[key] = value
+        time = time if self._began is None else self._began
         self.history.append((time, what))
         if self.verbose:
             from tqdm.auto import tqdm

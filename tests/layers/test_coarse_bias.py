@@ -50,7 +50,7 @@ def network(keras, head=True):
     gate = layers.Conv2D(8, 1, activation="sigmoid", name="gate")(x)
     x = layers.Conv2D(6, 1, name="plain")(layers.Multiply()([x, gate]))
     x = layers.Conv2D(4, 1, name="behind")(layers.Reshape((2, 8, 6))(x))
-    x = layers.Conv2D(8, 3, use_bias=False, name="bare")(x)
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="bare")(x)
     x = layers.Flatten()(x)
     x = layers.Dense(5, name="scores")(block(x, layers.Dense(12, use_bias=False)))
     y = layers.Softmax(name="head")(x) if head else x
