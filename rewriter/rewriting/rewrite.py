@@ -42,9 +42,10 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
     done = [call.path for call in graph.calls if isinstance(call.role, Ours)]
     if done:
         raise UnsupportedModelError(
-            f"The model {graph.name!r} is quantization-aware already: {done[0]!r} is one of "
-            f"{len(done)} such layers. Fine-tune, calibrate or export it as it is, or rewrite the "
-            "original model."
+            f"The model {graph.name!r} is quantization-aware already, or a twin: "
+            f"{done[0]!r} is one of {len(done)} layers that only rewriting puts into a model. "
+            "Fine-tune, calibrate or export it as it is (a twin can only be evaluated), or rewrite "
+            "the original model."
         )
     decisions = rules.decide(graph)
     refused = [d for d in decisions if d.action == rules.REFUSED]

@@ -226,3 +226,12 @@ def test_rewriting_a_rewritten_model(keras):
     qat = rewriter.rewrite(builders.trained_residual(keras))
     with pytest.raises(UnsupportedModelError, match="quantization-aware already"):
         rewriter.rewrite(qat)
+
+
+def test_rewriting_a_twin(keras):
+    """Its layers are of ours too: it is a model to be evaluated, not trained."""
+    qat = rewriter.rewrite(builders.trained_residual(keras))
+    x = np.random.default_rng(0).normal(size=(8, *qat.inputs[0].shape[1:])).astype(np.float32)
+    rewriter.calibrate(qat, x, progress=False)
+    with pytest.raises(UnsupportedModelError, match="or a twin.*original model"):
+        rewriter.rewrite(rewriter.fold(qat))
