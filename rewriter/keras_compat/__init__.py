@@ -14,10 +14,11 @@ from typing import Any
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat.base import Flavour
+from rewriter.keras_compat.calls import flat_layers
 from rewriter.keras_compat.keras3 import Keras3
 from rewriter.keras_compat.tf_keras import TfKeras
 
-__all__ = ["KERAS3", "TF_KERAS", "Flavour", "callback_bases", "flavour_of",
+__all__ = ["KERAS3", "TF_KERAS", "Flavour", "callback_bases", "flat_layers", "flavour_of",
            "keras3_backend", "require_tensorflow_backend", "usable"]  # fmt: skip
 
 
@@ -72,11 +73,6 @@ def flavour_of(model: Any) -> Flavour:
         f"Received: {model!r} of type {type(model).__module__}.{type(model).__qualname__}. "
         "Load it with rewriter.load_model, or build it with tf_keras or keras."
     )
-
-
-def flat_layers(layer: Any) -> list[Any]:
-    """A layer or model and all layers inside it, outer ones first."""
-    return list(layer._flatten_layers())
 
 
 def require_tensorflow_backend() -> None:

@@ -8,6 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 
+def flat_layers(layer: Any) -> list[Any]:
+    """A layer or model and all layers inside it, outer ones first; none for an operation."""
+    flatten = getattr(layer, "_flatten_layers", None)
+    return list(flatten()) if flatten else []
+
+
 class Calls:
     """The symbolic calls of layers and operations, and what is before and after them."""
 
@@ -38,8 +44,7 @@ class Calls:
 
     def sublayers(self, layer: Any) -> list[Any]:
         """All layers inside ``layer``; none for an operation."""
-        flatten = getattr(layer, "_flatten_layers", None)
-        return [inner for inner in flatten() if inner is not layer] if flatten else []
+        return [inner for inner in flat_layers(layer) if inner is not layer]
 
     def own_variables(self, layer: Any) -> list[Any]:
         """The variables of ``layer`` that belong to no layer inside it."""
