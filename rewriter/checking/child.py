@@ -19,7 +19,8 @@ from rewriter.checking import worker
 from rewriter.errors import VerificationError
 
 PATIENCE_S = 600.0  # without a sign of life; they come with every sample
-LOADING_S = 25.0  # for a file, which takes milliseconds
+LOADING_S = 25.0  # for a small file, which takes milliseconds
+_BYTES_PER_S = 10e6  # of a larger one: what any machine loads, however busy
 
 
 class Died(Exception):
@@ -84,7 +85,9 @@ class Child:
         with self.lock:
             self._start()
             done = 0
-            patience = min(PATIENCE_S, LOADING_S) if message[0] == "load" else PATIENCE_S
+            patience = PATIENCE_S
+            if message[0] == "load":
+                patience = min(patience, LOADING_S + len(message[1]) / _BYTES_PER_S)
             try:
                 with contextlib.suppress(OSError):  # it is gone, which the answer tells
                     worker.send(self._process.stdin, message)  # type: ignore[union-attr, arg-type]
