@@ -10,7 +10,7 @@ import litert_programs as programs
 from litert_builder import grid
 from litert_files import written
 from rewriter.checking import interpreter, reading
-from rewriter.errors import ExportError
+from rewriter.errors import VerificationError
 from rewriter.litert import flatbuffer
 
 
@@ -131,7 +131,7 @@ def test_tensors_are_refused_where_the_interpreter_drops_them(residual):
 
 
 def test_not_a_file():
-    with pytest.raises(ExportError, match="TFL3"):
+    with pytest.raises(VerificationError, match="TFL3"):
         reading.read(b"PK\x03\x04 something else")
 
 

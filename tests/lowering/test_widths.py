@@ -283,7 +283,8 @@ def test_the_demo_at_four_bits_keeps_its_accuracy(tmp_path, capsys):
     qat.save(trained)
     commands.output_of(capsys, "export", trained, "-o", file)
     options = ["--data", tmp_path / "test.npz", "--array", "x", "--labels", "y", "--json"]
-    text = commands.output_of(capsys, "verify", trained, file, *options, "--min-snr", "50")
+    # From input to output; the softmax in steps of 1/256 is by itself at 49 dB.
+    text = commands.output_of(capsys, "verify", trained, file, *options, "--min-snr", "45")
     found = json.loads(text)
     assert min(found["accuracy"].values()) >= demo._accuracy(whole, data) - 0.01, found
     hosts = [t for t in found["training"]["tensors"] if t["name"] != "digit"]  # a softmax

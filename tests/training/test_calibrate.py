@@ -114,7 +114,7 @@ BAD = {
     "empty": (np.zeros((0, 12, 12, 3), np.float32), "empty"),
     "two arrays": ((X, X), "has 1 inputs.*2"),
     "wrong name": ({"picture": X}, "lacks the input 'image'.*picture"),
-    "text": (np.array(["a", "b"]), ""),
+    "text": (np.array(["a", "b"]), r"shape \(12, 12, 3\)\. Received: samples of shape \(\)"),
 }
 
 
