@@ -33,6 +33,7 @@ OPTIONS = st.builds(
 SEEDS = st.integers(0, 10_000)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", KERASES)
 @pytest.mark.parametrize("case", HOST_CASES, ids=str)
 def test_every_host(kind, case):
@@ -73,6 +74,7 @@ def test_twin(kind, case, options, seed):
     claims.check_integers(model, qat, twin, x)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", KERASES)
 @pytest.mark.parametrize("case", HOST_CASES, ids=str)
 def test_dead_channels_in_the_file(kind, case, tmp_path):
@@ -161,6 +163,7 @@ def test_standalone_file(kind, shape, tmp_path):
 # Statistics after a step of training
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", KERASES)
 @pytest.mark.parametrize("case", HOST_CASES, ids=str)
 def test_statistics(kind, case):

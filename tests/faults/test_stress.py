@@ -30,6 +30,7 @@ SHAPES = ((1, 1, 1, 4), (1, 3, 3, 4), (8, 1, 1, 4), (1, 4), (6, 4))
 VARIANCES = (0.0, 1e-8, 1e-3, 1e6)
 
 
+@pytest.mark.wide
 @both
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("variance", VARIANCES)

@@ -71,6 +71,7 @@ def fast():
         yield
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("channels", [3, 9])
 @pytest.mark.parametrize("case", list(CASES))
 def test_gradients(ways, case, channels):
@@ -84,6 +85,7 @@ def test_gradients(ways, case, channels):
         assert_close(a, b, 1e-5)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("case", list(CASES))
 def test_output_is_tensorflows_own(ways, case):
     size, strides, dilations, padding, spatial = CASES[case]

@@ -42,6 +42,7 @@ def ways(request, monkeypatch):
         yield request.param
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("channels", [5, 17])
 @pytest.mark.parametrize("size", list(SIZES))
 @pytest.mark.parametrize("stride", [1, 2, 3])

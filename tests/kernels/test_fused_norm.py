@@ -65,6 +65,7 @@ def _definition(
     return [y, *moving, *tape.gradient(loss, sources, unconnected_gradients="zero")]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 @pytest.mark.parametrize("bessel", [False, True])
 @pytest.mark.parametrize("averaged", [False, True])

@@ -101,6 +101,7 @@ _HOSTS = [(kind, name, "float32") for kind in builders.KERASES for name in CASES
 _HOSTS += [("tf_keras", name, dtype) for name in CASES for dtype in BOUNDS if dtype != "float32"]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize(("kind", "name", "dtype"), _HOSTS)
 def test_hosts(kind: str, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of training in every phase; with the fast kernels of both arrangements."""

@@ -67,6 +67,7 @@ def test_of_a_whole_model(arrangement, models, kind, training):
             tf.function(_penalty, autograph=False)(rewritten, x, training)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("training", [True, False])
 def test_with_the_plain_kernels(models, kind, training, compiled):

@@ -73,6 +73,7 @@ def _same(model, x):
     return qat
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("function", list(FUNCTIONS))
 @pytest.mark.parametrize("place", list(PLACES))
 def test_copies_compute_the_same(keras, place, function):
@@ -165,6 +166,7 @@ UNSAVEABLE = {
 }
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("place", ["Activation", "Dense", "TimeDistributed"])
 @pytest.mark.parametrize("function", list(UNSAVEABLE))
 def test_what_no_file_brings_back_is_refused(keras, tmp_path, place, function):

@@ -187,6 +187,7 @@ def test_layers_of_integers(name, tmp_path):
         check(qat, data, tmp_path / "m.tflite", batch_size=size)
 
 
+@pytest.mark.wide
 @KERASES
 @pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16", "float64"])
 def test_layers_of_other_precisions(name, policy, tmp_path):

@@ -46,6 +46,7 @@ def test_host(name: str, flavour: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.wide
 @both
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_are_on_the_grid_of_their_channels(name: str, flavour: str) -> None:

@@ -34,6 +34,7 @@ def test_fixed_point(values, magnitude, bits):
     np.testing.assert_array_equal(apply(FixedPoint(bits), x), fixed_point(x, bits))
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("exponent", range(-40, 41))
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_fixed_point_on_the_edge(bits, exponent):
