@@ -19,6 +19,10 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+# As in the package, which is not imported for them; a test compares.
+RECIPES = ("int8", "int8-per-tensor", "w4a8", "w4a8-small", "w2-dense")
+CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
+
 _DATA_HELP = "an .npz or .npy file, or a folder of images"
 _QAT_HELP = "what `rewriter convert` wrote"
 
@@ -131,10 +135,18 @@ def parser() -> argparse.ArgumentParser:
     convert = _command(commands, "convert", "make a quantization-aware model")
     convert.add_argument("model", type=Path, metavar="MODEL", help=_MODEL_HELP)
     _output(convert, "FILE", "where to write: .keras or .h5; tf_keras: also a SavedModel folder")
-    convert.add_argument("--recipe", type=Path, metavar="FILE", help="how to quantize, as JSON")
+    convert.add_argument(
+        "--recipe", metavar="RECIPE",
+        help=f"how to quantize: one of {', '.join(RECIPES)}, or a JSON file",
+    )  # fmt: skip
     convert.add_argument(
         "--calibrate", type=Path, metavar="DATA",
         help=f"set the ranges of the activations from data: {_DATA_HELP}",
+    )  # fmt: skip
+    convert.add_argument(
+        "--method", choices=CALIBRATIONS,
+        help="how ranges are made of what was seen: its smallest and largest value, 99.99 %% of it, "
+        "or what gives the smallest squared error or divergence (default: what the recipe says)",
     )  # fmt: skip
     _data(convert, "x, x_train, x_test")
     _loading(convert)

@@ -16,6 +16,7 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.rewriting.layer_rules import LayerRule
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
@@ -30,6 +31,7 @@ __all__ = [
     "Clip",
     "ExportReport",
     "FixedPoint",
+    "LayerRule",
     "PerChannelQuantizer",
     "PerTensorQuantizer",
     "Plan",

@@ -11,7 +11,8 @@ from rewriter.errors import ExportError
 from rewriter.files import outputs
 from rewriter.files.replacing import replacing
 from rewriter.litert import writer
-from rewriter.lowering.lower import lower
+from rewriter.lowering.lower import Lowered, lower_with_sources
+from rewriter.quantization import levels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class ExportReport:
       ops: how many of each LiteRT operator it has.
       scales: scale and zero point of every activation tensor, by name.
       float_tensors: names of float tensors; only with float I/O or allowed float layers.
+      input_lines: for int8 inputs whose values are levels, such as those of pixels: a line of C
+        that makes the integer ``q`` of level number ``pixel``.
     """
 
     path: str
@@ -31,6 +34,7 @@ class ExportReport:
     ops: dict[str, int]
     scales: dict[str, tuple[float, int]]
     float_tensors: tuple[str, ...] = ()
+    input_lines: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -41,6 +45,7 @@ class ExportReport:
         lines = [f"{self.path}: {self.bytes:,} bytes; {ops}"]
         if self.float_tensors:
             lines.append(f"  in float: {', '.join(self.float_tensors)}")
+        lines += [f"  input {name}: {line}" for name, line in self.input_lines.items()]
         return "\n".join(lines)
 
 
@@ -77,7 +82,8 @@ def export_tflite(
     refusal = outputs.refusal(path, (".tflite",), "A LiteRT file")
     if refusal is not None:
         raise ExportError(refusal)
-    program = lower(model)
+    lowered = lower_with_sources(model)
+    program = lowered.program
     content, file = writer.assemble(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
     )
@@ -95,4 +101,21 @@ def export_tflite(
             if tensor.quantization is not None
         },
         float_tensors=tuple(census.float_tensors),
+        input_lines={} if float_io else _input_lines(lowered),
     )
+
+
+def _input_lines(lowered: Lowered) -> dict[str, str]:
+    lines = {}
+    for name, public in zip(lowered.program.inputs, lowered.program.input_names, strict=True):
+        layer = lowered.sources[name].layer if name in lowered.sources else None
+        values = getattr(getattr(layer, "quantizer", None), "levels", None)
+        grid = lowered.program.tensors[name].quantization
+        if values is None or grid is None:
+            continue
+        line = levels.in_c(
+            levels.Levels(*values), grid.scale, grid.zero_point, grid.qmin, grid.qmax
+        )
+        first, step, _ = values
+        lines[public] = f"{line}  // where pixel k stands for {first:.6g} + {step:.6g} * k"
+    return lines

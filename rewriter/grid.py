@@ -69,15 +69,15 @@ def activation(bits: int = BITS) -> Grid:
     return Grid(bits, symmetric=wide, narrow=wide)
 
 
-def width(num_bits: Any, widest: int, owner: str) -> int:
+def width(num_bits: Any, widest: int, owner: str, field: str = "num_bits") -> int:
     """``num_bits`` itself if it is a width from 2 to ``widest``.
 
     Raises:
-      RecipeError: otherwise, naming ``owner``.
+      RecipeError: otherwise, naming ``owner`` and the ``field`` of it.
     """
     whole = isinstance(num_bits, int) and not isinstance(num_bits, bool)
     if not whole or not 2 <= num_bits <= widest:
-        raise RecipeError(f"{owner}: num_bits must be in 2..{widest}. Received: {num_bits!r}.")
+        raise RecipeError(f"{owner}: {field} must be in 2..{widest}. Received: {num_bits!r}.")
     return num_bits
 
 

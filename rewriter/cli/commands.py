@@ -38,8 +38,8 @@ def _inspect(args: Namespace) -> None:
 
 
 def _convert(args: Namespace) -> None:
-    _refuse_output(args, _MODELS, "A Keras model", args.recipe, args.calibrate)
-    recipe = Recipe.load(args.recipe) if args.recipe else None
+    recipe, file = _recipe(args.recipe)
+    _refuse_output(args, _MODELS, "A Keras model", file, args.calibrate)
     # Entered first: an output that cannot be written is known before the work is done.
     with replacing(args.output) as path:
         model = _load(args)
@@ -48,7 +48,7 @@ def _convert(args: Namespace) -> None:
         planned = plan(model, recipe)
         qat = rewrite(model, recipe)
         if values is not None:
-            calibrate(qat, values, progress=_progress())
+            calibrate(qat, values, progress=_progress(), method=args.method)
         _save(qat, path, args.output)
     state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
     text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
@@ -58,6 +58,16 @@ def _convert(args: Namespace) -> None:
         {"path": str(args.output), "calibrated": args.calibrate is not None}
         | {"plan": planned.to_dict()},
     )
+
+
+def _recipe(given: str | None) -> tuple[Recipe | None, Path | None]:
+    """The recipe of that name or in that file, and the file."""
+    if given is None:
+        return None, None
+    file = Path(given)
+    if file.exists() or file.suffix:
+        return Recipe.load(file), file
+    return Recipe.named(given), None
 
 
 def _export(args: Namespace) -> None:

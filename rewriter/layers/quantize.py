@@ -120,6 +120,22 @@ class QuantizeMixin(PhasedMixin):
         )
         return low <= high
 
+    @property
+    def holds_range(self) -> bool:
+        """Whether training leaves a calibrated range as it is."""
+        return getattr(self.quantizer, "holds_range", False)
+
+    def set_range(self, low: float, high: float, levels: tuple[float, ...] | None = None) -> None:
+        """Give a range of ours these bounds.
+
+        Args:
+          low, high: the smallest and the largest value.
+          levels: see :class:`RangeQuantizer`.
+        """
+        self._quantizer_weights["min_var"].assign(low)
+        self._quantizer_weights["max_var"].assign(high)
+        self.quantizer.levels = levels
+
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         symbolic = self.signature(inputs)
@@ -218,6 +234,7 @@ class QuantizeMixin(PhasedMixin):
         if isinstance(self.quantizer, quantizers.RangeQuantizer):
             variables["min_var"].assign(quantizers.UNSET_MIN)
             variables["max_var"].assign(quantizers.UNSET_MAX)
+            self.quantizer.levels = None
             if int(self.phase.numpy()) == phases.QUANTIZE_FIXED:
                 phases.assign(self, phases.QUANTIZE_FROZEN)
 

@@ -75,8 +75,9 @@ def set_phase(model: Any, phase: str, *, freeze_ranges: bool = False) -> None:
 
 
 def assign(layer: Any, code: int) -> None:
-    """Put one layer into a phase."""
-    if code == QUANTIZE_FROZEN and getattr(layer, "range_is_set", False):
+    """Put one layer into a phase; a range that it holds is then frozen in any case."""
+    held = code == QUANTIZE and getattr(layer, "holds_range", False)
+    if (code == QUANTIZE_FROZEN or held) and getattr(layer, "range_is_set", False):
         code = QUANTIZE_FIXED
     layer.phase.assign(code)
 

@@ -21,12 +21,27 @@ import tensorflow as tf
 
 from rewriter import grid as grids
 from rewriter import kernels
+from rewriter.errors import RecipeError
 from rewriter.grid import Grid
 from rewriter.quantization import phases
 from rewriter.quantization.scalars import initializer
 
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
 UNSET_MAX = float("-inf")
+
+# How calibration makes a range of what it has seen; the first is the default.
+CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
+
+
+def calibration_method(name: Any) -> str:
+    """``name`` itself if it is one of ``CALIBRATIONS``.
+
+    Raises:
+      RecipeError: otherwise.
+    """
+    if name not in CALIBRATIONS:
+        raise RecipeError(f"calibration must be one of {list(CALIBRATIONS)}. Received: {name!r}.")
+    return name
 
 
 class Quantizer(Protocol):
@@ -137,14 +152,35 @@ class RangeQuantizer(_ActivationQuantizer):
     the batches by an exponential moving average while training in ``quantize``. It always
     contains 0.
 
+    A range that is not simply the smallest and the largest value (``calibration`` other than
+    ``"minmax"``, or an input whose values are ``levels``) stays as calibrated: following the
+    batches' extremes would undo it.
+
     Args:
       num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
       momentum: weight of the old range in the moving average.
+      calibration: how :func:`rewriter.calibrate` makes the range of what it has seen: one of
+        ``CALIBRATIONS``.
+      levels: where the values are equidistant: the first, the step, and how many; calibration sets
+        it.
     """
 
-    def __init__(self, num_bits: int = grids.BITS, momentum: float = 0.99):
+    def __init__(
+        self,
+        num_bits: int = grids.BITS,
+        momentum: float = 0.99,
+        calibration: str = CALIBRATIONS[0],
+        levels: Sequence[float] | None = None,
+    ):
         super().__init__(num_bits)
         self.momentum = momentum
+        self.calibration = calibration_method(calibration)
+        self.levels = None if levels is None else tuple(levels)
+
+    @property
+    def holds_range(self) -> bool:
+        """Whether training leaves a calibrated range as it is."""
+        return self.levels is not None or self.calibration != CALIBRATIONS[0]
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         def add(suffix: str, value: float) -> Any:
@@ -196,7 +232,12 @@ class RangeQuantizer(_ActivationQuantizer):
         )
 
     def get_config(self) -> dict[str, Any]:
-        return {"num_bits": self.num_bits, "momentum": self.momentum}
+        config: dict[str, Any] = {"num_bits": self.num_bits, "momentum": self.momentum}
+        if self.calibration != CALIBRATIONS[0]:
+            config["calibration"] = self.calibration
+        if self.levels is not None:
+            config["levels"] = list(self.levels)
+        return config
 
 
 class FixedQuantizer(_ActivationQuantizer):

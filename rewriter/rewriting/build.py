@@ -61,6 +61,7 @@ class Builder:
         self.unnamed: set[int] = set()
         self.given: set[str] = set()  # the names of those
         self.factory = LayerFactory(graph.flavour, recipe)
+        self.ends = _ends(graph)
         self.tensors: dict[Ref, Any] = {}
         self.losses: list[Any] = []  # added to the model
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
@@ -233,7 +234,7 @@ class Builder:
         if layer is None:
             name = name or self._unique(group.name)
             dtype = self.graph.calls[ref.call].dtypes[ref.index]
-            layer = self.factory.quantize(name, dtype, clamp, group.fixed)
+            layer = self.factory.quantize(name, dtype, clamp, group.fixed, group.name)
             self.taken.add(layer.name)
             self.given.add(layer.name)
             self.quantize_layers[id(group)] = layer
@@ -258,7 +259,14 @@ class Builder:
                 fuses = kind in (behaviours.IDENTITY, behaviours.CLAMP)
                 norm_path = self.graph.calls[job.call].path
                 return self.factory.host(
-                    host, name, job.path, job.batch_norm, norm_path, owned, fuses=fuses
+                    host,
+                    name,
+                    job.path,
+                    job.batch_norm,
+                    norm_path,
+                    owned,
+                    fuses=fuses,
+                    at_end=id(job.layer) in self.ends,
                 )
             case BatchNorm():
                 return self.factory.batch_norm(job.layer, name, job.path)
@@ -267,3 +275,19 @@ class Builder:
         new = self.factory.clone(job.layer, name)
         self.flavour.complete_shape(new, self.graph.calls[job.call].input_shapes)
         return new
+
+
+def _ends(graph: Graph) -> set[int]:
+    """The ids of the linear layers before which there is no other, and of those after which."""
+    hosts = [isinstance(call.role, Host) for call in graph.calls]
+    after, before = [False] * len(hosts), [False] * len(hosts)  # whether one is there
+    for index, call in enumerate(graph.calls):
+        after[index] = any(after[ref.call] or hosts[ref.call] for ref in call.refs)
+    for index in reversed(range(len(hosts))):
+        for ref in graph.calls[index].refs:
+            before[ref.call] = before[ref.call] or before[index] or hosts[index]
+    return {
+        id(call.layer)
+        for index, call in enumerate(graph.calls)
+        if hosts[index] and not (after[index] and before[index])
+    }

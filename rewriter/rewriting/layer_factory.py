@@ -44,6 +44,7 @@ class LayerFactory:
         dtype: str,
         clamp: str = "none",
         fixed: tuple[float, float] | None = None,
+        owner: str | None = None,
     ) -> Any:
         """A Quantize layer.
 
@@ -52,11 +53,12 @@ class LayerFactory:
           dtype: of what it quantizes, whatever the global policy.
           clamp: the activation that it applies.
           fixed: its range, where it learns none.
+          owner: the layer that a recipe may call its tensor by.
         """
         if fixed is not None:
             quantizer = quantizers.FixedQuantizer(*fixed)
         else:
-            quantizer = self.recipe.new_activation_quantizer()
+            quantizer = self.recipe.new_activation_quantizer(name, owner)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
 
     def batch_norm(self, original: Any, name: str, *also: str) -> Any:
@@ -88,6 +90,7 @@ class LayerFactory:
         output_quantizer: Any,
         *,
         fuses: bool,
+        at_end: bool,
     ) -> Any:
         """A linear layer, quantized, with its normalization and activation.
 
@@ -99,18 +102,26 @@ class LayerFactory:
           norm_path: of the normalization's call.
           output_quantizer: a Quantize layer that serves it alone, or None.
           fuses: whether the activation is one that operators have fused.
+          at_end: whether it is the first or the last linear layer of the model.
         """
         original, row = host.layer, host.row
         inner, dtype = self.clone(original), original.compute_dtype
+        names = [name, original.name, path]
         norm = None
         if batch_norm is not None:
+            names += [batch_norm.name, norm_path]
             norm = self.batch_norm(batch_norm, batch_norm.name, norm_path, original.name, path)
         return self.classes.QuantizedHost(
             inner,
             norm,
-            [self.recipe.new_kernel_quantizer(kernel.channel_axes) for kernel in row.kernels],
-            between=self.quantize("between", dtype) if len(row.kernels) > 1 else None,
-            before_activation=None if fuses else self.quantize("before_activation", dtype),
+            [
+                self.recipe.new_kernel_quantizer(host, kernel, names, at_end=at_end)
+                for kernel in row.kernels
+            ],
+            between=self.quantize("between", dtype, owner=name) if len(row.kernels) > 1 else None,
+            before_activation=None
+            if fuses
+            else self.quantize("before_activation", dtype, owner=name),
             output_quantizer=output_quantizer,
             distributed=host.distributed,
             name=name,

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.files import boundaries
 from rewriter.quantization import quantizer_names, quantizers
 from rewriter.quantization.pipeline import BatchNormPipeline
+from rewriter.reading.hosts import Kernel
+from rewriter.reading.roles import Host
+from rewriter.rewriting import layer_rules
+
+_LATER = ("calibration", "layers", "end_bits")  # fields that the first recipes had not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +37,12 @@ class Recipe:
         (``{"gamma": op, "beta": op, "moving_mean": op, "moving_variance": op}``, and ``layers``
         and ``phases`` if wanted), a :class:`BatchNormPipeline`, or several of them; of several
         that match a layer the first counts.
+      calibration: how calibration makes ranges of what it has seen; see
+        :func:`rewriter.calibrate`.
+      layers: rules for single layers, as :class:`LayerRule` or mappings:
+        ``[{"match": "block_*", "kernel_bits": 4}]``.
+      end_bits: width of the kernels of the first and the last linear layer where a rule for more
+        than those, by pattern or kind, would give them fewer.
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -39,6 +52,9 @@ class Recipe:
     activation_quantizer: Any = None
     range_momentum: float = 0.99
     batch_norm_pipeline: Any = None
+    calibration: str = quantizers.CALIBRATIONS[0]
+    layers: Any = ()
+    end_bits: int = grids.BITS
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -52,6 +68,9 @@ class Recipe:
             if value is not None:
                 quantizer_names.check(value, field)
         object.__setattr__(self, "batch_norm_pipeline", _pipelines(self.batch_norm_pipeline))
+        object.__setattr__(self, "layers", layer_rules.rules(self.layers))
+        quantizers.calibration_method(self.calibration)
+        grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if not is_number or not 0 <= momentum < 1:
@@ -62,8 +81,12 @@ class Recipe:
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in _LATER and value == field.default:
+                continue  # so that an earlier version reads it, too
             if field.name == "batch_norm_pipeline":
                 value = [pipeline.to_dict() for pipeline in value]
+            if field.name == "layers":
+                value = [rule.to_dict() for rule in value]
             if field.name.endswith("_quantizer") and value is not None:
                 value = quantizer_names.serialize(value)
             result[field.name] = value
@@ -120,17 +143,70 @@ class Recipe:
         matching = (p for p in self.batch_norm_pipeline if p.applies_to(*names))
         return next(matching, None)
 
-    def new_kernel_quantizer(self, channel_axes: tuple[int, ...]) -> Any:
-        """A quantizer for one kernel."""
-        if self.kernel_quantizer is None:
-            return quantizers.PerChannelQuantizer(channel_axes=channel_axes)
-        return quantizer_names.deserialize(quantizer_names.serialize(self.kernel_quantizer))
+    def new_kernel_quantizer(
+        self, host: Host, kernel: Kernel, names: Sequence[str | None], *, at_end: bool
+    ) -> Any:
+        """A quantizer for one kernel.
 
-    def new_activation_quantizer(self) -> Any:
-        """A quantizer for one activation range."""
-        if self.activation_quantizer is None:
-            return quantizers.RangeQuantizer(momentum=self.range_momentum)
-        return quantizer_names.deserialize(quantizer_names.serialize(self.activation_quantizer))
+        Args:
+          host: the layer's role.
+          kernel: which of its kernels.
+          names: of the layer, and of the normalization in it.
+          at_end: whether it is the first or the last linear layer of the model.
+        """
+        rule = next((r for r in self.layers if r.takes(host, kernel, *names)), None)
+        if rule is None or (rule.kernel_bits is None and rule.per_tensor is None):
+            if self.kernel_quantizer is None:
+                return quantizers.PerChannelQuantizer(channel_axes=kernel.channel_axes)
+            return quantizer_names.deserialize(quantizer_names.serialize(self.kernel_quantizer))
+        bits, per_tensor = rule.kernel_bits, rule.per_tensor
+        if bits is None:
+            bits = grids.of(self.kernel_quantizer).bits if self.kernel_quantizer else grids.BITS
+        if at_end and rule.is_general:
+            bits = max(bits, self.end_bits)
+        if per_tensor is None:
+            per_tensor = isinstance(self.kernel_quantizer, quantizers.PerTensorQuantizer)
+        if per_tensor:
+            return quantizers.PerTensorQuantizer(bits)
+        return quantizers.PerChannelQuantizer(bits, kernel.channel_axes)
+
+    def new_activation_quantizer(self, *names: str | None) -> Any:
+        """A quantizer for one activation range, that of a layer with these names."""
+        if self.activation_quantizer is not None:
+            return quantizer_names.deserialize(quantizer_names.serialize(self.activation_quantizer))
+        chosen = (r.calibration for r in self.layers if r.calibration and r.names(*names))
+        return quantizers.RangeQuantizer(
+            momentum=self.range_momentum, calibration=next(chosen, self.calibration)
+        )
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Raise RecipeError for a rule that is about no layer of these names."""
+        for rule in self.layers:
+            for pattern in rule.match:
+                if pattern != "*" and not fnmatch.filter(names, pattern):
+                    raise RecipeError(
+                        f"layers: no layer of the model is called {pattern!r}. Its layers: "
+                        f"{', '.join(sorted(names)[:8])}, ..."
+                    )
+
+    @classmethod
+    def named(cls, name: str) -> Recipe:
+        """One of the recipes that have a name.
+
+        ``int8``: LiteRT's 8-bit specification, the default; ``int8-per-tensor``: one scale for a
+        whole kernel; ``w4a8``: 1x1 convolutions and Dense layers with kernels of 4 bits, smaller
+        and faster than ``int8`` with LiteRT's default kernels; ``w4a8-small``: kernels of 4 bits
+        wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits. The first and
+        the last linear layer keep 8 bits.
+
+        Raises:
+          RecipeError: there is no such recipe.
+        """
+        if name not in layer_rules.NAMED:
+            raise RecipeError(
+                f"There is no recipe called {name!r}. There are: {', '.join(layer_rules.NAMED)}."
+            )
+        return cls(**layer_rules.NAMED[name])
 
 
 def _pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:

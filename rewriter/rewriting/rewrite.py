@@ -14,7 +14,7 @@ from rewriter.rewriting.recipe import Recipe
 from rewriter.training.calibrate import calibrate
 
 
-def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any = None) -> Any:
+def rewrite(model: Any, recipe: Recipe | str | None = None, *, calibration_data: Any = None) -> Any:
     """A quantization-aware model with the trained weights of ``model`` and no BatchNormalization.
 
     Every BatchNormalization is fused into the linear layer before it, or replaced by a layer of
@@ -24,7 +24,8 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
     Args:
       model: a tf_keras or Keras 3 model: Sequential, functional, nested, or subclassed where its
         ``call`` can be traced. It is left as it is.
-      recipe: how to quantize; None for LiteRT's 8-bit specification.
+      recipe: how to quantize, or the name of a recipe (:meth:`Recipe.named`); None for LiteRT's
+        8-bit specification.
       calibration_data: if given, :func:`rewriter.calibrate` is run on it, and the model comes
         back in phase ``quantize``.
 
@@ -35,9 +36,11 @@ def rewrite(model: Any, recipe: Recipe | None = None, *, calibration_data: Any =
     Raises:
       UnsupportedModelError: if the graph cannot be read, or a BatchNormalization is refused; the
         message names each and says what to do.
+      RecipeError: there is no recipe of that name, or a rule of it is about no layer.
     """
-    recipe = recipe or Recipe()
+    recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
     graph = from_keras.read(model)
+    recipe.check_names({name for call in graph.calls for name in (call.path, call.layer.name)})
     # A model may be built with our batch normalization; the other layers only we put in.
     done = [call.path for call in graph.calls if isinstance(call.role, Ours)]
     if done:

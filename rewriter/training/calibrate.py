@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -9,8 +11,10 @@ from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError
 from rewriter.quantization import phases
+from rewriter.reading import from_keras
 from rewriter.training import finite
 from rewriter.training.batches import batches_of
+from rewriter.training.collecting import Collector
 
 
 def calibrate(
@@ -21,10 +25,13 @@ def calibrate(
     steps: int | None = None,
     samples: int | None = None,
     progress: bool = True,
+    method: str | Mapping[str, str] | None = None,
 ) -> Any:
     """Observe the ranges of all activations on ``data``, then switch to phase ``quantize``.
 
-    Ranges are reset first. The model runs in inference mode; its weights do not change.
+    Ranges are reset first. The model runs in inference mode; its weights do not change. An input
+    whose values are at most 256 equidistant levels, as those of images are, gets a range on which
+    no level lies half-way between two integers.
 
     Args:
       model: a model that :func:`rewriter.rewrite` returned.
@@ -36,24 +43,32 @@ def calibrate(
       steps: use so many batches; None: all that there are.
       samples: use so many samples; None: all. Data without an end need one of the two.
       progress: show a progress bar.
+      method: how ranges are made of what was seen: ``"minmax"`` (all of it), ``"percentile"``
+        (99.99 % of the values on either side), ``"mse"`` (the smallest mean squared error),
+        ``"entropy"`` (the smallest Kullback-Leibler divergence); or such by names or patterns
+        (``fnmatch``) of layers, the first that matches. None: what the recipe says. The model
+        remembers it. Ranges of another method than ``"minmax"`` stay as they are while training.
 
     Returns:
-      ``model``, in phase ``quantize``.
+      ``model``, in phase ``quantize``. A warning says so if ranges still moved at the end.
 
     Raises:
       CalibrationError: if there is no data, it does not fit the model's inputs, or it is not
-        finite, or the output of a layer is not; ranges and phases are then as before.
+        finite, or the output of a layer is not, or a method or a layer of ``method`` is not known;
+        ranges and phases are then as before.
       UnsupportedModelError: if the model has not been rewritten.
     """
     codes = phases.codes(model)
     ranges = [(layer, _snapshot(layer)) for layer in _with_range(model)]
+    graph = from_keras.read(model)
+    collector = Collector(graph, [layer for layer, _ in ranges], method)
     try:
         for layer, _ in ranges:
             layer.reset_range()
         phases.set_phase(model, "observe")
         count = 0
-        watch = finite.Watch(model)
-        step = _traced(model, watch)
+        watch = finite.Watch(graph)
+        step = _traced(model, watch, collector)
         source, total = batches_of(model, data, batch_size, steps, samples)
         for inputs in tqdm(source, total=total, desc="calibrating", disable=not progress):
             flat = tf.nest.flatten(inputs)
@@ -63,11 +78,15 @@ def calibrate(
                 if error is not None:
                     raise error
             count += len(flat[0])
+            collector.look(flat, count)
         if not count:
             raise CalibrationError(
                 "The calibration data is empty. Give at least one batch of the model's inputs."
             )
+        moving = collector.moving(count)
+        collector.finish()
     except BaseException:
+        collector.restore()
         for _, values in ranges:
             for variable, value in values:
                 variable.assign(value)
@@ -75,10 +94,12 @@ def calibrate(
             layer.phase.assign(code)
         raise
     phases.set_phase(model, "quantize")
+    if moving is not None:
+        warnings.warn(moving, stacklevel=2)
     return model
 
 
-def _traced(model: Any, watch: finite.Watch) -> Any:
+def _traced(model: Any, watch: finite.Watch, collector: Collector) -> Any:
     """The model in phase ``observe`` on its flattened inputs, traced once for all batches.
 
     It returns whether all that is quantized was finite: what only the outputs need is not computed.
@@ -88,7 +109,7 @@ def _traced(model: Any, watch: finite.Watch) -> Any:
     structure = model.input
 
     def observe(*inputs: Any) -> Any:
-        with watch.tracing() as all_finite:
+        with watch.tracing(collector.observe) as all_finite:
             model(tf.nest.pack_sequence_as(structure, inputs), training=False)
             return all_finite()
 

@@ -13,9 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import CalibrationError
-from rewriter.layers.quantize import QuantizeMixin, observed
-from rewriter.reading import from_keras
-from rewriter.reading.graph import Call, Ref, map_refs
+from rewriter.layers.quantize import Observer, QuantizeMixin, observed
+from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Opaque
 
@@ -64,11 +63,11 @@ class Watch:
     should be; such ranges have the finite values.
 
     Args:
-      model: a rewritten one.
+      graph: of a rewritten model.
     """
 
-    def __init__(self, model: Any):
-        self._graph = from_keras.read(model)
+    def __init__(self, graph: Graph):
+        self._graph = graph
         self._consumers = self._graph.consumers()
         self._filled = {
             id(call.layer)
@@ -105,11 +104,16 @@ class Watch:
         return "maxpool" in name.lower().replace("_", "")
 
     @contextlib.contextmanager
-    def tracing(self) -> Iterator[Callable[[], Any]]:
-        """Within, a function is traced; the result makes the bool tensor that says all is well."""
+    def tracing(self, also: Observer) -> Iterator[Callable[[], Any]]:
+        """Within, a function is traced; the result makes the bool tensor that says all is well.
+
+        Args:
+          also: called as ``also(layer, outputs)``, too.
+        """
         found: list[Any] = []
 
         def look(layer: Any, outputs: Any) -> None:
+            also(layer, outputs)
             if id(layer) not in self._filled:
                 found.append(_all_finite(outputs))
                 return

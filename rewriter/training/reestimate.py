@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from rewriter.errors import CalibrationError, UnsupportedModelError
 from rewriter.keras_compat.variables import read
 from rewriter.kernels.composed_norm import reestimating
+from rewriter.reading import from_keras
 from rewriter.training import finite
 from rewriter.training.batches import batches_of
 from rewriter.training.schedule import batch_norms
@@ -71,7 +72,7 @@ def reestimate_batch_norm(
             finite.check_inputs(model, flat, seen)
             if not step(inputs, share):
                 with reestimating(share):
-                    error = finite.Watch(model).explain(flat, seen)
+                    error = finite.Watch(from_keras.read(model)).explain(flat, seen)
                 raise error or CalibrationError(
                     f"The statistics of {_not_finite(model)!r} are not finite after sample {seen} "
                     "of the data (counted from 0), whose values are too large. Scale the data as "
