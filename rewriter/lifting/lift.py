@@ -1,0 +1,190 @@
+"""A SavedModel that is only functions, as a functional Keras model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter.errors import LoadError, short
+from rewriter.keras_compat import Flavour, private_tensorflow, stack
+from rewriter.lifting import graph as graphs
+from rewriter.lifting import operation, rows, values
+from rewriter.lifting.builder import Builder
+from rewriter.lifting.graph import Graph, Out
+from rewriter.lifting.values import Known, Symbol
+
+_DEFAULT = ("serving_default", "serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Lifted:
+    """A model that was lifted, and how.
+
+    Attributes:
+      model: of Keras.
+      signature: which one it was lifted from.
+      recognised: the operator of the graph that each layer stands for.
+      kept: the operators that no layer stands for: each is in a layer of its own.
+    """
+
+    model: Any
+    signature: str
+    recognised: dict[str, str]
+    kept: tuple[str, ...]
+
+
+def lift(path: Path, flavour: Flavour, signature: str | None = None) -> Lifted:
+    """The model that a signature of a SavedModel computes.
+
+    Args:
+      path: the folder.
+      flavour: the Keras of the model.
+      signature: its name; None for the one that is served by default, or the only one.
+
+    Raises:
+      LoadError: the file is damaged, there is no such signature, or an operator cannot be lifted.
+    """
+    where = f"{str(path)!r}"
+    _check(path, where)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:  # whatever TensorFlow raises for a damaged file
+        raise LoadError(f"{where} cannot be loaded by TensorFlow: {short(error)}") from error
+    name = _signature(dict(loaded.signatures), signature, where)
+    graph = graphs.read(loaded.signatures[name], f"The signature {name!r} of {where}")
+    return from_graph(graph, flavour, f"The signature {name!r} of {where}", name)
+
+
+def _check(path: Path, where: str) -> None:
+    """Before anything is loaded: operators that only compute values, and those of saving."""
+    proto = private_tensorflow.SavedModel()
+    proto.ParseFromString((path / "saved_model.pb").read_bytes())
+    wanted = {s.name for m in proto.meta_graphs for s in _functions(m)}
+    for meta in proto.meta_graphs:
+        for function in meta.graph_def.library.function:
+            if function.signature.name in wanted:
+                graphs.check(function.node_def, where)
+
+
+def _functions(meta: Any) -> list[Any]:
+    """The functions that the signatures call, at all depths."""
+    library = {f.signature.name: f for f in meta.graph_def.library.function}
+    nodes = {node.name: node for node in meta.graph_def.node}
+    todo = []
+    for signature in meta.signature_def.values():
+        for info in signature.outputs.values():
+            node = nodes.get(info.name.partition(":")[0])
+            todo += _called([node] if node is not None else [])
+    found: dict[str, Any] = {}
+    while todo:
+        name = todo.pop()
+        if name in library and name not in found:
+            found[name] = library[name].signature
+            todo += _called(library[name].node_def)
+    return list(found.values())
+
+
+def _called(nodes: Any) -> list[str]:
+    return [
+        function.name
+        for node in nodes
+        for attribute in node.attr.values()
+        for function in [attribute.func, *attribute.list.func]
+        if function.name
+    ]
+
+
+def _signature(signatures: dict[str, Any], wanted: str | None, where: str) -> str:
+    if not signatures:
+        raise LoadError(
+            f"{where} has no signature: nothing says what the model's function is. Save it with "
+            "model.export, or give tf.saved_model.save(signatures=...)."
+        )
+    if wanted is not None:
+        if wanted not in signatures:
+            raise LoadError(
+                f"{where} has no signature {wanted!r}. It has: {', '.join(sorted(signatures))}."
+            )
+        return wanted
+    for name in _DEFAULT:
+        if name in signatures:
+            return name
+    if len(signatures) == 1:
+        return next(iter(signatures))
+    raise LoadError(
+        f"{where} has the signatures {', '.join(sorted(signatures))}. Choose one: signature=, or "
+        "--signature on the command line."
+    )
+
+
+def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> Lifted:
+    """The model that a graph computes; see :func:`lift`."""
+    builder = Builder(graph, flavour, where, operation.of(flavour))
+    inputs = {}
+    for name, (number, shape, dtype) in graph.inputs.items():
+        if dtype == tf.string:
+            raise LoadError(
+                f"{where} has the input {name!r} of strings. Export the model without the step "
+                "that parses them."
+            )
+        if shape.rank == 0 or shape.rank is None:
+            raise LoadError(f"{where} has the input {name!r} without a batch: shape {shape}.")
+        if shape[0] is not None:
+            builder.fixed_batch = shape[0]
+        inputs[name] = flavour.keras.Input(tuple(shape[1:]), name=name, dtype=dtype.name)
+        builder.set(Out(number), Symbol(inputs[name]))
+        builder.take(name)
+    with stack.room_for(2 * len(graph.nodes)):
+        for number in range(len(graph.nodes)):
+            _visit(builder, number)
+        outputs = {name: _output(builder, name, out) for name, out in graph.outputs.items()}
+        model = flavour.keras.Model(
+            _alone(inputs), _alone(outputs, names=False), name=_model_name(where)
+        )
+    builder.assign()
+    return Lifted(model, signature, builder.recognised, tuple(builder.kept))
+
+
+def _visit(b: Builder, number: int) -> None:
+    node = b.graph.nodes[number]
+    if number in b.norms:
+        for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
+            b.set(Out(number, index), value)
+        return
+    if number in b.done or not b.needed(number):
+        return
+    if not b.domains.symbolic(Out(number)):
+        if not b.domains.known(Out(number)):
+            inputs = [b.value(out) for out in node.inputs]
+            found = values.sizes_of(node, inputs, lambda s: tuple(s.tensor.shape))
+            if found is not None:
+                b.set(Out(number), found)
+        return
+    if number in {n for n, _, _ in b.graph.inputs.values()}:
+        return
+    row = rows.ROWS.get(node.op)
+    made = row(b, number, node) if row is not None else None
+    for index, value in enumerate(b.keep(node) if made is None else made):
+        b.set(Out(number, index), value)
+
+
+def _output(b: Builder, name: str, out: Out) -> Any:
+    """The tensor of an output, from a layer of the output's name."""
+    value = b.value(out)
+    if isinstance(value, Known) or not isinstance(value, Symbol):
+        raise LoadError(f"{b.where}: the output {name!r} does not depend on the inputs.")
+    if not b.free(name):
+        return value.tensor
+    return b.layers.Activation("linear", name=name)(value.tensor)
+
+
+def _alone(tensors: dict[str, Any], names: bool = True) -> Any:
+    found = list(tensors.values())
+    return found[0] if len(found) == 1 else found
+
+
+def _model_name(where: str) -> str:
+    return "lifted"

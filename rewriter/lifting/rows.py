@@ -1,0 +1,263 @@
+"""What each operator becomes: one row for each.
+
+A row is a function ``row(builder, number, node)`` that returns the values of the operator's
+outputs, or ``None`` where the operator cannot be that layer: it is then kept as it is, in a layer
+of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from rewriter.errors import LoadError
+from rewriter.lifting import operators, shapes
+from rewriter.lifting.affine import Norm
+from rewriter.lifting.builder import Builder, Weights
+from rewriter.lifting.graph import Node, Out
+from rewriter.lifting.linear import convolution, depthwise, product, transposed
+from rewriter.lifting.values import Known, Symbol, Value
+
+Row = Callable[[Builder, int, Node], "list[Value] | None"]
+
+
+def passed(b: Builder, number: int, node: Node) -> list[Value] | None:
+    return [b.value(out) for out in node.inputs]
+
+
+def activation(name: str) -> Row:
+    def row(b: Builder, number: int, node: Node) -> list[Value] | None:
+        value = b.value(node.inputs[0])
+        if not isinstance(value, Symbol):
+            return None
+        made = b.apply(node, b.layers.Activation, value.tensor, activation=name)
+        return [Symbol(made, value.rows)]
+
+    return row
+
+
+def relu6(b: Builder, number: int, node: Node) -> list[Value] | None:
+    return [Symbol(b.apply(node, b.layers.ReLU, b.tensor(node.inputs[0]), max_value=6.0))]
+
+
+def leaky_relu(b: Builder, number: int, node: Node) -> list[Value] | None:
+    slope = {"tf_keras": "alpha", "keras": "negative_slope"}[b.flavour.name]
+    options = {slope: float(node.attribute("alpha", 0.2))}
+    return [Symbol(b.apply(node, b.layers.LeakyReLU, b.tensor(node.inputs[0]), **options))]
+
+
+def merged(kind: str) -> Row:
+    """Of two tensors of the model; with a constant: ``scaled``."""
+
+    def row(b: Builder, number: int, node: Node) -> list[Value] | None:
+        if not all(b.domains.symbolic(out) for out in node.inputs):
+            return scaled(b, number, node)
+        tensors = [b.tensor(out) for out in node.inputs]
+        ranks = {len(t.shape) for t in tensors}
+        if len(ranks) != 1:
+            return None
+        return [Symbol(b.apply(node, getattr(b.layers, kind), tensors))]
+
+    return row
+
+
+def scaled(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """``x * a``, ``x / a``, ``x + a``, ``x - a``, ``a - x`` with a constant number or vector."""
+    first, second = node.inputs
+    out, other = (first, second) if b.domains.symbolic(first) else (second, first)
+    known = b.known(other)
+    if known is None or known.variable is not None or known.array.dtype.kind != "f":
+        return None
+    value = b.value(out)
+    if not isinstance(value, Symbol):
+        return None
+    array = known.array.astype(np.float64)
+    if array.size > 1 and (
+        any(s != 1 for s in array.shape[:-1]) or array.ndim > len(value.tensor.shape)
+    ):
+        return None
+    factor, offset = _SCALES[node.op](array, out == first)
+    if factor is None:
+        return None
+    if np.all(factor == 1) and np.all(offset == 0):
+        return [value]
+    options = {"scale": _plain(factor), "offset": _plain(offset)}
+    return [Symbol(b.apply(node, b.layers.Rescaling, value.tensor, **options), value.rows)]
+
+
+_SCALES: Mapping[str, Callable[[np.ndarray, bool], tuple[Any, Any]]] = {
+    "Mul": lambda a, first: (a, 0.0),
+    "RealDiv": lambda a, first: (1.0 / a, 0.0) if first and np.all(a != 0) else (None, None),
+    "AddV2": lambda a, first: (1.0, a),
+    "Add": lambda a, first: (1.0, a),
+    "BiasAdd": lambda a, first: (1.0, a),
+    "Sub": lambda a, first: (1.0, -a) if first else (-1.0, a),
+}
+
+
+def _plain(value: Any) -> float | list[float]:
+    array = np.asarray(value, np.float64).ravel()
+    return float(array[0]) if array.size == 1 else array.tolist()
+
+
+def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
+    if not all(b.domains.symbolic(out) for out in node.inputs):
+        return None
+    tensors = [b.tensor(out) for out in node.inputs]
+    return [Symbol(b.apply(node, b.layers.Add, tensors))] if len(tensors) > 1 else None
+
+
+def times(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A product: of a tensor and its own sigmoid it is a swish."""
+    for out, other in (node.inputs, node.inputs[::-1]):
+        gate = b.graph.nodes[other.node]
+        if gate.op == "Sigmoid" and _same(b, gate.inputs[0], out):
+            name = "silu" if b.flavour.name == "keras" else "swish"
+            value = b.value(out)
+            if isinstance(value, Symbol):
+                made = b.apply(node, b.layers.Activation, value.tensor, activation=name)
+                return [Symbol(made, value.rows)]
+    return merged("Multiply")(b, number, node)
+
+
+def _same(b: Builder, out: Out, other: Out) -> bool:
+    """Whether two tensors are one: through operators that pass it on, or multiply by 1."""
+    node = b.graph.nodes[out.node]
+    while out != other and node.inputs:
+        if node.op == "Mul":
+            ones = [
+                i for i in node.inputs if (k := b.known(i)) is not None and np.all(k.array == 1)
+            ]
+            rest = [i for i in node.inputs if i not in ones]
+            if len(rest) != 1:
+                return False
+            out = rest[0]
+        elif node.op == "Identity":
+            out = node.inputs[0]
+        else:
+            return False
+        node = b.graph.nodes[out.node]
+    return out == other
+
+
+def sigmoid(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Not made a layer where it is only part of a swish."""
+    readers = b.graph.consumers[Out(number)]
+    products = [r for r in readers if r >= 0 and b.graph.nodes[r].op == "Mul"]
+    if products and len(products) == len(readers):
+        parts = [b.graph.nodes[r].inputs for r in products]
+        if all(any(_same(b, node.inputs[0], o) for o in ins if o != Out(number)) for ins in parts):
+            return []
+    return activation("sigmoid")(b, number, node)
+
+
+def fused_norm(b: Builder, number: int, node: Node) -> list[Value] | None:
+    if node.attribute("is_training", True):
+        if all(b.known(out) is not None for out in node.inputs[1:3]):
+            raise LoadError(
+                f"{b.where}: the batch normalization {node.name!r} computes the statistics of each "
+                "batch: the signature was traced in training mode. Export the model as it is used: "
+                "call it with training=False."
+            )
+        return None
+    if node.attribute("data_format", "NHWC") != "NHWC":
+        return None
+    names = ("gamma", "beta", "moving_mean", "moving_variance")
+    weights = {}
+    for name, out in zip(names, node.inputs[1:], strict=True):
+        known = b.known(out)
+        if known is None:
+            return None
+        weights[name] = known
+    epsilon = float(node.attribute("epsilon", 1e-4))
+    return _norm(b, node, node.inputs[0], weights, epsilon, -1)
+
+
+def norm_in_pieces(b: Builder, number: int, norm: Norm) -> list[Value]:
+    """A batch normalization that :mod:`rewriter.lifting.affine` has found."""
+    channels = b.evaluator.known(norm.variance).array.size
+    given = {
+        "gamma": norm.gamma,
+        "beta": norm.beta,
+        "moving_mean": norm.mean,
+        "moving_variance": norm.variance,
+    }
+    weights = {name: b.evaluator.known(out) for name, out in given.items() if out is not None}
+    weights = {
+        name: Known(np.broadcast_to(k.array.ravel(), (channels,)), k.variable)
+        for name, k in weights.items()
+    }
+    if "moving_mean" not in weights:
+        weights["moving_mean"] = Known(np.zeros(channels, np.float32))
+    node = b.graph.nodes[number]
+    return _norm(b, node, norm.base, weights, norm.epsilon, norm.axis)
+
+
+def _norm(
+    b: Builder, node: Node, out: Out, weights: Weights, epsilon: float, axis: int
+) -> list[Value]:
+    value = b.value(out)
+    if not isinstance(value, Symbol):
+        raise b.refusal(node, "what it normalizes is no tensor of the model")
+    kept = dict(weights)
+    for name, neutral in (("gamma", 1.0), ("beta", 0.0)):
+        known = kept.get(name)
+        # A constant that changes nothing is what a layer without it is written as.
+        if known is not None and known.variable is None and np.all(known.array == neutral):
+            del kept[name]
+    options = {"epsilon": epsilon, "scale": "gamma" in kept, "center": "beta" in kept}
+    if axis != -1:
+        options["axis"] = axis + len(value.tensor.shape)
+    made = b.apply(node, b.layers.BatchNormalization, value.tensor, kept, **options)
+    return [Symbol(made, value.rows), *[Known(np.zeros(0))] * 5]
+
+
+ROWS: dict[str, Row] = {
+    **dict.fromkeys(operators.PASSING, passed),
+    "Conv2D": convolution,
+    "Conv3D": convolution,
+    "DepthwiseConv2dNative": depthwise,
+    "Conv2DBackpropInput": transposed,
+    "MatMul": product,
+    "BatchMatMul": product,
+    "BatchMatMulV2": product,
+    "BatchMatMulV3": product,
+    "FusedBatchNorm": fused_norm,
+    "FusedBatchNormV2": fused_norm,
+    "FusedBatchNormV3": fused_norm,
+    "Relu": activation("relu"),
+    "Relu6": relu6,
+    "LeakyRelu": leaky_relu,
+    "Elu": activation("elu"),
+    "Selu": activation("selu"),
+    "Sigmoid": sigmoid,
+    "Tanh": activation("tanh"),
+    "Softplus": activation("softplus"),
+    "Softsign": activation("softsign"),
+    "Softmax": activation("softmax"),
+    "Exp": activation("exponential"),
+    "AddV2": merged("Add"),
+    "Add": merged("Add"),
+    "BiasAdd": merged("Add"),
+    "AddN": summed,
+    "Sub": merged("Subtract"),
+    "Mul": times,
+    "RealDiv": scaled,
+    "Maximum": merged("Maximum"),
+    "Minimum": merged("Minimum"),
+    "Reshape": shapes.reshape,
+    "Squeeze": shapes.squeeze,
+    "ExpandDims": shapes.expand_dims,
+    "Transpose": shapes.transpose,
+    "ConcatV2": shapes.concatenate,
+    "Pad": shapes.pad,
+    "PadV2": shapes.pad,
+    "MaxPool": shapes.pool("MaxPooling2D"),
+    "AvgPool": shapes.pool("AveragePooling2D"),
+    "Mean": shapes.reduce("Average"),
+    "Max": shapes.reduce("Max"),
+    "ResizeBilinear": shapes.resize("bilinear"),
+    "ResizeNearestNeighbor": shapes.resize("nearest"),
+}
