@@ -14,7 +14,7 @@ import builders
 import commands
 import real_models
 import rewriter
-from builders import KERASES, keras_of
+from builders import keras_of
 from rewriter.cli import demo
 from rewriter.errors import LoadError
 
