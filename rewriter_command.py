@@ -48,6 +48,12 @@ _EXAMPLES = {
         rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
         rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999
         rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --json""",
+    "quantize": """
+        rewriter quantize trained.h5 --data train.npz -o model.tflite
+        rewriter quantize trained.keras --data train.npz --labels y --epochs 5 -o model.tflite
+        rewriter quantize saved_model --data images/ --labels folder --scale 1/255 -o model.tflite
+        rewriter quantize trained.h5 --data train.npz --labels y --test test.npz --recipe w4a8 \\
+            --epochs 10 --resume work/ -o model.tflite""",
     "demo": """
         rewriter demo
         rewriter demo --epochs 2 --output demo_files""",
@@ -194,6 +200,63 @@ def parser() -> argparse.ArgumentParser:
     _loading(verify)
     _json(verify)
 
+    quantize = _command(commands, "quantize", "the whole way: calibrate, fine-tune, export, verify")
+    quantize.add_argument("model", type=Path, metavar="MODEL", help=_MODEL_HELP)
+    _output(quantize, "FILE", "the .tflite file to write")
+    quantize.add_argument(
+        "--data", type=Path, required=True, metavar="DATA",
+        help=f"to calibrate and train on: {_DATA_HELP}",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--labels", metavar="NAME",
+        help="the array of the .npz files with the labels: classes, or numbers of the outputs' "
+        "shape; `folder`: each image's folder names its class",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--test", type=Path, metavar="DATA",
+        help="to report on (default: every tenth sample, which is then not trained on)",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--recipe", metavar="RECIPE",
+        help=f"how to quantize: one of {', '.join(RECIPES)}, or a JSON file",
+    )  # fmt: skip
+    quantize.add_argument("--method", choices=CALIBRATIONS, help="of calibration, as for convert")
+    training = quantize.add_argument_group("fine-tuning")
+    training.add_argument(
+        "--epochs", type=_count, default=0, metavar="N",
+        help="train so many; the best by the exported file's score is taken (default: none)",
+    )  # fmt: skip
+    training.add_argument(
+        "--learning-rate", type=_number, default=1e-4, metavar="X",
+        help="of Adam at the start; it falls to 0 as a cosine (default: %(default)s)",
+    )  # fmt: skip
+    training.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N",
+        help="samples in a step (default: %(default)s)",
+    )  # fmt: skip
+    training.add_argument(
+        "--distill", action="store_true",
+        help="train towards the trained model's outputs instead of the labels, as without any",
+    )  # fmt: skip
+    training.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="keep each epoch in this folder, and go on from what is there; removed at the end",
+    )  # fmt: skip
+    training.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of all that is random"
+    )
+    quantize.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+    quantize.add_argument(
+        "--allow-float", action="store_true",
+        help="compute layers without an integer form in float, instead of refusing",
+    )  # fmt: skip
+    quantize.add_argument(
+        "--save-model", type=Path, metavar="FILE", help="keep the quantization-aware model, too"
+    )
+    _data(quantize, "x, x_train, x_test", samples="all")
+    _loading(quantize)
+    _json(quantize)
+
     demo = _command(commands, "demo", "the whole way on handwritten digits, in about a minute")
     demo.add_argument(
         "--epochs", type=_positive, default=3, metavar="N",
@@ -252,7 +315,7 @@ def _loading(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _data(command: argparse.ArgumentParser, preferred: str) -> None:
+def _data(command: argparse.ArgumentParser, preferred: str, samples: int | str = 512) -> None:
     group = command.add_argument_group("data")
     group.add_argument(
         "--array", metavar="NAME",
@@ -260,7 +323,7 @@ def _data(command: argparse.ArgumentParser, preferred: str) -> None:
         f"inputs, or the only one, or the first of {preferred})",
     )  # fmt: skip
     group.add_argument(
-        "--samples", type=_samples, default=512, metavar="N",
+        "--samples", type=_samples, default=samples, metavar="N",
         help="use so many, spread over the data, or `all` (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
@@ -291,6 +354,10 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a positive whole number: {text!r}")
     return int(text)
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _batch(text: str) -> int | None:

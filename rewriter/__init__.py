@@ -23,6 +23,7 @@ from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
+from rewriter.workflow.quantize import Quantized, quantize
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "PlanEntry",
     "PowerOfTwo",
     "QuantizationSchedule",
+    "Quantized",
     "Recipe",
     "RewriterError",
     "Verification",
@@ -49,6 +51,7 @@ __all__ = [
     "layers",
     "load_model",
     "plan",
+    "quantize",
     "reestimate_batch_norm",
     "register_op",
     "register_quantizer",

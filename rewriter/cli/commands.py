@@ -32,6 +32,7 @@ from rewriter.rewriting.plan import plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
+from rewriter.workflow.quantize import quantize
 
 
 def _inspect(args: Namespace) -> None:
@@ -95,6 +96,11 @@ def _verify(args: Namespace) -> None:
     result = verify(model, args.file, read.inputs, kernels=args.kernels, progress=_progress())
     text, values = str(result), result.to_dict()
     if read.labels is not None:
+        if read.labels.ndim != 1 or read.labels.dtype.kind not in "iu":
+            raise LoadError(
+                f"verify takes classes as labels, integers (N,). Received: {args.labels!r} "
+                f"of shape {read.labels.shape} and type {read.labels.dtype}."
+            )
         values["accuracy"] = _accuracy(model, args.file, read, args.kernels)
         text += "".join(
             f"\naccuracy of the {name}: {100 * share:.2f} %"
@@ -137,6 +143,45 @@ def _require_identical(comparison: Comparison, share: float) -> None:
         raise VerificationError(f"--min-identical {share} is not met: {faults[0]}{more}.")
 
 
+def _quantize(args: Namespace) -> None:
+    recipe, file = _recipe(args.recipe)
+    _refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
+    if args.save_model is not None:
+        refusal = outputs.refusal(args.save_model, _MODELS, "A Keras model", (args.model,))
+        if refusal is not None:
+            raise RewriterError(refusal)
+    model = _load(args)
+    shapes = data.input_shapes(model)
+    read = data.read(_source(args, args.data, data.FOR_CALIBRATION, args.labels), shapes)
+    test = None
+    if args.test is not None:
+        found = data.read(_source(args, args.test, data.FOR_VERIFICATION, args.labels), shapes)
+        test = (found.inputs, found.labels)
+    result = quantize(
+        model,
+        read.inputs,
+        read.labels,
+        output=args.output,
+        test=test,
+        recipe=recipe,
+        method=args.method,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        batch_size=args.batch_size,
+        distill=args.distill,
+        seed=args.seed,
+        float_io=args.float_io,
+        allow_float=args.allow_float,
+        resume=args.resume,
+        progress=_progress(),
+        say=(lambda text: None) if args.json else lambda text: print(text, flush=True),
+    )
+    if args.save_model is not None:
+        with replacing(args.save_model) as path:
+            _save(result.model, path, args.save_model)
+    _show(args, result, result.to_dict())
+
+
 def _demo(args: Namespace) -> None:
     from rewriter.cli import demo
 
@@ -148,6 +193,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "convert": _convert,
     "export": _export,
     "verify": _verify,
+    "quantize": _quantize,
     "demo": _demo,
 }
 

@@ -15,6 +15,7 @@ from rewriter.files import boundaries
 
 # Where a file has several arrays and none is asked for: the first of these names that it has.
 FOR_CALIBRATION = ("x", "x_train", "x_test")
+FOLDER = "folder"  # as labels: of images
 FOR_VERIFICATION = ("x", "x_test", "x_train")
 _IMAGE_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
 _IMAGE_SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -29,7 +30,8 @@ class Source:
         order of their names).
       array: the name of the array in an ``.npz`` file; None: all the model's inputs if they are
         there by name, else the only array, else the first of ``preferred`` that is there.
-      labels: the name of the array with the class of each sample; None for none.
+      labels: the name of the array with the labels; None for none. Of a folder of images,
+        ``"folder"``: the number of each image's sub-folder, in the order of their names.
       scale: factor on the stored values.
       offset: added after the factor.
       samples: use no more than this many, spread evenly over the data, as it is often sorted.
@@ -51,7 +53,7 @@ class Data:
 
     Attributes:
       inputs: float32 (N, ...), or such arrays by the names of the model's inputs.
-      labels: integers (N,), or None if none were asked for.
+      labels: (N,) or (N, ...), or None if none were asked for.
     """
 
     inputs: np.ndarray | dict[str, np.ndarray]
@@ -145,9 +147,9 @@ def _labels(source: Source, arrays: Any) -> np.ndarray:
     labels = np.asarray(arrays[source.labels])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.dtype.kind not in "biuf" or not labels.ndim:
         raise LoadError(
-            f"Labels are integers of shape (N,). Received: {source.labels!r} of shape "
+            f"Labels are numbers, some for each sample. Received: {source.labels!r} of shape "
             f"{labels.shape} and type {labels.dtype}."
         )
     return labels
@@ -175,9 +177,10 @@ def _values(source: Source, array: np.ndarray, chosen: np.ndarray) -> np.ndarray
 
 
 def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
-    if source.labels is not None or source.array is not None:
+    if source.labels not in (None, FOLDER) or source.array is not None:
         raise LoadError(
-            f"{str(source.path)!r} is a folder: --array and --labels need an .npz file."
+            f"{str(source.path)!r} is a folder: --array and --labels NAME need an .npz file; "
+            f"--labels {FOLDER} takes the names of its sub-folders as classes."
         )
     if len(shapes) != 1:
         raise LoadError(
@@ -199,7 +202,21 @@ def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -
     height, width, channels = (int(d or 0) for d in shape)
     kept = [files[i] for i in _chosen(source, len(files))]
     pixels = np.stack([_image(file, (width, height), channels) for file in kept])
-    return Data(_values(source, pixels, np.arange(len(kept))))
+    inputs = _values(source, pixels, np.arange(len(kept)))
+    return Data(inputs, None if source.labels is None else _folders(source.path, kept))
+
+
+def _folders(path: Path, files: Sequence[Path]) -> np.ndarray:
+    """The class of each image: the number of the sub-folder of ``path`` that it lies in."""
+    names = sorted(child.name for child in path.iterdir() if child.is_dir())
+    found = [file.relative_to(path).parts[0] for file in files]
+    outside = [name for name in found if name not in names]
+    if outside:
+        raise LoadError(
+            f"--labels {FOLDER} needs every image in a sub-folder of {str(path)!r} that names its "
+            f"class. Received: {outside[0]!r} beside them."
+        )
+    return np.array([names.index(name) for name in found])
 
 
 def _image(file: Path, size: tuple[int, int], channels: int) -> np.ndarray:

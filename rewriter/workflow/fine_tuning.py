@@ -1,0 +1,165 @@
+"""Fine-tuning that keeps the best: after each epoch the exported file is scored."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rewriter import keras_compat
+from rewriter.checking import interpreter
+from rewriter.export import export_tflite
+from rewriter.files.replacing import replacing, write_bytes
+from rewriter.workflow.tasks import Task
+
+_STATE, _LAST, _BEST = "state.json", "last.keras", "best.keras"
+
+
+class Progress:
+    """What has been done so far, in a folder, so that a run that ended can go on.
+
+    Args:
+      folder: where it is kept, made if it is not there; None: nowhere.
+      load: reads a model that was saved there.
+    """
+
+    def __init__(self, folder: Path | None, load: Callable[[Path], Any]):
+        self.folder = folder
+        self._load = load
+        self.epochs = 0
+        self.best: float | None = None
+
+    def read(self) -> bool:
+        """Whether something is there to go on from; then ``epochs`` and ``best`` are from there."""
+        if self.folder is None or not (self.folder / _STATE).is_file():
+            return False
+        state = json.loads((self.folder / _STATE).read_text())
+        self.epochs, self.best = int(state["epochs"]), float(state["best"])
+        return True
+
+    def model(self, best: bool = False) -> Any:
+        """The model after the last epoch, or the best one."""
+        return self._load((self.folder or Path()) / (_BEST if best else _LAST))
+
+    def keep(self, model: Any, epochs: int, score: float) -> None:
+        """After an epoch: the model, and whether it is the best."""
+        better = self.best is None or score > self.best
+        self.epochs, self.best = epochs, score if better or self.best is None else self.best
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (_LAST, *([_BEST] if better else [])):
+            with replacing(self.folder / name) as path:
+                model.save(path)
+        # Last: what it speaks of is there by then.
+        state = {"epochs": self.epochs, "best": self.best}
+        write_bytes(self.folder / _STATE, json.dumps(state).encode())
+
+    def remove(self) -> None:
+        """Remove the folder, now that the output is there."""
+        if self.folder is not None and self.folder.is_dir():
+            for name in (_STATE, _BEST, _LAST):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
+
+
+def fine_tune(
+    qat: Any,
+    task: Task,
+    x: Any,
+    held_out: tuple[Any, np.ndarray],
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    kept: Progress,
+    allow_float: bool,
+    say: Callable[[str], None],
+) -> list[float]:
+    """Train a calibrated model, and leave it with the weights of its best epoch.
+
+    Adam with a cosine from ``learning_rate`` to 0. After each epoch the model is exported, and the
+    file scored in LiteRT on what is held out; the untrained model is epoch 0. An interrupt (Ctrl-C)
+    ends it with the best so far.
+
+    Args:
+      qat: the model, in phase ``quantize``.
+      task: with the labels of ``x``.
+      x: inputs (N, ...), or several.
+      held_out: inputs and labels that are not trained on.
+      epochs: in all, those that are ``kept`` included.
+      learning_rate: at the start.
+      batch_size: samples in a step.
+      kept: what has been done, and where it is kept.
+      allow_float: as for ``export_tflite``.
+      say: gets a line after each epoch.
+
+    Returns:
+      The scores of the epochs run here, epoch 0 first if it was.
+    """
+    keras = keras_compat.flavour_of(qat).keras
+    steps = -(-len(task.labels) // batch_size)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(epochs * steps, 1))
+    optimizer = keras.optimizers.Adam(schedule)
+    qat.compile(optimizer, task.loss(keras))
+    optimizer.build(qat.trainable_variables)
+    optimizer.iterations.assign(kept.epochs * steps)
+    scores: list[float] = []
+    best = qat.get_weights() if kept.best is None else kept.model(best=True).get_weights()
+
+    def judge(epoch: int) -> list[Any]:
+        score = file_score(qat, task, *held_out, allow_float=allow_float)
+        better = kept.best is None or score > kept.best
+        scores.append(score)
+        kept.keep(qat, epoch, score)
+        say(f"epoch {epoch} of {epochs}: file {task.shown(score)}{' (best)' if better else ''}")
+        return qat.get_weights() if better else best
+
+    if kept.best is None:
+        best = judge(0)
+    try:
+        for epoch in range(kept.epochs + 1, epochs + 1):
+            qat.fit(x, task.labels, batch_size=batch_size, epochs=1, verbose=0)
+            best = judge(epoch)
+    except KeyboardInterrupt:
+        say(f"interrupted: the best of {kept.epochs} epochs is taken")
+    qat.set_weights(best)
+    return scores
+
+
+def file_score(
+    qat: Any, task: Task, x: Any, labels: np.ndarray, *, allow_float: bool = False
+) -> float:
+    """The score of the file that a model is exported to.
+
+    Args:
+      qat: the model.
+      task: how outputs are scored.
+      x: inputs (N, ...), or several in the order of the model's.
+      labels: of them.
+      allow_float: as for ``export_tflite``.
+    """
+    with tempfile.TemporaryDirectory(prefix="rewriter-") as folder:
+        path = Path(folder) / "model.tflite"
+        export_tflite(qat, path, allow_float=allow_float)
+        return task.score(run_file(path, x), labels)
+
+
+def run_file(path: Path, x: Any) -> np.ndarray:
+    """The first output of a file, real numbers.
+
+    Args:
+      path: the file.
+      x: inputs (N, ...), or several in the order of the file's.
+    """
+    runner = interpreter.Runner(path.read_bytes(), isolated=True)
+    try:
+        stored = runner.run(list(x) if isinstance(x, (list, tuple)) else [x]).outputs[0]
+        quantization = runner.quantization(runner.file.outputs[0])
+    finally:
+        runner.close()
+    return stored if quantization is None else interpreter.dequantize(stored, quantization)
