@@ -171,6 +171,10 @@ def parser() -> argparse.ArgumentParser:
         help="samples that the file takes at a time, or `any`: 1 until the application resizes "
         "the input (default: %(default)s)",
     )  # fmt: skip
+    export.add_argument(
+        "--c-array", type=Path, metavar="FILE",
+        help="also write it as a .c file, with a .h file beside it, to compile into a firmware",
+    )  # fmt: skip
     _loading(export)
     _json(export)
 

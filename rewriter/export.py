@@ -9,7 +9,8 @@ from typing import Any
 from rewriter.checking import reading, trial
 from rewriter.errors import ExportError
 from rewriter.files import outputs
-from rewriter.files.replacing import replacing
+from rewriter.files.replacing import replacing, write_bytes
+from rewriter.litert import c_array as c_array_text
 from rewriter.litert import writer
 from rewriter.lowering.lower import Lowered, lower_with_sources
 from rewriter.quantization import levels
@@ -56,6 +57,7 @@ def export_tflite(
     float_io: bool = False,
     allow_float: bool = False,
     batch_size: int | None = 1,
+    c_array: str | Path | None = None,
 ) -> ExportReport:
     """Write a calibrated quantization-aware model as an integer-only LiteRT file.
 
@@ -71,6 +73,8 @@ def export_tflite(
       allow_float: let layers without an integer form be computed in float.
       batch_size: samples that the file takes at a time; None: any number, 1 until the application
         calls ``resize_tensor_input``.
+      c_array: a ``.c`` file to write, too, with the file as an aligned array; beside it a ``.h``
+        file with its size and with how inputs and outputs are stored.
 
     Raises:
       ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
@@ -82,6 +86,8 @@ def export_tflite(
     refusal = outputs.refusal(path, (".tflite",), "A LiteRT file")
     if refusal is not None:
         raise ExportError(refusal)
+    if c_array is not None and Path(c_array).suffix != ".c":
+        raise ExportError(f"An array in C is a .c file. Received: {str(c_array)!r}.")
     lowered = lower_with_sources(model)
     program = lowered.program
     content, file = writer.assemble(
@@ -90,6 +96,13 @@ def export_tflite(
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         trial.load(temporary, file, program, open_batch=batch_size is None)
+    lines = {} if float_io else _input_lines(lowered)
+    if c_array is not None:
+        target = Path(c_array)
+        stored = reading.read(content)
+        text = c_array_text.header(stored, len(content), target.stem, lines)
+        write_bytes(target.with_suffix(".h"), text.encode())
+        write_bytes(target, c_array_text.source(content, target.stem).encode())
     census = reading.census(file)
     return ExportReport(
         path=str(path),
@@ -101,7 +114,7 @@ def export_tflite(
             if tensor.quantization is not None
         },
         float_tensors=tuple(census.float_tensors),
-        input_lines={} if float_io else _input_lines(lowered),
+        input_lines=lines,
     )
 
 

@@ -40,7 +40,7 @@ def _inspect(args: Namespace) -> None:
     result = plan(model)
     how = lift.of(model)
     text = f"{result}\n{how}" if how is not None else str(result)
-    values = {"lifted": None if how is None else how.to_dict()}
+    values = {} if how is None else {"lifted": how.to_dict()}
     _show(args, text, result.to_dict() | values)
 
 
@@ -85,6 +85,7 @@ def _export(args: Namespace) -> None:
         float_io=args.float_io,
         allow_float=args.allow_float,
         batch_size=args.batch,
+        c_array=args.c_array,
     )
     _show(args, report, report.to_dict())
 
