@@ -23,6 +23,11 @@ from pathlib import Path
 RECIPES = ("int8", "int8-per-tensor", "w4a8", "w4a8-small", "w2-dense")
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 
+TARGETS = (
+    "xnnpack", "tflite-micro", "ethos-u", "edgetpu", "stm32n6", "stm32mp2", "hexagon", "neutron",
+    "nnapi",
+)  # fmt: skip
+
 _DATA_HELP = "an .npz or .npy file, or a folder of images"
 _QAT_HELP = "what `rewriter convert` wrote"
 
@@ -43,6 +48,9 @@ _EXAMPLES = {
         rewriter export qat.keras -o model.tflite
         rewriter export qat.keras -o model.tflite --batch any
         rewriter export qat.keras -o model.tflite --float-io --json""",
+    "check": """
+        rewriter check model.tflite --target edgetpu
+        rewriter check model.tflite --target ethos-u --json""",
     "verify": """
         rewriter verify qat.keras model.tflite --data data.npz
         rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
@@ -172,11 +180,19 @@ def parser() -> argparse.ArgumentParser:
         "the input (default: %(default)s)",
     )  # fmt: skip
     export.add_argument(
+        "--target", choices=TARGETS, help="what is to run the file; refuse what it would not"
+    )
+    export.add_argument(
         "--c-array", type=Path, metavar="FILE",
         help="also write it as a .c file, with a .h file beside it, to compile into a firmware",
     )  # fmt: skip
     _loading(export)
     _json(export)
+
+    check = _command(commands, "check", "hold a .tflite file against the rules of a target")
+    check.add_argument("file", type=Path, metavar="FILE", help="any .tflite file")
+    check.add_argument("--target", choices=TARGETS, required=True, help="what is to run it")
+    _json(check)
 
     verify = _command(commands, "verify", "compare a .tflite file with the trained model")
     verify.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)

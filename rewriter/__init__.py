@@ -6,6 +6,7 @@ this process, so that each of them loads a model that holds such layers.
 
 from rewriter import layers
 from rewriter.checking.fold import fold
+from rewriter.checking.targets import check
 from rewriter.checking.verify import Verification, verify
 from rewriter.errors import RewriterError
 from rewriter.export import ExportReport, export_tflite
@@ -44,6 +45,7 @@ __all__ = [
     "RewriterError",
     "Verification",
     "calibrate",
+    "check",
     "export_tflite",
     "fold",
     "freeze_batch_norm",

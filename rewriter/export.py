@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rewriter.checking import reading, trial
+from rewriter.checking import reading, targets, trial
 from rewriter.errors import ExportError
 from rewriter.files import outputs
 from rewriter.files.replacing import replacing, write_bytes
@@ -58,6 +58,7 @@ def export_tflite(
     allow_float: bool = False,
     batch_size: int | None = 1,
     c_array: str | Path | None = None,
+    target: str | None = None,
 ) -> ExportReport:
     """Write a calibrated quantization-aware model as an integer-only LiteRT file.
 
@@ -75,11 +76,12 @@ def export_tflite(
         calls ``resize_tensor_input``.
       c_array: a ``.c`` file to write, too, with the file as an aligned array; beside it a ``.h``
         file with its size and with how inputs and outputs are stored.
+      target: what is to run the file, see :func:`rewriter.check`.
 
     Raises:
       ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
-        take an operator; the message names the Keras layer. Also for a ``path`` with another
-        suffix, or that holds something else.
+        take an operator, or ``target`` would not run it; the message names the Keras layer. Also
+        for a ``path`` with another suffix, or that holds something else, or an unknown target.
       OSError: if the file cannot be written.
       ValueError: for a batch size that is not positive.
     """
@@ -88,21 +90,28 @@ def export_tflite(
         raise ExportError(refusal)
     if c_array is not None and Path(c_array).suffix != ".c":
         raise ExportError(f"An array in C is a .c file. Received: {str(c_array)!r}.")
+    if target is not None and target not in targets.TARGETS:
+        known = ", ".join(targets.TARGETS)
+        raise ExportError(f"There is no target {target!r}. There are: {known}.")
     lowered = lower_with_sources(model)
     program = lowered.program
     content, file = writer.assemble(
         program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
     )
+    if target is not None:
+        found = list(targets.find(reading.read(content), targets.TARGETS[target]))
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise ExportError(f"{target} would not run the file: {found[0]}{more}.")
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         trial.load(temporary, file, program, open_batch=batch_size is None)
     lines = {} if float_io else _input_lines(lowered)
     if c_array is not None:
-        target = Path(c_array)
-        stored = reading.read(content)
-        text = c_array_text.header(stored, len(content), target.stem, lines)
-        write_bytes(target.with_suffix(".h"), text.encode())
-        write_bytes(target, c_array_text.source(content, target.stem).encode())
+        source = Path(c_array)
+        header = c_array_text.header(reading.read(content), len(content), source.stem, lines)
+        write_bytes(source.with_suffix(".h"), header.encode())
+        write_bytes(source, c_array_text.source(content, source.stem).encode())
     census = reading.census(file)
     return ExportReport(
         path=str(path),

@@ -84,5 +84,12 @@ def _holds(model: Any, op: FileOperator, place: int, values: np.ndarray, scale: 
     return (
         np.array_equal(reading.stored(model, index), values)
         and found is not None
-        and np.array_equal(np.asarray(found.scale, np.float32), np.asarray(scale, np.float32))
+        and _same_scales(np.asarray(found.scale, np.float32), np.asarray(scale, np.float32))
     )
+
+
+def _same_scales(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether scales are equal to the bit; one may stand for several that are."""
+    if len(found) == 1 and len(expected) > 1:
+        found = np.broadcast_to(found, expected.shape)
+    return np.array_equal(found, expected)

@@ -82,6 +82,7 @@ def _main_subgraph(content: bytes) -> FileModel:
                 kinds[op.OpcodeIndex()],
                 _ints(op.InputsLength(), op.InputsAsNumpy),
                 _ints(op.OutputsLength(), op.OutputsAsNumpy),
+                codes[op.OpcodeIndex()].Version(),
             )
         )
     return FileModel(
@@ -117,6 +118,7 @@ def _tensor(graph: Any, index: int, stored: list[bool]) -> FileTensor:
         zero_point=np.array(zero_point, np.int64),
         quantized_dimension=axis,
         constant=stored[tensor.Buffer()],
+        resizable=-1 in _ints(tensor.ShapeSignatureLength(), tensor.ShapeSignatureAsNumpy),
     )
 
 

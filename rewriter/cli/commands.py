@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from rewriter import keras_compat
-from rewriter.checking import probe
+from rewriter.checking import probe, targets
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
@@ -86,8 +86,16 @@ def _export(args: Namespace) -> None:
         allow_float=args.allow_float,
         batch_size=args.batch,
         c_array=args.c_array,
+        target=args.target,
     )
     _show(args, report, report.to_dict())
+
+
+def _check(args: Namespace) -> None:
+    result = targets.check(args.file, args.target)
+    _show(args, result, result.to_dict())
+    if result.findings:
+        raise VerificationError(f"{args.target} would not run it: {result.findings[0]}.")
 
 
 def _verify(args: Namespace) -> None:
@@ -193,6 +201,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "inspect": _inspect,
     "convert": _convert,
     "export": _export,
+    "check": _check,
     "verify": _verify,
     "quantize": _quantize,
     "demo": _demo,

@@ -35,6 +35,7 @@ class FileTensor:
     zero_point: np.ndarray
     quantized_dimension: int
     constant: bool
+    resizable: bool = False  # whether a size may change when it is run
 
     @property
     def floating(self) -> bool:
@@ -49,11 +50,12 @@ class FileTensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileOperator:
-    """An operator of the file: its schema name and the indexes of its tensors (-1: absent)."""
+    """An operator of the file: schema name, the indexes of its tensors (-1: absent), version."""
 
     kind: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    version: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -202,6 +202,9 @@ class _Writer:
         """Input, kernel and bias; a TRANSPOSE_CONV has the shape of its output in front."""
         operator, file, source = step.operator, self._file, step.operator.inputs[0]
         scale = np.asarray(operator.kernel_scale, np.float32)
+        channels = len(scale)
+        if operator.kind == "FULLY_CONNECTED" and (scale == scale[0]).all():
+            scale = scale[:1]  # one for the whole kernel, which is all that some devices take
         kernel = file.constant(
             f"{step.name}/kernel",
             layout.to_file(np.asarray(operator.kernel, np.int8)),
@@ -212,7 +215,7 @@ class _Writer:
         # 16-bit activations accumulate in 64 bits, and their kernels read a 64-bit bias. There is
         # always one: TRANSPOSE_CONV fuses an activation only beside a bias.
         wide = np.int64 if source is not None and source.bits > BITS else np.int32
-        numbers = np.zeros(len(scale)) if operator.bias is None else operator.bias
+        numbers = np.zeros(channels) if operator.bias is None else operator.bias
         step_size = np.float32(source.scale if source is not None else 1) * scale
         bias = file.constant(f"{step.name}/bias", np.asarray(numbers, wide), step_size)
         if operator.kind != "TRANSPOSE_CONV":
