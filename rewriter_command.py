@@ -234,7 +234,12 @@ def _loading(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("loading")
     group.add_argument(
         "--keras", choices=("tf_keras", "keras"),
-        help="load with this Keras (default: the one that wrote the file)",
+        help="load with this Keras (default: the one that wrote the file; Keras 3 for a SavedModel "
+        "without layers)",
+    )  # fmt: skip
+    group.add_argument(
+        "--signature", metavar="NAME",
+        help="of a SavedModel: take the graph of this signature instead of layers",
     )  # fmt: skip
     group.add_argument(
         "--import", dest="imports", action="append", default=[], metavar="MODULE",

@@ -25,6 +25,7 @@ ROOMS = (
     "layers",
     "litert",
     "reading",
+    "lifting",
     "quantization",
     "kernels",
     "keras_compat",

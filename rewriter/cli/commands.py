@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from rewriter.errors import LoadError, RewriterError, VerificationError, short
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
 from rewriter.files.replacing import replacing
+from rewriter.lifting import lift
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import plan
 from rewriter.rewriting.recipe import Recipe
@@ -33,8 +35,12 @@ from rewriter.training.calibrate import calibrate
 
 
 def _inspect(args: Namespace) -> None:
-    result = plan(_load(args))
-    _show(args, result, result.to_dict())
+    model = _load(args)
+    result = plan(model)
+    how = lift.of(model)
+    text = f"{result}\n{how}" if how is not None else str(result)
+    values = {"lifted": None if how is None else how.to_dict()}
+    _show(args, text, result.to_dict() | values)
 
 
 def _convert(args: Namespace) -> None:
@@ -163,7 +169,18 @@ def _load(args: Namespace) -> Any:
         except Exception as error:  # a module of the user's may raise anything
             raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
     probe.check(args.model)
-    return load_model(args.model, flavour=args.keras, allow_lambda=args.allow_lambda)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = load_model(
+            args.model,
+            flavour=args.keras,
+            allow_lambda=args.allow_lambda,
+            signature=args.signature,
+        )
+    for warning in said:
+        if issubclass(warning.category, UserWarning) and "lifted" in str(warning.message):
+            sys.stderr.write(f"rewriter: {warning.message}\n")
+    return model
 
 
 def _source(

@@ -99,10 +99,10 @@ class Finder:
                 (beta,) = left
             else:
                 return None
-        atoms = (mean, beta, *gammas)
-        if any(isinstance(a, _Root) for a in atoms):
+        vectors = (mean, beta, gammas[0] if gammas else None)
+        if any(isinstance(v, _Root) for v in vectors):
             return None
-        gamma = gammas[0] if gammas else None
+        mean, beta, gamma = (v if isinstance(v, Out) else None for v in vectors)
         root = roots[0]
         return Norm(base, root.variance, mean, gamma, beta, root.epsilon, axis, tuple(nodes))
 

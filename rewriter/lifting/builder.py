@@ -69,7 +69,7 @@ class Builder:
         node = self.graph.nodes[out.node]
         raise LoadError(
             f"{self.where}: {node.name!r} ({node.op}) computes sizes from the number of samples in "
-            "a way that is not known here. Export the model with a fixed shape, or save it with its "
+            "a way that is not known here. Export it with a fixed shape, or save it with its "
             "layers: model.save('model.keras')."
         )
 

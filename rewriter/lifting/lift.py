@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,23 +23,45 @@ _DEFAULT = ("serving_default", "serve")
 
 @dataclasses.dataclass(frozen=True)
 class Lifted:
-    """A model that was lifted, and how.
+    """How a model was lifted.
 
     Attributes:
-      model: of Keras.
       signature: which one it was lifted from; "" for a frozen graph.
       recognised: the operator of the graph that each layer stands for.
       kept: the operators that no layer stands for: each is in a layer of its own.
     """
 
-    model: Any
     signature: str
     recognised: dict[str, str]
     kept: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {
+            "signature": self.signature,
+            "recognised": dict(self.recognised),
+            "kept": list(self.kept),
+        }
 
-def lift(path: Path, flavour: Flavour, signature: str | None = None) -> Lifted:
-    """The model that a signature of a SavedModel computes.
+    def __str__(self) -> str:
+        counts = collections.Counter(self.recognised.values())
+        ops = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        lines = [f"  lifted from the signature {self.signature!r}: {ops}"]
+        if self.kept:
+            lines.append(f"  kept as they are, each in a layer: {', '.join(self.kept)}")
+        return "\n".join(lines)
+
+
+_LIFTED: weakref.WeakKeyDictionary[Any, Lifted] = weakref.WeakKeyDictionary()
+
+
+def of(model: Any) -> Lifted | None:
+    """How a model was lifted; None if it was not."""
+    return _LIFTED.get(model)
+
+
+def lift(path: Path, flavour: Flavour, signature: str | None = None) -> Any:
+    """The model that a signature of a SavedModel computes; :func:`of` says how it was made.
 
     Args:
       path: the folder.
@@ -58,7 +82,7 @@ def lift_frozen(
     flavour: Flavour,
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
-) -> Lifted:
+) -> Any:
     """The model that a frozen graph computes.
 
     Args:
@@ -96,7 +120,7 @@ def _signature(signatures: list[str], wanted: str | None, where: str) -> str:
     )
 
 
-def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> Lifted:
+def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> Any:
     """The model that a graph computes; see :func:`lift`."""
     builder = Builder(graph, flavour, where, operation.of(flavour))
     inputs = {}
@@ -121,7 +145,8 @@ def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> Li
             _alone(inputs), _alone(outputs, names=False), name=_model_name(where)
         )
     builder.assign()
-    return Lifted(model, signature, builder.recognised, tuple(builder.kept))
+    _LIFTED[model] = Lifted(signature, builder.recognised, tuple(builder.kept))
+    return model
 
 
 def _visit(b: Builder, number: int) -> None:

@@ -44,7 +44,7 @@ def relu6(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 def leaky_relu(b: Builder, number: int, node: Node) -> list[Value] | None:
     slope = {"tf_keras": "alpha", "keras": "negative_slope"}[b.flavour.name]
-    options = {slope: float(node.attribute("alpha", 0.2))}
+    options: dict[str, Any] = {slope: float(node.attribute("alpha", 0.2))}
     return [Symbol(b.apply(node, b.layers.LeakyReLU, b.tensor(node.inputs[0]), **options))]
 
 
@@ -83,7 +83,7 @@ def scaled(b: Builder, number: int, node: Node) -> list[Value] | None:
         return None
     if np.all(factor == 1) and np.all(offset == 0):
         return [value]
-    options = {"scale": _plain(factor), "offset": _plain(offset)}
+    options: dict[str, Any] = {"scale": _plain(factor), "offset": _plain(offset)}
     return [Symbol(b.apply(node, b.layers.Rescaling, value.tensor, **options), value.rows)]
 
 

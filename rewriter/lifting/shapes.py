@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _keeps_batch(rest: list[int | None], shape: tuple[int | None, ...]) -> bool:
     """Whether a sample has as many values after as before, as far as is known."""
     if -1 in rest or None in rest or None in shape[1:]:
         return -1 in rest or None in rest
-    return int(np.prod(rest)) == int(np.prod(shape[1:]))
+    return math.prod(s or 0 for s in rest) == math.prod(s or 0 for s in shape[1:])
 
 
 def _fits(wanted: tuple[int | None, ...], shape: tuple[int | None, ...]) -> bool:
@@ -141,7 +142,7 @@ def pool(kind: str) -> Any:
         padding = node.attribute("padding").lower()
         if padding not in ("same", "valid"):
             return None
-        options = {"pool_size": tuple(size[1:-1]), "strides": tuple(strides[1:-1])}
+        options: dict[str, Any] = {"pool_size": tuple(size[1:-1]), "strides": tuple(strides[1:-1])}
         make = getattr(b.layers, kind)
         return [Symbol(b.apply(node, make, b.tensor(node.inputs[0]), padding=padding, **options))]
 

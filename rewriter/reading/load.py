@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from rewriter import keras_compat
 from rewriter.errors import LoadError, short
 from rewriter.files import boundaries
 from rewriter.keras_compat import Flavour, flat_layers, stack, trust
+from rewriter.lifting import lift
 from rewriter.reading import model_formats, wiring
 from rewriter.reading.model_formats import Contents
 
@@ -23,34 +26,83 @@ def load_model(
     flavour: str | None = None,
     custom_objects: Mapping[str, Any] | None = None,
     allow_lambda: bool = False,
+    signature: str | None = None,
 ) -> Any:
     """A trained model from a SavedModel folder, a ``.keras`` file or an ``.h5``/``.hdf5`` file.
 
     The file says which Keras wrote it, and that Keras loads it, whatever ``tf.keras`` is in this
     process. The model is not compiled.
 
+    A SavedModel without layers, as ``model.export`` and ``tf.saved_model.save`` write it, is
+    *lifted*: a functional model is made of its signature's graph, with the variables as trainable
+    weights. So is one whose layers cannot be loaded, because their classes are missing or hold
+    Python code; a warning says why. Nothing of the file is run but for restoring the variables.
+
     Args:
       path: the file or folder.
       flavour: ``"tf_keras"`` or ``"keras"`` (Keras 3) to choose one: Keras 3 can load many
-        ``.h5`` files of Keras 2.
+        ``.h5`` files of Keras 2. What is lifted becomes a model of Keras 3 by default.
       custom_objects: classes and functions of yours that the file names, by name.
       allow_lambda: trust the file entirely. It may then hold Python code, as ``Lambda`` layers
         do, and name any function of any module: loading and running it can do anything that you
         can. Without it, a file may name stock classes, stock functions that only compute, and
         what is registered with Keras or in ``custom_objects``.
+      signature: lift this signature of a SavedModel, whether it has layers or not.
 
     Returns:
       A tf_keras or a Keras 3 model.
 
     Raises:
-      LoadError: if there is no such file, it is damaged, it holds no Keras model, a layer's class
-        is unknown, or it names what a file may not have called.
+      LoadError: if there is no such file, it is damaged, it holds no model, a layer's class is
+        unknown, it names what a file may not have called, or its graph cannot be lifted.
       UnsupportedModelError: for a Keras 3 file while Keras 3 runs on another backend than
         TensorFlow.
       ValueError: for another ``flavour``.
     """
     path = Path(path)
     contents = model_formats.read(path)
+    if contents.functions_only or signature is not None:
+        return _lifted(path, contents, flavour, signature, allow_lambda)
+    try:
+        return _with_layers(path, contents, flavour, custom_objects, allow_lambda)
+    except LoadError as error:
+        if not contents.revived or contents.runs is not None:
+            raise
+        try:
+            model = _lifted(path, contents, flavour, None, allow_lambda)
+        except LoadError as second:
+            raise LoadError(f"{error} Nor can its graph be lifted: {second}") from error
+        warnings.warn(
+            f"The model is lifted from the graph of its signature, not loaded: {error}",
+            stacklevel=2,
+        )
+        return model
+
+
+def _lifted(
+    path: Path, contents: Contents, name: str | None, signature: str | None, trusted: bool
+) -> Any:
+    if not path.is_dir():
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind}, which has no signatures. Leave signature out."
+        )
+    if contents.runs is not None and not trusted:
+        raise _runs(path, contents)
+    if name is None and keras_compat.KERAS3 is None:
+        name = "tf_keras"
+    anyone = dataclasses.replace(contents, only=None)
+    chosen = _choose(path, anyone, name or "keras")
+    with boundaries.model(path):
+        return lift.lift(path, chosen, signature)
+
+
+def _with_layers(
+    path: Path,
+    contents: Contents,
+    flavour: str | None,
+    custom_objects: Mapping[str, Any] | None,
+    allow_lambda: bool,
+) -> Any:
     chosen = _choose(path, contents, flavour)
     if contents.suffixes and path.suffix not in contents.suffixes:
         raise LoadError(
@@ -122,11 +174,7 @@ def _check(
 ) -> None:
     """Raise LoadError if loading would run what the file says, rather than make stock objects."""
     if contents.runs is not None:
-        raise LoadError(
-            f"{str(path)!r} is {contents.kind} that would run the operation {contents.runs!r} "
-            "while it is loaded, which no model needs. If you trust its source, allow it: "
-            "load_model(path, allow_lambda=True), or --allow-lambda on the command line."
-        )
+        raise _runs(path, contents)
     try:
         trust.check(
             contents.config, flavour, repr(str(path)), custom_objects, revived=contents.revived
@@ -137,6 +185,14 @@ def _check(
         raise LoadError(_explain(path, contents, flavour, error)) from error
     except RecursionError as error:
         raise LoadError(f"The configuration in {str(path)!r} is nested too deeply.") from error
+
+
+def _runs(path: Path, contents: Contents) -> LoadError:
+    return LoadError(
+        f"{str(path)!r} is {contents.kind} that would run the operation {contents.runs!r} "
+        "while it is loaded, which no model needs. If you trust its source, allow it: "
+        "load_model(path, allow_lambda=True), or --allow-lambda on the command line."
+    )
 
 
 def _refuse_revived(path: Path, model: Any, flavour: Flavour, contents: Contents) -> None:

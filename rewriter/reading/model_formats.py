@@ -17,7 +17,7 @@ from rewriter.files import boundaries
 from rewriter.keras_compat import private_tensorflow
 from rewriter.reading import containers
 
-_EXPECTED = "Expected a SavedModel folder with Keras metadata, a .keras file, or an .h5/.hdf5 file"
+_EXPECTED = "Expected a SavedModel folder, a .keras file, or an .h5/.hdf5 file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Contents:
       revived: whether ``config`` lists the objects of a SavedModel, which can be made without
         their classes.
       runs: an operation that loading would run, and that no model needs; None if there is none.
+      functions_only: whether it has no layers that could be loaded, only functions.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Contents:
     only: str | None = None
     revived: bool = False
     runs: str | None = None
+    functions_only: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.keras_version, str):
@@ -101,12 +103,9 @@ def _read_saved_model(path: Path) -> Contents:
     if (path / "keras_metadata.pb").is_file():
         texts = _keras_metadata(path / "keras_metadata.pb")
     nodes = [json.loads(text) for text in texts if text]
-    if not nodes:
-        raise LoadError(
-            f"{str(path)!r} is a SavedModel without Keras metadata: it holds functions, as "
-            "model.export and tf.saved_model.save write them, and no layers that could be "
-            "rewritten. Save the model with model.save('model.keras') and load that."
-        )
+    runs = containers.run_on_loading(proto.meta_graphs[0])
+    if not nodes:  # as model.export and tf.saved_model.save write it
+        return Contents("a SavedModel without layers", "", [], runs=runs, functions_only=True)
     versions = [node["keras_version"] for node in nodes if node.get("keras_version")]
     return Contents(
         "a SavedModel",
@@ -114,7 +113,7 @@ def _read_saved_model(path: Path) -> Contents:
         nodes,
         only="tf_keras",
         revived=True,
-        runs=containers.run_on_loading(proto.meta_graphs[0]),
+        runs=runs,
     )
 
 

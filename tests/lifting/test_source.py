@@ -57,22 +57,22 @@ def _layers(model: Any) -> list[str]:
 @pytest.mark.parametrize("resource", [False, True], ids=["reference", "resource"])
 def test_first_tensorflow(flavour: Any, resource: bool, tmp_path: Path) -> None:
     run = first_tensorflow(tmp_path / "model", resource)
-    lifted = lift.lift(tmp_path / "model", flavour)
-    assert _layers(lifted.model) == FIRST
-    assert not lifted.kept
-    np.testing.assert_allclose(lifted.model(X), run(X), rtol=0, atol=1e-6)
-    assert len(lifted.model.trainable_weights) == 8
-    assert len(lifted.model.non_trainable_weights) == 4
+    model = lift.lift(tmp_path / "model", flavour)
+    assert _layers(model) == FIRST
+    assert not lift.of(model).kept
+    np.testing.assert_allclose(model(X), run(X), rtol=0, atol=1e-6)
+    assert len(model.trainable_weights) == 8
+    assert len(model.non_trainable_weights) == 4
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
 def test_frozen_graph(flavour: Any, tmp_path: Path) -> None:
     run = frozen_graph(tmp_path / "model.pb")
     for arguments in ({}, {"inputs": ["image"], "outputs": ["scores:0"]}):
-        lifted = lift.lift_frozen(tmp_path / "model.pb", flavour, **arguments)
-        assert _layers(lifted.model) == FIRST
-        np.testing.assert_allclose(lifted.model(X), run(X), rtol=0, atol=1e-6)
-        assert len(lifted.model.trainable_weights) == 8
+        model = lift.lift_frozen(tmp_path / "model.pb", flavour, **arguments)
+        assert _layers(model) == FIRST
+        np.testing.assert_allclose(model(X), run(X), rtol=0, atol=1e-6)
+        assert len(model.trainable_weights) == 8
 
 
 def test_part_of_a_frozen_graph(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_values_are_those_that_are_restored(tmp_path: Path) -> None:
         lambda x: x @ module.both[1] - x @ module.both[0], input_signature=[ROW]
     )
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.run)
-    model = lift.lift(tmp_path / "m", FLAVOURS[0]).model
+    model = lift.lift(tmp_path / "m", FLAVOURS[0])
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(model(x), module.run(x))
 
@@ -169,7 +169,7 @@ def test_signature_is_chosen(tmp_path: Path) -> None:
     named = {"twice": module.twice, "thrice": module.thrice}
     tf.saved_model.save(module, str(tmp_path / "m"), signatures=named)
     x = np.ones((2, 4), np.float32)
-    np.testing.assert_allclose(lift.lift(tmp_path / "m", FLAVOURS[0], "thrice").model(x), 3 * x)
+    np.testing.assert_allclose(lift.lift(tmp_path / "m", FLAVOURS[0], "thrice")(x), 3 * x)
     with pytest.raises(LoadError, match="thrice, twice"):
         lift.lift(tmp_path / "m", FLAVOURS[0])
     with pytest.raises(LoadError, match=r"no signature 'other'.*thrice, twice"):
