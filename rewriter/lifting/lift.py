@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour, stack
-from rewriter.lifting import operation, rows, source, values
+from rewriter.lifting import functions, operation, rows, source, values
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Graph, Out
 from rewriter.lifting.values import Known, Symbol
@@ -155,6 +155,15 @@ def _visit(b: Builder, number: int) -> None:
         for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
             b.set(Out(number, index), value)
         return
+    if number in b.pieces:
+        match = b.pieces.pop(number)
+        found = functions.in_pieces(b, number, match)
+        if found is not None:
+            b.set(Out(number), found[0])
+            return
+        b.done -= set(match.nodes)  # no layer takes it: each of its operators by itself
+        for piece in match.nodes[:-1]:
+            _visit(b, piece)
     if number in b.done or not b.needed(number):
         return
     if not b.domains.symbolic(Out(number)):
