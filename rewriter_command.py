@@ -145,8 +145,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     convert.add_argument(
         "--method", choices=CALIBRATIONS,
-        help="how ranges are made of what was seen: its smallest and largest value, 99.99 %% of it, "
-        "or what gives the smallest squared error or divergence (default: what the recipe says)",
+        help="how ranges are made of what was seen: all of it, 99.99 %% of it on either side, or "
+        "what gives the smallest squared error or divergence (default: what the recipe says)",
     )  # fmt: skip
     _data(convert, "x, x_train, x_test")
     _loading(convert)

@@ -79,7 +79,11 @@ class Builder:
         )
 
     def tensor(self, out: Out) -> Any:
-        """The Keras tensor behind a symbolic one."""
+        """The Keras tensor behind a symbolic one.
+
+        Raises:
+          LoadError: it is no tensor of the model.
+        """
         value = self.value(out)
         if not isinstance(value, Symbol):
             raise self.refusal(self.graph.nodes[out.node], "its input is no tensor of the model")
@@ -174,7 +178,11 @@ class Builder:
         return layer(inputs)
 
     def assign(self) -> None:
-        """Give the layers, which are built by now, their values."""
+        """Give the layers, which are built by now, their values.
+
+        Raises:
+          LoadError: a layer has another number of values.
+        """
         for layer, weights in self._weights:
             for attribute, known in weights.items():
                 variable = getattr(layer, attribute)

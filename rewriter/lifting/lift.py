@@ -121,7 +121,11 @@ def _signature(signatures: list[str], wanted: str | None, where: str) -> str:
 
 
 def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> Any:
-    """The model that a graph computes; see :func:`lift`."""
+    """The model that a graph computes; see :func:`lift`.
+
+    Raises:
+      LoadError: an input or an operator cannot be lifted.
+    """
     builder = Builder(graph, flavour, where, operation.of(flavour))
     inputs = {}
     for name, (number, shape, dtype) in graph.inputs.items():

@@ -40,6 +40,7 @@ def _kernel(b: Builder, out: Out) -> Known | None:
 
 
 def convolution(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A convolution of two or three spatial axes, grouped or not."""
     kernel = _kernel(b, node.inputs[1])
     if kernel is None or node.attribute("data_format", "NHWC") not in ("NHWC", "NDHWC"):
         return None
@@ -58,6 +59,7 @@ def convolution(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def depthwise(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A depthwise convolution."""
     kernel = _kernel(b, node.inputs[1])
     if kernel is None or node.attribute("data_format", "NHWC") != "NHWC":
         return None
@@ -72,6 +74,7 @@ def depthwise(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def transposed(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """The transposed convolution; ``None`` for output sizes that no layer has."""
     kernel = _kernel(b, node.inputs[1])
     if kernel is None or node.attribute("data_format", "NHWC") != "NHWC":
         return None
@@ -106,6 +109,7 @@ def transposed(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def product(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A product with a matrix of weights: a Dense layer."""
     kernel = _kernel(b, node.inputs[1])
     if kernel is None or kernel.array.ndim != 2 or not b.domains.symbolic(node.inputs[0]):
         return None

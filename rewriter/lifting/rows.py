@@ -24,6 +24,7 @@ Row = Callable[[Builder, int, Node], "list[Value] | None"]
 
 
 def passed(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """What only passes tensors on."""
     return [b.value(out) for out in node.inputs]
 
 
@@ -38,6 +39,8 @@ def first(*choices: Row) -> Row:
 
 
 def activation(name: str) -> Row:
+    """The row of a stock activation."""
+
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         value = b.value(node.inputs[0])
         if not isinstance(value, Symbol):
@@ -49,10 +52,12 @@ def activation(name: str) -> Row:
 
 
 def relu6(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """``min(max(x, 0), 6)``."""
     return [Symbol(b.apply(node, b.layers.ReLU, b.tensor(node.inputs[0]), max_value=6.0))]
 
 
 def leaky_relu(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A leaky ReLU."""
     slope = {"tf_keras": "alpha", "keras": "negative_slope"}[b.flavour.name]
     options: dict[str, Any] = {slope: float(node.attribute("alpha", 0.2))}
     return [Symbol(b.apply(node, b.layers.LeakyReLU, b.tensor(node.inputs[0]), **options))]
@@ -113,6 +118,7 @@ def _plain(value: Any) -> float | list[float]:
 
 
 def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A sum of several tensors."""
     if not all(b.domains.symbolic(out) for out in node.inputs):
         return None
     tensors = [b.tensor(out) for out in node.inputs]
@@ -164,6 +170,11 @@ def sigmoid(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def fused_norm(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """A batch normalization in one operator.
+
+    Raises:
+      LoadError: it computes the statistics of each batch.
+    """
     if node.attribute("is_training", True):
         if all(b.known(out) is not None for out in node.inputs[1:3]):
             raise LoadError(

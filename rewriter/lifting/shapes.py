@@ -9,11 +9,11 @@ import numpy as np
 
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Node, Out
-from rewriter.lifting.linear import product
 from rewriter.lifting.values import Symbol, Value, listed
 
 
 def reshape(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Another shape of each sample, or the rows of a product and back."""
     value, wanted = b.value(node.inputs[0]), listed(b.value(node.inputs[1]))
     if not isinstance(value, Symbol) or wanted is None:
         return None
@@ -61,6 +61,7 @@ def _fits(wanted: tuple[int | None, ...], shape: tuple[int | None, ...]) -> bool
 
 
 def squeeze(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Axes of length 1 left out."""
     x = b.tensor(node.inputs[0])
     axes = [axis % len(x.shape) for axis in node.attribute("squeeze_dims") or []]
     axes = axes or [i for i, size in enumerate(x.shape) if i and size == 1]
@@ -71,6 +72,7 @@ def squeeze(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def expand_dims(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """An axis of length 1 put in."""
     x, axis = b.tensor(node.inputs[0]), b.known(node.inputs[1])
     if axis is None:
         return None
@@ -91,6 +93,7 @@ def _reshaped(b: Builder, node: Node, x: Any, target: tuple[int | None, ...]) ->
 
 
 def transpose(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Axes of a sample in another order."""
     order = listed(b.value(node.inputs[1]))
     if order is None or None in order or not order or order[0] != 0:
         return None
@@ -101,6 +104,7 @@ def transpose(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def concatenate(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Tensors joined along an axis of a sample."""
     axis = b.known(node.inputs[-1])
     parts = node.inputs[:-1]
     if axis is None or not all(b.domains.symbolic(p) for p in parts):
@@ -115,6 +119,7 @@ def concatenate(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 
 def pad(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Zeros around the spatial axes."""
     x, pairs = b.tensor(node.inputs[0]), b.known(node.inputs[1])
     if pairs is None or (len(node.inputs) > 2 and not _is_zero(b, node.inputs[2])):
         return None
@@ -133,6 +138,8 @@ def _is_zero(b: Builder, out: Out) -> bool:
 
 
 def pool(kind: str) -> Any:
+    """The row of a pooling."""
+
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         if node.attribute("data_format", "NHWC") != "NHWC":
             return None
@@ -150,6 +157,8 @@ def pool(kind: str) -> Any:
 
 
 def reduce(kind: str) -> Any:
+    """The row of a reduction over all spatial axes."""
+
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         axes = b.known(node.inputs[1])
         if axes is None:
@@ -167,6 +176,8 @@ def reduce(kind: str) -> Any:
 
 
 def resize(interpolation: str) -> Any:
+    """The row of a resizing by whole factors."""
+
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         x, sizes = b.tensor(node.inputs[0]), b.known(node.inputs[1])
         if sizes is None or node.attribute("align_corners"):
@@ -181,7 +192,3 @@ def resize(interpolation: str) -> Any:
         return [Symbol(b.apply(node, make, x, size=factors, interpolation=interpolation))]
 
     return row
-
-
-def matrix_product(b: Builder, number: int, node: Node) -> list[Value] | None:
-    return product(b, number, node)

@@ -46,15 +46,23 @@ def test_samples_are_hostile(kind: str, tmp_path: Path, marker: Path) -> None:
     assert ran(marker)
 
 
+# What is hostile there is in the description of the layers, which is then not used.
+LIFTED = ("tf_keras SavedModel, byte code", "tf_keras SavedModel, io.write_file")
+
+
 @pytest.mark.parametrize("kind", SAMPLES)
 def test_samples_are_refused(
     kind: str, tmp_path: Path, marker: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = SAMPLES[kind](tmp_path, marker)
-    with pytest.raises(LoadError) as caught:
-        load_model(path)
-    assert path.name in str(caught.value)
-    assert path.name in error_of(capsys, "inspect", path)
+    if kind in LIFTED:
+        with pytest.warns(UserWarning, match="lifted from the graph"):
+            load_model(path)
+    else:
+        with pytest.raises(LoadError) as caught:
+            load_model(path)
+        assert path.name in str(caught.value)
+        assert path.name in error_of(capsys, "inspect", path)
     assert not ran(marker)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import keras
 import pytest
-import tensorflow as tf
 import tf_keras
 
 from rewriter.errors import LoadError
@@ -89,16 +88,6 @@ def _weights(folder: Path) -> Path:
     return folder / "m.weights.h5"
 
 
-def _exported(folder: Path) -> Path:
-    build(keras).export(folder / "m", verbose=False)
-    return folder / "m"
-
-
-def _tf_saved(folder: Path) -> Path:
-    tf.saved_model.save(build(tf_keras), str(folder / "m"))
-    return folder / "m"
-
-
 def _tflite(folder: Path) -> Path:
     (folder / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
     return folder / "m.tflite"
@@ -121,8 +110,6 @@ BAD_FILES = {
     _other_zip: "a zip file, but not a .keras file",
     _bad_config: "damaged or incomplete",
     _weights: "weights only",
-    _exported: r"without Keras metadata.*model\.save\('model\.keras'\)",
-    _tf_saved: r"without Keras metadata.*model\.save\('model\.keras'\)",
     _tflite: "already a .tflite file",
     _renamed: "rename it to end in '.keras'",
 }
