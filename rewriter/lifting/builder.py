@@ -30,6 +30,8 @@ class Builder:
       norms: the batch normalizations that are in pieces.
       pieces: the activation functions that are in pieces.
       done: the nodes that a row for another has taken in.
+      dilated: of convolutions that are dilated through the batch: the rates and the padding.
+      back: the operators behind those, which then do nothing.
       recognised: for each layer by name: the operators that it stands for.
       kept: the layers that hold operators as they are.
       fixed_batch: how many samples the signature takes, where it takes no other number.
@@ -46,6 +48,8 @@ class Builder:
             graph, self.domains, self.evaluator, elementwise.NAMES[flavour.name], self.done
         ).find()
         self.done |= {n for match in self.pieces.values() for n in match.nodes}
+        self.dilated: dict[int, tuple[tuple[int, int], str]] = {}
+        self.back: set[int] = set()
         self.recognised: dict[str, str] = {}
         self.kept: list[str] = []
         self._operation = operation

@@ -49,7 +49,7 @@ class Match:
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf)(x)  # type: ignore[no-any-return]
+    return np.vectorize(math.erf)(x)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

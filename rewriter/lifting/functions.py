@@ -42,7 +42,8 @@ def in_pieces(b: Builder, number: int, match: Match) -> list[Value] | None:
     elif match.name == "relu":
         made = b.apply(node, b.layers.ReLU, x, max_value=options["high"])
     elif match.name == "leaky_relu":
-        made = b.apply(node, b.layers.LeakyReLU, x, **{_SLOPE[b.flavour.name]: options["alpha"]})
+        slope: dict[str, Any] = {_SLOPE[b.flavour.name]: options["alpha"]}
+        made = b.apply(node, b.layers.LeakyReLU, x, **slope)
     elif match.name == "gelu_tanh":
         made = _choose(b, lambda: tf.nn.gelu(x, True), lambda k: k.gelu(x, True))
     elif match.name == "clip":
@@ -222,15 +223,16 @@ def split(b: Builder, number: int, node: Node) -> list[Value] | None:
         lengths = [size - sum(n for n in lengths if n >= 0) if n < 0 else n for n in lengths]
     else:
         lengths = [size // node.attribute("num_split")] * node.attribute("num_split")
-    return _slices(value, place, np.cumsum([0, *lengths]).tolist(), rank)
+    return _slices(value, place, np.cumsum([0, *lengths]).tolist())
 
 
-def _slices(value: Symbol, place: int, ends: Sequence[int], rank: int) -> list[Value]:
-    before = (slice(None),) * place
-    return [
-        Symbol(value.tensor[(*before, slice(begin, end), *(slice(None),) * (rank - place - 1))])
-        for begin, end in itertools.pairwise(ends)
-    ]
+def _slices(value: Symbol, place: int, ends: Sequence[int]) -> list[Value]:
+    keys = [_key(place, slice(begin, end)) for begin, end in itertools.pairwise(ends)]
+    return [Symbol(value.tensor[key]) for key in keys]
+
+
+def _key(place: int, part: Any) -> tuple[Any, ...]:
+    return (*[slice(None)] * place, part)
 
 
 def unstack(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -241,8 +243,7 @@ def unstack(b: Builder, number: int, node: Node) -> list[Value] | None:
     place = int(node.attribute("axis", 0)) % len(value.tensor.shape)
     if place == 0:
         return None
-    before = (slice(None),) * place
-    return [Symbol(value.tensor[(*before, index)]) for index in range(node.attribute("num"))]
+    return [Symbol(value.tensor[_key(place, index)]) for index in range(node.attribute("num"))]
 
 
 def stack(b: Builder, number: int, node: Node) -> list[Value] | None:

@@ -161,9 +161,9 @@ def _visit(b: Builder, number: int) -> None:
         return
     if number in b.pieces:
         match = b.pieces.pop(number)
-        found = functions.in_pieces(b, number, match)
-        if found is not None:
-            b.set(Out(number), found[0])
+        whole = functions.in_pieces(b, number, match)
+        if whole is not None:
+            b.set(Out(number), whole[0])
             return
         b.done -= set(match.nodes)  # no layer takes it: each of its operators by itself
         for piece in match.nodes[:-1]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import LoadError
-from rewriter.lifting import functions, operators, shapes
+from rewriter.lifting import dilation, functions, operators, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
@@ -278,6 +278,8 @@ ROWS: dict[str, Row] = {
     "ConcatV2": shapes.concatenate,
     "Pad": first(shapes.pad, functions.pad),
     "PadV2": first(shapes.pad, functions.pad),
+    "SpaceToBatchND": dilation.apart,
+    "BatchToSpaceND": dilation.together,
     "StridedSlice": functions.item,
     "Slice": functions.part,
     "Split": functions.split,

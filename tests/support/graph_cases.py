@@ -100,6 +100,18 @@ def _through_batch(v: Variables) -> Function:
     return run
 
 
+def _through_batch_unevenly(v: Variables) -> Function:
+    """As above, where the size is no multiple of the rate; with a bias on the way."""
+    kernel, bias = v("conv/kernel", 3, 3, 4, 6), v("conv/bias", 6)
+
+    def run(x: Any) -> Any:
+        x = tf.space_to_batch_nd(x, (2, 3), ((2, 3), (1, 1)))
+        x = tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "VALID"), bias)
+        return tf.nn.relu(tf.batch_to_space(x, (2, 3), ((0, 1), (0, 1))))
+
+    return run
+
+
 def _transposed(size: int, padding: str, computed: bool) -> Any:
     def make(v: Variables) -> Function:
         kernel = v("up/kernel", 3, 3, 6, 4)
@@ -257,6 +269,9 @@ CASES: dict[str, Case] = {
     "convolution 1D": Case(_conv_1d, (8, 4)),
     "convolution 3D": Case(_conv_3d, (4, 4, 4, 4), ("Conv3D",)),
     "convolution through the batch": Case(_through_batch, layers=("Conv2D",)),
+    "convolution through the batch, unevenly": Case(
+        _through_batch_unevenly, (7, 7, 4), ("ZeroPadding2D", "Conv2D")
+    ),
     "depthwise": Case(_depthwise(), layers=("DepthwiseConv2D",)),
     "depthwise strided": Case(_depthwise(2), layers=("DepthwiseConv2D",)),
     "depthwise dilated": Case(_depthwise(1, 2), layers=("DepthwiseConv2D",)),
@@ -383,6 +398,21 @@ CASES: dict[str, Case] = {
         }.items()
     },
 }
+
+
+# Those of which an operator stays as it is.
+KEPT = {"reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
+        "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
+        "depth to space", "space to depth", "tile", "broadcast", "reverse", "l2 normalized",
+        "attention", "layer norm by hand", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
+# Those whose convolution, followed by them, becomes integers to the last operator.
+INTEGERS = {"relu", "relu6", "relu6 by hand", "clip", "leaky relu", "leaky relu by hand", "swish",
+            "swish, turned", "tf.nn.swish", "hard swish", "hard swish, multiplied", "hard sigmoid",
+            "gelu", "gelu, tanh", "divided by itself", "from a number", "twice", "squared by hand",
+            "square", "sum", "mean", "mean, kept", "mean of channels", "max", "concat", "stack",
+            "split", "sliced", "tf.slice", "index", "new axis", "ellipsis", "transpose", "pad",
+            "resize", "resize, odd", "prelu", "squeeze and excite", "shuffled",
+            "convolution through the batch", "depthwise dilated", "dense of images"}  # fmt: skip
 
 
 def write(case: Case, path: Path, batch: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
