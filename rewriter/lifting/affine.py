@@ -19,6 +19,7 @@ from rewriter.lifting.values import Domains, Evaluator
 _SUMS = ("AddV2", "Add", "BiasAdd")
 _PIECES = (*_SUMS, "Sub", "Mul", "RealDiv")
 _THROUGH = ("Identity", "Reshape", "ExpandDims", "Squeeze", "Cast", "ReadVariableOp")
+_LONGEST = 8  # operators of one normalization
 LINEAR = words(
     """Conv2D Conv3D DepthwiseConv2dNative MatMul BatchMatMulV2 Conv2DBackpropInput
     Conv3DBackpropInputV2"""
@@ -79,7 +80,15 @@ class Finder:
         return found
 
     def _match(self, number: int) -> Norm | None:
-        expanded = self._expand(Out(number), outermost=True)
+        # The longest chain that is one: before it may stand another normalization.
+        for length in range(_LONGEST, 1, -1):
+            norm = self._match_chain(number, length)
+            if norm is not None:
+                return norm
+        return None
+
+    def _match_chain(self, number: int, length: int) -> Norm | None:
+        expanded = self._expand(Out(number), length, outermost=True)
         if expanded is None:
             return None
         base, factors, terms, nodes, axis = expanded
@@ -108,16 +117,16 @@ class Finder:
         return Norm(base, root.variance, mean, gamma, beta, root.epsilon, axis, tuple(nodes))
 
     def _expand(
-        self, out: Out, outermost: bool = False
+        self, out: Out, length: int, outermost: bool = False
     ) -> tuple[Out, list[_Atom], list[tuple[int, _Product]], list[int], int | None] | None:
         """``out`` as base, factors and terms; None where it is nothing of the kind."""
         node = self._graph.nodes[out.node]
         alone = outermost or len(self._graph.consumers[out]) == 1
         split = self._operands(out.node)
-        if not alone or split is None:
+        if not alone or split is None or not length:
             return None if outermost else (out, [], [], [], None)
         symbolic, known, first = split
-        before = self._expand(symbolic)
+        before = self._expand(symbolic, length - 1)
         if before is None:
             return None
         base, factors, terms, nodes, axis = before
@@ -230,7 +239,12 @@ class Finder:
             return self._terms(node.inputs[0], sign) + self._terms(node.inputs[1], second)
         if node.op == "Neg":
             return self._terms(node.inputs[0], -sign)
-        return [(sign, tuple(self._factors(out)))]
+        factors: list[_Atom] = []
+        for factor in self._factors(out):
+            while not isinstance(factor, _Root) and self._graph.nodes[factor.node].op == "Neg":
+                sign, factor = -sign, self._through(self._graph.nodes[factor.node].inputs[0])
+            factors.append(factor)
+        return [(sign, tuple(factors))]
 
     def _is_one(self, atom: _Atom) -> bool:
         if isinstance(atom, _Root) or atom.node in self._graph.variables:

@@ -47,6 +47,8 @@ def test_functions(name: str, keras: str, tmp_path: Path) -> None:
     assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
     classes = {type(layer).__name__ for layer in model.layers}
     assert classes >= set(case.layers)
+    if name == "norm twice":
+        assert sum(type(layer).__name__ == "BatchNormalization" for layer in model.layers) == 2
     assert bool(lift.of(model).kept) == (name in KEPT)
     if name in INTEGERS:
         assert not rewriter.plan(model).float_layers
@@ -79,7 +81,9 @@ def test_lifted_models_are_saved(name: str, keras: str, tmp_path: Path) -> None:
     write(CASES[name], tmp_path / "model")
     model = lift.lift(tmp_path / "model", FLAVOURS[keras])
     x = _samples(CASES[name])
-    for suffix in (".keras", ".h5"):
+    # Keras 3 does not read its own operations, such as a slice, from .h5.
+    functions = keras == "keras" and name == "sliced"
+    for suffix in (".keras",) if functions else (".keras", ".h5"):
         path = tmp_path / f"saved{suffix}"
         model.save(path)
         np.testing.assert_array_equal(rewriter.load_model(path)(x), model(x))

@@ -168,6 +168,8 @@ def _norm(form: str) -> Any:
                 return (x * root * g + b) - m * root * g
             if form == "without gamma":
                 return (x - m) * root + b
+            if form == "mean alone":
+                return x * root + -m * root
             if form == "power":
                 return (x - m) * tf.pow(s + 1e-3, -0.5) * g + b
             return (x - m) * root * g
@@ -175,6 +177,21 @@ def _norm(form: str) -> Any:
         return run
 
     return make
+
+
+def _norm_twice(v: Variables) -> Function:
+    """Two normalizations in a row, each with its own statistics."""
+    vectors = [
+        [v(f"bn{i}/gamma", 4), v(f"bn{i}/beta", 4), v(f"bn{i}/mean", 4),
+         v(f"bn{i}/variance", 4, positive=True)] for i in range(2)
+    ]  # fmt: skip
+
+    def run(x: Any) -> Any:
+        for gamma, beta, mean, variance in vectors:
+            x = tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-3)
+        return x
+
+    return run
 
 
 def _dense_norm(v: Variables) -> Function:
@@ -298,11 +315,13 @@ CASES: dict[str, Case] = {
             "divided",
             "divided at once",
             "mean last",
+            "mean alone",
             "without gamma",
             "without beta",
             "power",
         )
     },
+    "norm twice": Case(_norm_twice, layers=("BatchNormalization",)),
     "shared": Case(_shared, layers=("Conv2D",)),
     "squeeze and excite": Case(_squeeze_excite, layers=("Dense",)),
     "prelu": Case(_prelu),

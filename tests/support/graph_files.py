@@ -21,12 +21,9 @@ def write(model: Any, how: str, path: Path) -> Path:
     if how == "export":
         model.export(str(path), **({"verbose": False} if isinstance(model, keras.Model) else {}))
         return path
-    spec = {
-        tensor.name.split(":")[0]: tf.TensorSpec(tensor.shape, tensor.dtype, name="given")
-        for tensor in model.inputs
-    }
     specs = [
-        tf.TensorSpec(s.shape, s.dtype, name=f"given_{i}") for i, s in enumerate(spec.values())
+        tf.TensorSpec(tensor.shape, tensor.dtype, name=f"given_{number}")
+        for number, tensor in enumerate(model.inputs)
     ]
 
     def run(*inputs: Any) -> Any:
