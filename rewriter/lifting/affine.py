@@ -17,7 +17,9 @@ from rewriter.lifting.operators import words
 from rewriter.lifting.values import Domains, Evaluator
 
 _SUMS = ("AddV2", "Add", "BiasAdd")
+_PIECES = (*_SUMS, "Sub", "Mul", "RealDiv")
 _THROUGH = ("Identity", "Reshape", "ExpandDims", "Squeeze", "Cast", "ReadVariableOp")
+_LONGEST = 8  # operators of one normalization
 LINEAR = words(
     """Conv2D Conv3D DepthwiseConv2dNative MatMul BatchMatMulV2 Conv2DBackpropInput
     Conv3DBackpropInputV2"""
@@ -69,7 +71,7 @@ class Finder:
         found: dict[int, Norm] = {}
         taken: set[int] = set()
         for number in reversed(range(len(self._graph.nodes))):
-            if number in taken or self._graph.nodes[number].op not in (*_SUMS, "Sub", "Mul"):
+            if number in taken or self._graph.nodes[number].op not in _PIECES:
                 continue
             norm = self._match(number)
             if norm is not None:
@@ -78,7 +80,15 @@ class Finder:
         return found
 
     def _match(self, number: int) -> Norm | None:
-        expanded = self._expand(Out(number), outermost=True)
+        # The longest chain that is one: before it may stand another normalization.
+        for length in range(_LONGEST, 1, -1):
+            norm = self._match_chain(number, length)
+            if norm is not None:
+                return norm
+        return None
+
+    def _match_chain(self, number: int, length: int) -> Norm | None:
+        expanded = self._expand(Out(number), length, outermost=True)
         if expanded is None:
             return None
         base, factors, terms, nodes, axis = expanded
@@ -107,16 +117,16 @@ class Finder:
         return Norm(base, root.variance, mean, gamma, beta, root.epsilon, axis, tuple(nodes))
 
     def _expand(
-        self, out: Out, outermost: bool = False
+        self, out: Out, length: int, outermost: bool = False
     ) -> tuple[Out, list[_Atom], list[tuple[int, _Product]], list[int], int | None] | None:
         """``out`` as base, factors and terms; None where it is nothing of the kind."""
         node = self._graph.nodes[out.node]
         alone = outermost or len(self._graph.consumers[out]) == 1
         split = self._operands(out.node)
-        if not alone or split is None:
+        if not alone or split is None or not length:
             return None if outermost else (out, [], [], [], None)
         symbolic, known, first = split
-        before = self._expand(symbolic)
+        before = self._expand(symbolic, length - 1)
         if before is None:
             return None
         base, factors, terms, nodes, axis = before
@@ -129,6 +139,11 @@ class Finder:
         if node.op == "Mul":
             own = self._factors(known)
             return base, factors + own, [(s, (*t, *own)) for s, t in terms], nodes, place
+        if node.op == "RealDiv":
+            root = self._below(known) if first else None
+            if root is None:
+                return None if outermost else (out, [], [], [], None)
+            return base, [*factors, root], [(s, (*t, root)) for s, t in terms], nodes, place
         if node.op == "Sub" and not first:
             return None if outermost else (out, [], [], [], None)
         sign = -1 if node.op == "Sub" else 1
@@ -138,7 +153,7 @@ class Finder:
         """The symbolic and the known operand of a binary operator, and whether the first is the
         symbolic one."""
         node = self._graph.nodes[number]
-        if node.op not in (*_SUMS, "Sub", "Mul") or len(node.inputs) != 2:
+        if node.op not in _PIECES or len(node.inputs) != 2:
             return None
         a, b = node.inputs
         if self._domains.symbolic(a) and self._domains.known(b):
@@ -171,15 +186,38 @@ class Finder:
         out = self._through(out)
         node = self._graph.nodes[out.node]
         if node.op == "Rsqrt":
-            inner = self._through(node.inputs[0])
-            added = self._graph.nodes[inner.node]
-            if added.op in ("AddV2", "Add"):
-                for a, b in (added.inputs, added.inputs[::-1]):
-                    number = self._evaluator.known(b)
-                    if number.variable is None and number.array.size == 1:
-                        return _Root(self._through(a), float(number.array.ravel()[0]))
-            return None
+            return self._root(node.inputs[0])
+        if node.op == "Pow" and self._number(node.inputs[1]) == -0.5:
+            return self._root(node.inputs[0])
+        if node.op in ("Reciprocal", "Inv"):
+            return self._below(node.inputs[0])
+        if node.op == "RealDiv" and self._number(node.inputs[0]) == 1:
+            return self._below(node.inputs[1])
         return out if node.op in ("Const", *_THROUGH) or out.node in self._graph.variables else None
+
+    def _below(self, out: Out) -> _Root | None:
+        """What it is to divide by a standard deviation."""
+        out = self._through(out)
+        node = self._graph.nodes[out.node]
+        halved = node.op == "Pow" and self._number(node.inputs[1]) == 0.5
+        return self._root(node.inputs[0]) if node.op == "Sqrt" or halved else None
+
+    def _root(self, out: Out) -> _Root | None:
+        """``1 / sqrt(out)``, where that is a variance and a number."""
+        added = self._graph.nodes[self._through(out).node]
+        if added.op in ("AddV2", "Add"):
+            for a, b in (added.inputs, added.inputs[::-1]):
+                number = self._number(b)
+                if number is not None:
+                    return _Root(self._through(a), number)
+        return None
+
+    def _number(self, out: Out) -> float | None:
+        """The value of a constant that is one number."""
+        known = self._evaluator.known(out)
+        if known.variable is not None or known.array.size != 1:
+            return None
+        return float(known.array.ravel()[0])
 
     def _factors(self, out: Out) -> list[_Atom]:
         atom = self._atom(out)
@@ -189,6 +227,8 @@ class Finder:
         node = self._graph.nodes[out.node]
         if node.op == "Mul":
             return [*self._factors(node.inputs[0]), *self._factors(node.inputs[1])]
+        if node.op == "RealDiv" and (root := self._below(node.inputs[1])) is not None:
+            return [*self._factors(node.inputs[0]), root]
         return [out]
 
     def _terms(self, out: Out, sign: int) -> list[tuple[int, _Product]]:
@@ -199,7 +239,12 @@ class Finder:
             return self._terms(node.inputs[0], sign) + self._terms(node.inputs[1], second)
         if node.op == "Neg":
             return self._terms(node.inputs[0], -sign)
-        return [(sign, tuple(self._factors(out)))]
+        factors: list[_Atom] = []
+        for factor in self._factors(out):
+            while not isinstance(factor, _Root) and self._graph.nodes[factor.node].op == "Neg":
+                sign, factor = -sign, self._through(self._graph.nodes[factor.node].inputs[0])
+            factors.append(factor)
+        return [(sign, tuple(factors))]
 
     def _is_one(self, atom: _Atom) -> bool:
         if isinstance(atom, _Root) or atom.node in self._graph.variables:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import affine, operators, values
+from rewriter.lifting import affine, elementwise, operators, values
 from rewriter.lifting.graph import Graph, Node, Out
 from rewriter.lifting.values import Known, Sizes, Symbol, Value
 
@@ -28,7 +28,10 @@ class Builder:
       layers: its module of layers.
       domains: what depends on the inputs.
       norms: the batch normalizations that are in pieces.
+      pieces: the activation functions that are in pieces.
       done: the nodes that a row for another has taken in.
+      dilated: of convolutions that are dilated through the batch: the rates and the padding.
+      back: the operators behind those, which then do nothing.
       recognised: for each layer by name: the operators that it stands for.
       kept: the layers that hold operators as they are.
       fixed_batch: how many samples the signature takes, where it takes no other number.
@@ -41,6 +44,12 @@ class Builder:
         self.evaluator = values.Evaluator(graph)
         self.norms = affine.Finder(graph, self.domains, self.evaluator).find()
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
+        self.pieces = elementwise.Finder(
+            graph, self.domains, self.evaluator, elementwise.NAMES[flavour.name], self.done
+        ).find()
+        self.done |= {n for match in self.pieces.values() for n in match.nodes}
+        self.dilated: dict[int, tuple[tuple[int, int], str]] = {}
+        self.back: set[int] = set()
         self.recognised: dict[str, str] = {}
         self.kept: list[str] = []
         self._operation = operation

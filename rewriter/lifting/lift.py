@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 import dataclasses
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from rewriter.errors import LoadError, short
-from rewriter.keras_compat import Flavour, private_tensorflow, stack
-from rewriter.lifting import graph as graphs
-from rewriter.lifting import operation, rows, values
+from rewriter.errors import LoadError
+from rewriter.keras_compat import Flavour, stack
+from rewriter.lifting import functions, operation, rows, source, values
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Graph, Out
 from rewriter.lifting.values import Known, Symbol
@@ -26,7 +26,7 @@ class Lifted:
     """How a model was lifted.
 
     Attributes:
-      signature: which one it was lifted from.
+      signature: which one it was lifted from; "" for a frozen graph.
       recognised: the operator of the graph that each layer stands for.
       kept: the operators that no layer stands for: each is in a layer of its own.
     """
@@ -71,57 +71,33 @@ def lift(path: Path, flavour: Flavour, signature: str | None = None) -> Any:
     Raises:
       LoadError: the file is damaged, there is no such signature, or an operator cannot be lifted.
     """
-    where = f"{str(path)!r}"
-    _check(path, where)
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:  # whatever TensorFlow raises for a damaged file
-        raise LoadError(f"{where} cannot be loaded by TensorFlow: {short(error)}") from error
-    name = _signature(dict(loaded.signatures), signature, where)
-    graph = graphs.read(loaded.signatures[name], f"The signature {name!r} of {where}")
-    return from_graph(graph, flavour, f"The signature {name!r} of {where}", name)
+    names = source.signatures(path)
+    name = _signature(names, signature, repr(str(path)))
+    where = f"The signature {name!r} of {str(path)!r}"
+    return from_graph(source.saved_model(path, name), flavour, where, name)
 
 
-def _check(path: Path, where: str) -> None:
-    """Before anything is loaded: operators that only compute values, and those of saving."""
-    proto = private_tensorflow.SavedModel()
-    proto.ParseFromString((path / "saved_model.pb").read_bytes())
-    wanted = {s.name for m in proto.meta_graphs for s in _functions(m)}
-    for meta in proto.meta_graphs:
-        for function in meta.graph_def.library.function:
-            if function.signature.name in wanted:
-                graphs.check(function.node_def, where)
+def lift_frozen(
+    path: Path,
+    flavour: Flavour,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Any:
+    """The model that a frozen graph computes.
+
+    Args:
+      path: a ``.pb`` file.
+      flavour: the Keras of the model.
+      inputs: names of its tensors or operators; None for its placeholders.
+      outputs: likewise; None for those that nothing reads.
+
+    Raises:
+      LoadError: the file is damaged, has no such tensor, or has an operator that cannot be lifted.
+    """
+    return from_graph(source.frozen(path, inputs, outputs), flavour, repr(str(path)), "")
 
 
-def _functions(meta: Any) -> list[Any]:
-    """The functions that the signatures call, at all depths."""
-    library = {f.signature.name: f for f in meta.graph_def.library.function}
-    nodes = {node.name: node for node in meta.graph_def.node}
-    todo = []
-    for signature in meta.signature_def.values():
-        for info in signature.outputs.values():
-            node = nodes.get(info.name.partition(":")[0])
-            todo += _called([node] if node is not None else [])
-    found: dict[str, Any] = {}
-    while todo:
-        name = todo.pop()
-        if name in library and name not in found:
-            found[name] = library[name].signature
-            todo += _called(library[name].node_def)
-    return list(found.values())
-
-
-def _called(nodes: Any) -> list[str]:
-    return [
-        function.name
-        for node in nodes
-        for attribute in node.attr.values()
-        for function in [attribute.func, *attribute.list.func]
-        if function.name
-    ]
-
-
-def _signature(signatures: dict[str, Any], wanted: str | None, where: str) -> str:
+def _signature(signatures: list[str], wanted: str | None, where: str) -> str:
     if not signatures:
         raise LoadError(
             f"{where} has no signature: nothing says what the model's function is. Save it with "
@@ -130,16 +106,16 @@ def _signature(signatures: dict[str, Any], wanted: str | None, where: str) -> st
     if wanted is not None:
         if wanted not in signatures:
             raise LoadError(
-                f"{where} has no signature {wanted!r}. It has: {', '.join(sorted(signatures))}."
+                f"{where} has no signature {wanted!r}. It has: {', '.join(signatures)}."
             )
         return wanted
     for name in _DEFAULT:
         if name in signatures:
             return name
     if len(signatures) == 1:
-        return next(iter(signatures))
+        return signatures[0]
     raise LoadError(
-        f"{where} has the signatures {', '.join(sorted(signatures))}. Choose one: signature=, or "
+        f"{where} has the signatures {', '.join(signatures)}. Choose one: signature=, or "
         "--signature on the command line."
     )
 
@@ -183,6 +159,15 @@ def _visit(b: Builder, number: int) -> None:
         for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
             b.set(Out(number, index), value)
         return
+    if number in b.pieces:
+        match = b.pieces.pop(number)
+        whole = functions.in_pieces(b, number, match)
+        if whole is not None:
+            b.set(Out(number), whole[0])
+            return
+        b.done -= set(match.nodes)  # no layer takes it: each of its operators by itself
+        for piece in match.nodes[:-1]:
+            _visit(b, piece)
     if number in b.done or not b.needed(number):
         return
     if not b.domains.symbolic(Out(number)):

@@ -50,7 +50,7 @@ def convolution(b: Builder, number: int, node: Node) -> list[Value] | None:
     groups, rest = divmod(int(x.shape[-1]), kernel.array.shape[-2])
     if rest:
         return None
-    options = _geometry(node, kernel, spatial) | {"padding": padding}
+    options = _geometry(b, number, node, spatial) | {"padding": padding}
     options |= {"filters": channels, "kernel_size": kernel.array.shape[:spatial], "groups": groups}
     if spatial == 3 and groups == 1:
         options.pop("groups")
@@ -65,7 +65,7 @@ def depthwise(b: Builder, number: int, node: Node) -> list[Value] | None:
         return None
     x, padding, paired = _padded(b, number, node)
     height, width, channels, multiplier = kernel.array.shape
-    options = _geometry(node, kernel, 2) | {"padding": padding, "kernel_size": (height, width)}
+    options = _geometry(b, number, node, 2) | {"padding": padding, "kernel_size": (height, width)}
     options["depth_multiplier"] = multiplier
     attribute = b.flavour.kernel_attribute("DepthwiseConv2D", "depthwise_kernel")
     weights = {attribute: kernel}
@@ -78,7 +78,7 @@ def transposed(b: Builder, number: int, node: Node) -> list[Value] | None:
     kernel = _kernel(b, node.inputs[1])
     if kernel is None or node.attribute("data_format", "NHWC") != "NHWC":
         return None
-    options = _geometry(node, kernel, 2) | {"padding": node.attribute("padding").lower()}
+    options = _geometry(b, number, node, 2) | {"padding": node.attribute("padding").lower()}
     if options.pop("dilation_rate") != (1, 1) or options["padding"] not in ("same", "valid"):
         return None
     x = b.tensor(node.inputs[2])
@@ -148,10 +148,11 @@ def _linear(
     return [Symbol(y, rows)]
 
 
-def _geometry(node: Node, kernel: Known, spatial: int) -> dict[str, Any]:
+def _geometry(b: Builder, number: int, node: Node, spatial: int) -> dict[str, Any]:
     strides = node.attribute("strides")[1 : 1 + spatial]
     dilations = (node.attribute("dilations") or [1] * (spatial + 2))[1 : 1 + spatial]
-    return {"strides": tuple(strides), "dilation_rate": tuple(dilations)}
+    rate = b.dilated[number][0] if number in b.dilated else tuple(dilations)
+    return {"strides": tuple(strides), "dilation_rate": rate}
 
 
 def _padded(b: Builder, number: int, node: Node) -> tuple[Any, str, int]:
@@ -161,6 +162,8 @@ def _padded(b: Builder, number: int, node: Node) -> tuple[Any, str, int]:
     A padding by hand becomes a layer before it; a dilation through space and batch is the layer's.
     """
     x, padding = b.tensor(node.inputs[0]), node.attribute("padding").lower()
+    if number in b.dilated:
+        padding = b.dilated[number][1]
     if padding == "explicit":
         pairs = np.reshape(node.attribute("explicit_paddings"), (-1, 2))[1:-1].tolist()
         make = {2: b.layers.ZeroPadding2D, 3: b.layers.ZeroPadding3D}[len(pairs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ ALLOWED = (
     | words(
         """Acosh Asin Asinh Atan2 Atanh BatchMatMulV3 BatchToSpace Bitcast BroadcastArgs Bucketize
         Conv3DBackpropInputV2 Cosh Cumprod Dilation2D Erfc Erfinv ExtractImagePatches
-        FusedBatchNorm FusedBatchNormV2 Inv IsFinite IsInf IsNan Lgamma LinSpace LogicalXor
+        FusedBatchNorm FusedBatchNormV2 Inv IsFinite IsInf IsNan Lgamma LinSpace
         MatrixBandPart MaxPoolV2 MulNoNan NonMaxSuppressionV3 ResizeArea ResizeBicubic ScatterNd
         SegmentSum Sinh SpaceToBatch TensorScatterUpdate TruncateDiv UnsortedSegmentSum Xdivy
         Xlogy"""
@@ -52,24 +53,45 @@ def run(node: Any, inputs: Sequence[Any]) -> list[Any]:
       inputs: tensors in the operator's order.
     """
     definition = private_tensorflow.op_definition(node.op)
-    function = getattr(tf.raw_ops, node.op)
-    wanted = inspect.signature(function).parameters
+    function, names = getattr(tf.raw_ops, node.op), parameters(node.op)
     given: dict[str, Any] = {}
     left = list(inputs)
     for argument in definition.input_arg:
         if argument.number_attr or argument.type_list_attr:
             listed = node.attr[argument.number_attr or argument.type_list_attr]
             count = listed.i if argument.number_attr else len(listed.list.type)
-            given[argument.name], left = left[:count], left[count:]
+            given[names[argument.name]], left = left[:count], left[count:]
         else:
-            given[argument.name], left = left[0], left[1:]
+            given[names[argument.name]], left = left[0], left[1:]
     for name, value in node.attr.items():
-        if name in wanted and name not in given:
-            given[name] = attribute(value)
+        if name in names:
+            given[names[name]] = attribute(value)
     outputs = function(**given)
     if not definition.output_arg:
         return []
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+
+@functools.cache
+def parameters(op: str) -> dict[str, str]:
+    """What the function of an operator calls its inputs and attributes, by the operator's names.
+
+    Some differ: the axes of ``Mean`` are its ``reduction_indices``. Those stand in the same order.
+    Attributes that follow from the inputs, such as their type, are no parameters.
+    """
+    definition = private_tensorflow.op_definition(op)
+    wanted = [n for n in inspect.signature(getattr(tf.raw_ops, op)).parameters if n != "name"]
+    implied = {
+        name
+        for argument in definition.input_arg
+        for name in (argument.type_attr, argument.number_attr, argument.type_list_attr)
+    }
+    inputs = [argument.name for argument in definition.input_arg]
+    attributes = [a.name for a in definition.attr if a.name not in implied]
+    found = {name: name for name in (*inputs, *attributes) if name in wanted}
+    others = [name for name in (*inputs, *attributes) if name not in wanted]
+    left = [name for name in wanted if name not in found]
+    return found | dict(zip(others, left, strict=True))
 
 
 def attribute(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import LoadError
-from rewriter.lifting import operators, shapes
+from rewriter.lifting import dilation, functions, operators, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
@@ -26,6 +26,16 @@ Row = Callable[[Builder, int, Node], "list[Value] | None"]
 def passed(b: Builder, number: int, node: Node) -> list[Value] | None:
     """What only passes tensors on."""
     return [b.value(out) for out in node.inputs]
+
+
+def first(*choices: Row) -> Row:
+    """The first of several that takes the operator."""
+
+    def row(b: Builder, number: int, node: Node) -> list[Value] | None:
+        made = (choice(b, number, node) for choice in choices)
+        return next((values for values in made if values is not None), None)
+
+    return row
 
 
 def activation(name: str) -> Row:
@@ -58,7 +68,7 @@ def merged(kind: str) -> Row:
 
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         if not all(b.domains.symbolic(out) for out in node.inputs):
-            return scaled(b, number, node)
+            return scaled(b, number, node) if node.op in _SCALES else None
         tensors = [b.tensor(out) for out in node.inputs]
         ranks = {len(t.shape) for t in tensors}
         if len(ranks) != 1:
@@ -256,19 +266,31 @@ ROWS: dict[str, Row] = {
     "Sub": merged("Subtract"),
     "Mul": times,
     "RealDiv": scaled,
-    "Maximum": merged("Maximum"),
-    "Minimum": merged("Minimum"),
+    "Maximum": first(functions.extreme(True), merged("Maximum")),
+    "Minimum": first(functions.extreme(False), merged("Minimum")),
+    "Neg": functions.negative,
+    "Square": functions.square,
+    "Pow": functions.power,
     "Reshape": shapes.reshape,
     "Squeeze": shapes.squeeze,
     "ExpandDims": shapes.expand_dims,
     "Transpose": shapes.transpose,
     "ConcatV2": shapes.concatenate,
-    "Pad": shapes.pad,
-    "PadV2": shapes.pad,
+    "Pad": first(shapes.pad, functions.pad),
+    "PadV2": first(shapes.pad, functions.pad),
+    "SpaceToBatchND": dilation.apart,
+    "BatchToSpaceND": dilation.together,
+    "StridedSlice": functions.item,
+    "Slice": functions.part,
+    "Split": functions.split,
+    "SplitV": functions.split,
+    "Unpack": functions.unstack,
+    "Pack": functions.stack,
     "MaxPool": shapes.pool("MaxPooling2D"),
     "AvgPool": shapes.pool("AveragePooling2D"),
-    "Mean": shapes.reduce("Average"),
-    "Max": shapes.reduce("Max"),
+    "Mean": first(shapes.reduce("Average"), functions.reduction("mean")),
+    "Max": first(shapes.reduce("Max"), functions.reduction("max")),
+    "Sum": functions.reduction("sum"),
     "ResizeBilinear": shapes.resize("bilinear"),
     "ResizeNearestNeighbor": shapes.resize("nearest"),
 }

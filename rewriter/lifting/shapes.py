@@ -185,8 +185,13 @@ def resize(interpolation: str) -> Any:
         if not node.attribute("half_pixel_centers"):
             return None
         height, width = (int(s) for s in sizes.array)
-        if None in x.shape[1:3] or height % x.shape[1] or width % x.shape[2]:
+        if None in x.shape[1:3]:
             return None
+        if height % x.shape[1] or width % x.shape[2]:
+            made = b.apply(
+                node, b.layers.Resizing, x, height=height, width=width, interpolation=interpolation
+            )
+            return [Symbol(made)]
         factors = (height // x.shape[1], width // x.shape[2])
         make = b.layers.UpSampling2D
         return [Symbol(b.apply(node, make, x, size=factors, interpolation=interpolation))]

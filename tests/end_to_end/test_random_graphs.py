@@ -7,7 +7,10 @@ graphs are drawn for each Keras.
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +22,8 @@ from hypothesis import strategies as st
 
 import rewriter
 from builders import KERASES, batch_norms, fresh, keras_of, randomise
+from graph_files import WRITERS, write
+from rewriter import keras_compat
 
 GRAPHS = int(os.environ.get("REWRITER_GRAPHS", "150"))
 _SIZE, _CHANNELS = 6, 4
@@ -172,6 +177,41 @@ def test_random_graphs_are_rewritten_exactly(name: str) -> None:
     @given(draw=st.data(), seed=st.integers(0, 2**16))
     def run(draw: Any, seed: int) -> None:
         check(keras_of(name), draw.draw, seed)
+
+    run()
+
+
+@pytest.mark.parametrize("name", KERASES)
+def test_random_graphs_are_lifted(name: str, tmp_path: Path) -> None:
+    """Written as a graph, in both ways, and made a model of either Keras again."""
+    folders = itertools.count()
+
+    @settings(
+        max_examples=max(1, GRAPHS // 8),
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(draw=st.data(), seed=st.integers(0, 2**16))
+    def run(draw: Any, seed: int) -> None:
+        keras = fresh(keras_of(name), seed)
+        model = randomise(_Drawer(keras, draw.draw).model(), seed, low=0.3, high=3.0)
+        how = draw.draw(st.sampled_from(WRITERS))
+        target = draw.draw(st.sampled_from([flavour.name for flavour in keras_compat.usable()]))
+        path = write(model, how, tmp_path / str(next(folders)))
+        lifted = rewriter.load_model(path, flavour=target)
+        rng = np.random.default_rng(seed)
+        data = [rng.normal(size=(3, *tuple(t.shape)[1:])).astype("float32") for t in model.inputs]
+        by_name = {t.name.split(":")[0]: array for t, array in zip(model.inputs, data, strict=True)}
+        own = [by_name.get(t.name.split(":")[0]) for t in lifted.inputs]
+        given_data = data if how == "module" else own
+        expected = tf.nest.flatten(model(data if len(data) > 1 else data[0], training=False))
+        found = tf.nest.flatten(lifted(given_data if len(data) > 1 else given_data[0]))
+        for one, other in zip(found, expected, strict=True):
+            scale = max(float(tf.reduce_max(tf.abs(other))), 1e-3)
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale)
+        assert len(batch_norms(lifted)) == len(batch_norms(model))
+        shutil.rmtree(path)
 
     run()
 
