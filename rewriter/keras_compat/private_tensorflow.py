@@ -1,9 +1,8 @@
 """What is used of TensorFlow beyond its public names, outside of the fast kernels.
 
 Public means are missing: for the object behind an exported name, without importing or calling
-anything; for a function as a graph in which variables are constants, or in which the functions that
-it calls are inlined; for an operator's definition; and for the message that a ``saved_model.pb``
-holds.
+anything; for a function as a graph in which variables are constants; for an operator's definition;
+and for the message that a ``saved_model.pb`` holds.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from typing import Any
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.python.framework import op_def_registry
 from tensorflow.python.framework.convert_to_constants import (
-    _run_inline_graph_optimization,
     convert_variables_to_constants_v2_as_graph,
 )
 from tensorflow.python.util import tf_export
 
-__all__ = ["SavedModel", "inlined", "op_definition", "symbol", "with_constants"]
+__all__ = ["SavedModel", "op_definition", "symbol", "with_constants"]
 
 
 def symbol(name: str) -> Any:
@@ -32,16 +30,6 @@ def with_constants(function: Any) -> tuple[Any, Any]:
         function, lower_control_flow=False
     )
     return found
-
-
-def inlined(function: Any) -> Any:
-    """A concrete function as a ``GraphDef`` in which no function is called but by control flow.
-
-    What it captures are placeholders, as in its own graph.
-    """
-    return _run_inline_graph_optimization(
-        function, lower_control_flow=False, aggressive_inlining=True
-    )
 
 
 def op_definition(name: str) -> Any:

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ def load_model(
     custom_objects: Mapping[str, Any] | None = None,
     allow_lambda: bool = False,
     signature: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Any:
-    """A trained model from a SavedModel folder, a ``.keras`` file or an ``.h5``/``.hdf5`` file.
+    """A trained model from a SavedModel folder, a ``.keras``, ``.h5``/``.hdf5`` or ``.pb`` file.
 
     The file says which Keras wrote it, and that Keras loads it, whatever ``tf.keras`` is in this
     process. The model is not compiled.
@@ -36,7 +38,8 @@ def load_model(
     A SavedModel without layers, as ``model.export`` and ``tf.saved_model.save`` write it, is
     *lifted*: a functional model is made of its signature's graph, with the variables as trainable
     weights. So is one whose layers cannot be loaded, because their classes are missing or hold
-    Python code; a warning says why. Nothing of the file is run but for restoring the variables.
+    Python code; a warning says why. So is a frozen graph, a ``.pb`` file. Nothing of the file is
+    run.
 
     Args:
       path: the file or folder.
@@ -48,6 +51,8 @@ def load_model(
         can. Without it, a file may name stock classes, stock functions that only compute, and
         what is registered with Keras or in ``custom_objects``.
       signature: lift this signature of a SavedModel, whether it has layers or not.
+      inputs, outputs: names of tensors of a frozen graph; None: its placeholders, and what nothing
+        reads.
 
     Returns:
       A tf_keras or a Keras 3 model.
@@ -61,6 +66,15 @@ def load_model(
     """
     path = Path(path)
     contents = model_formats.read(path)
+    if contents.frozen:
+        chosen = _choose(path, contents, flavour or _for_lifting())
+        with boundaries.model(path):
+            return lift.lift_frozen(path, chosen, inputs, outputs)
+    if inputs is not None or outputs is not None:
+        raise LoadError(
+            f"{str(path)!r} is {contents.kind}: inputs and outputs are chosen of a frozen graph "
+            "(.pb) only. Leave them out; of a SavedModel, choose a signature."
+        )
     if contents.functions_only or signature is not None:
         return _lifted(path, contents, flavour, signature, allow_lambda)
     try:
@@ -88,12 +102,15 @@ def _lifted(
         )
     if contents.runs is not None and not trusted:
         raise _runs(path, contents)
-    if name is None and keras_compat.KERAS3 is None:
-        name = "tf_keras"
     anyone = dataclasses.replace(contents, only=None)
-    chosen = _choose(path, anyone, name or "keras")
+    chosen = _choose(path, anyone, name or _for_lifting())
     with boundaries.model(path):
         return lift.lift(path, chosen, signature)
+
+
+def _for_lifting() -> str:
+    """The Keras of lifted models where none is asked for."""
+    return "tf_keras" if keras_compat.KERAS3 is None else "keras"
 
 
 def _with_layers(

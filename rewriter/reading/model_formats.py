@@ -17,7 +17,7 @@ from rewriter.files import boundaries
 from rewriter.keras_compat import private_tensorflow
 from rewriter.reading import containers
 
-_EXPECTED = "Expected a SavedModel folder, a .keras file, or an .h5/.hdf5 file"
+_EXPECTED = "Expected a SavedModel folder, a .keras, .h5/.hdf5 or .pb file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Contents:
         their classes.
       runs: an operation that loading would run, and that no model needs; None if there is none.
       functions_only: whether it has no layers that could be loaded, only functions.
+      frozen: whether it is a frozen graph.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Contents:
     revived: bool = False
     runs: str | None = None
     functions_only: bool = False
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.keras_version, str):
@@ -172,8 +174,17 @@ def _read_zip(path: Path) -> Contents:
     return Contents("a .keras file", metadata["keras_version"], config, (".keras",))
 
 
+def _is_frozen(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".pb"
+
+
+def _read_frozen(path: Path) -> Contents:
+    return Contents("a frozen graph", "", [], frozen=True)
+
+
 _FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Contents]], ...] = (
     (_is_saved_model, _read_saved_model),
     (_is_hdf5, _read_hdf5),
     (_is_zip, _read_zip),
+    (_is_frozen, _read_frozen),
 )

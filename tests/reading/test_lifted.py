@@ -203,3 +203,30 @@ def test_damage(what, how, tmp_path):
     with pytest.raises(LoadError) as caught:
         rewriter.load_model(folder)
     assert "m'" in str(caught.value)
+
+
+def test_a_frozen_graph(tmp_path):
+    from rewriter.keras_compat.private_tensorflow import with_constants
+
+    keras = builders.fresh(keras_of("tf_keras"))
+    model = builders.randomise_all(builders.residual(keras), 3)
+    spec = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32, name="image")
+    function = tf.function(lambda image: model(image, training=False)).get_concrete_function(spec)
+    _, graph = with_constants(function)
+    path = tmp_path / "frozen.pb"
+    path.write_bytes(graph.SerializeToString())
+    x = builders.residual_data()
+    expected = model.predict(x, verbose=0)
+    for options in ({}, {"inputs": ["image"], "outputs": [graph.node[-1].name]}):
+        lifted = rewriter.load_model(path, **options)
+        found = lifted.predict(x, verbose=0)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+        assert len(rewriter.plan(lifted).entries) == len(rewriter.plan(model).entries)
+    with pytest.raises(LoadError, match="nowhere"):
+        rewriter.load_model(path, outputs=["nowhere"])
+    path.write_bytes(b"no graph at all")
+    with pytest.raises(LoadError, match=r"frozen.pb"):
+        rewriter.load_model(path)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(LoadError, match="of a frozen graph"):
+        rewriter.load_model(tmp_path / "m.keras", outputs=["scores"])
