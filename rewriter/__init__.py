@@ -16,6 +16,7 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
@@ -42,6 +43,7 @@ __all__ = [
     "calibrate",
     "export_tflite",
     "fold",
+    "freeze",
     "freeze_batch_norm",
     "get_phase",
     "layers",

@@ -12,6 +12,7 @@ from rewriter.files import outputs
 from rewriter.files.replacing import replacing
 from rewriter.litert import writer
 from rewriter.lowering.lower import lower
+from rewriter.rewriting import sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +50,11 @@ def export_tflite(
     path: str | Path,
     *,
     float_io: bool = False,
+    input_type: str | None = None,
+    output_type: str | None = None,
     allow_float: bool = False,
     batch_size: int | None = 1,
+    input_shape: Any = None,
 ) -> ExportReport:
     """Write a calibrated quantization-aware model as an integer-only LiteRT file.
 
@@ -63,23 +67,37 @@ def export_tflite(
       path: where to write, with the suffix ``.tflite``. An existing file is replaced only when the
         new one is complete, and only if it is a ``.tflite`` file.
       float_io: float inputs and outputs, converted inside the file.
+      input_type, output_type: ``"int8"``, ``"uint8"`` or ``"float32"``, converted inside the file;
+        None: uint8 for inputs that are uint8 in the model, int8 for all others. A float model
+        reads uint8 on the grid of its input.
       allow_float: let layers without an integer form be computed in float.
       batch_size: samples that the file takes at a time; None: any number, 1 until the application
         calls ``resize_tensor_input``.
+      input_shape: sizes of the inputs, without the batch, for a model that leaves some open; as for
+        :func:`rewriter.rewrite`.
 
     Raises:
       ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
         take an operator; the message names the Keras layer. Also for a ``path`` with another
         suffix, or that holds something else.
+      UnsupportedModelError: for an ``input_shape`` that does not fit.
       OSError: if the file cannot be written.
-      ValueError: for a batch size that is not positive.
+      ValueError: for a batch size that is not positive, an unknown type, or one beside
+        ``float_io``.
     """
     refusal = outputs.refusal(path, (".tflite",), "A LiteRT file")
     if refusal is not None:
         raise ExportError(refusal)
+    model = sizes.settled(model, input_shape)
+    _refuse_open(model)
     program = lower(model)
     content, file = writer.assemble(
-        program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
+        program,
+        float_io=float_io,
+        input_type=input_type,
+        output_type=output_type,
+        allow_float=allow_float,
+        batch_size=batch_size,
     )
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -96,3 +114,18 @@ def export_tflite(
         },
         float_tensors=tuple(census.float_tensors),
     )
+
+
+def _refuse_open(model: Any) -> None:
+    """Raise ExportError if an input leaves a size open, which a file cannot."""
+    for tensor in getattr(model, "inputs", None) or ():
+        shape = tuple(tensor.shape)[1:]
+        if None in shape:
+            name = tensor.name.split(":")[0]
+            given = ", ".join("32" if size is None else str(size) for size in shape)
+            raise ExportError(
+                f"Input {name!r} has no fixed size, which integer operators need. Received shape: "
+                f"{(None, *shape)}. Say which: export_tflite(..., input_shape=({given})), on the "
+                f"command line --input-shape {given.replace(' ', '')}; or rewrite the model with "
+                "input_shape."
+            )

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError
+from rewriter.keras_compat import input_of
 from rewriter.quantization import phases
 from rewriter.training import finite
 from rewriter.training.batches import batches_of
@@ -85,7 +86,7 @@ def _traced(model: Any, watch: finite.Watch) -> Any:
     A concrete function, since a ``tf.function`` looks at each of the model's variables in every
     call to find the right one.
     """
-    structure = model.input
+    structure = input_of(model)
 
     def observe(*inputs: Any) -> Any:
         with watch.tracing() as all_finite:
