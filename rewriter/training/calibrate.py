@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from rewriter.errors import CalibrationError
 from rewriter.keras_compat import input_of
 from rewriter.quantization import phases
-from rewriter.training import finite
+from rewriter.training import finite, statistics
 from rewriter.training.batches import batches_of
 
 
@@ -25,7 +25,9 @@ def calibrate(
 ) -> Any:
     """Observe the ranges of all activations on ``data``, then switch to phase ``quantize``.
 
-    Ranges are reset first. The model runs in inference mode; its weights do not change.
+    Ranges are reset first. The model runs in inference mode; its weights do not change. Where the
+    moving statistics of its normalizations are far from those of the data, a warning says so:
+    training would use the latter.
 
     Args:
       model: a model that :func:`rewriter.rewrite` returned.
@@ -52,7 +54,7 @@ def calibrate(
         for layer, _ in ranges:
             layer.reset_range()
         phases.set_phase(model, "observe")
-        count = 0
+        count, first = 0, None
         watch = finite.Watch(model)
         step = _traced(model, watch)
         source, total = batches_of(model, data, batch_size, steps, samples)
@@ -64,6 +66,7 @@ def calibrate(
                 if error is not None:
                     raise error
             count += len(flat[0])
+            first = inputs if first is None else first
         if not count:
             raise CalibrationError(
                 "The calibration data is empty. Give at least one batch of the model's inputs."
@@ -76,6 +79,7 @@ def calibrate(
             layer.phase.assign(code)
         raise
     phases.set_phase(model, "quantize")
+    statistics.warn(model, first)
     return model
 
 
