@@ -162,6 +162,7 @@ def parser() -> argparse.ArgumentParser:
         help="how ranges are made of what was seen: all of it, 99.99 %% of it on either side, or "
         "what gives the smallest squared error or divergence (default: what the recipe says)",
     )  # fmt: skip
+    _sizes(convert)
     _data(convert, "x, x_train, x_test")
     _loading(convert)
     _json(convert)
@@ -169,7 +170,15 @@ def parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", "write an integer-only .tflite file")
     export.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)
     _output(export, "FILE", "the .tflite file to write")
-    export.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+    _sizes(export)
+    types = export.add_argument_group("inputs and outputs")
+    types.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+    default = {"input": "int8, or uint8 as the model has it", "output": "int8"}
+    for what in ("input", "output"):
+        types.add_argument(
+            f"--{what}-type", choices=("int8", "uint8", "float32"),
+            help=f"of all {what}s (default: {default[what]})",
+        )  # fmt: skip
     export.add_argument(
         "--allow-float", action="store_true",
         help="compute layers without an integer form in float, instead of refusing",
@@ -307,6 +316,23 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str) -> argp
 
 def _output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
     command.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
+
+
+def _sizes(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--input-shape", type=_shape, action="append", default=[], metavar="SIZES",
+        help="sizes of an input that the model leaves open, without the batch: 224,224,3; for "
+        "several inputs NAME=224,224,3, once for each",
+    )  # fmt: skip
+
+
+def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    name, equals, sizes = text.rpartition("=")
+    try:
+        found = tuple(int(size) for size in sizes.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"not sizes such as 224,224,3: {sizes!r}") from None
+    return (name if equals else None), found
 
 
 def _json(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
 from rewriter.rewriting.recipe import Recipe
@@ -48,6 +49,7 @@ __all__ = [
     "check",
     "export_tflite",
     "fold",
+    "freeze",
     "freeze_batch_norm",
     "get_phase",
     "layers",

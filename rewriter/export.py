@@ -14,6 +14,7 @@ from rewriter.litert import c_array as c_array_text
 from rewriter.litert import writer
 from rewriter.lowering.lower import Lowered, lower_with_sources
 from rewriter.quantization import levels
+from rewriter.rewriting import sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +56,13 @@ def export_tflite(
     path: str | Path,
     *,
     float_io: bool = False,
+    input_type: str | None = None,
+    output_type: str | None = None,
     allow_float: bool = False,
     batch_size: int | None = 1,
     c_array: str | Path | None = None,
     target: str | None = None,
+    input_shape: Any = None,
 ) -> ExportReport:
     """Write a calibrated quantization-aware model as an integer-only LiteRT file.
 
@@ -71,19 +75,26 @@ def export_tflite(
       path: where to write, with the suffix ``.tflite``. An existing file is replaced only when the
         new one is complete, and only if it is a ``.tflite`` file.
       float_io: float inputs and outputs, converted inside the file.
+      input_type, output_type: ``"int8"``, ``"uint8"`` or ``"float32"``, converted inside the file;
+        None: uint8 for inputs that are uint8 in the model, int8 for all others. A float model
+        reads uint8 on the grid of its input.
       allow_float: let layers without an integer form be computed in float.
       batch_size: samples that the file takes at a time; None: any number, 1 until the application
         calls ``resize_tensor_input``.
       c_array: a ``.c`` file to write, too, with the file as an aligned array; beside it a ``.h``
         file with its size and with how inputs and outputs are stored.
       target: what is to run the file, see :func:`rewriter.check`.
+      input_shape: sizes of the inputs, without the batch, for a model that leaves some open; as for
+        :func:`rewriter.rewrite`.
 
     Raises:
       ExportError: if ranges are not set, something would be computed in float, or LiteRT does not
         take an operator, or ``target`` would not run it; the message names the Keras layer. Also
         for a ``path`` with another suffix, or that holds something else, or an unknown target.
+      UnsupportedModelError: for an ``input_shape`` that does not fit.
       OSError: if the file cannot be written.
-      ValueError: for a batch size that is not positive.
+      ValueError: for a batch size that is not positive, an unknown type, or one beside
+        ``float_io``.
     """
     refusal = outputs.refusal(path, (".tflite",), "A LiteRT file")
     if refusal is not None:
@@ -93,10 +104,17 @@ def export_tflite(
     if target is not None and target not in targets.TARGETS:
         known = ", ".join(targets.TARGETS)
         raise ExportError(f"There is no target {target!r}. There are: {known}.")
+    model = sizes.settled(model, input_shape)
+    _refuse_open(model)
     lowered = lower_with_sources(model)
     program = lowered.program
     content, file = writer.assemble(
-        program, float_io=float_io, allow_float=allow_float, batch_size=batch_size
+        program,
+        float_io=float_io,
+        input_type=input_type,
+        output_type=output_type,
+        allow_float=allow_float,
+        batch_size=batch_size,
     )
     if target is not None:
         found = list(targets.find(reading.read(content), targets.TARGETS[target]))
@@ -141,3 +159,18 @@ def _input_lines(lowered: Lowered) -> dict[str, str]:
         first, step, _ = values
         lines[public] = f"{line}  // where pixel k stands for {first:.6g} + {step:.6g} * k"
     return lines
+
+
+def _refuse_open(model: Any) -> None:
+    """Raise ExportError if an input leaves a size open, which a file cannot."""
+    for tensor in getattr(model, "inputs", None) or ():
+        shape = tuple(tensor.shape)[1:]
+        if None in shape:
+            name = tensor.name.split(":")[0]
+            given = ", ".join("32" if size is None else str(size) for size in shape)
+            raise ExportError(
+                f"Input {name!r} has no fixed size, which integer operators need. Received shape: "
+                f"{(None, *shape)}. Say which: export_tflite(..., input_shape=({given})), on the "
+                f"command line --input-shape {given.replace(' ', '')}; or rewrite the model with "
+                "input_shape."
+            )

@@ -107,6 +107,9 @@ TANH_RANGE = (-1.0, ACTIVATION.qmax / (ACTIVATION.qmax + 1))
 # Saturation at both ends of this range is the clipping of a hard sigmoid.
 HARD_RANGE = (0.0, 1.0)
 
+# Inputs of these types are integers already, with steps of 1.
+BYTES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+
 # The activations that LiteRT fuses into an operator: the smallest and the largest output.
 FUSED_ACTIVATIONS: dict[str, tuple[float, float]] = {
     "none": (-math.inf, math.inf),

@@ -152,6 +152,8 @@ class Program:
       tensors: every tensor by name.
       steps: in the order of execution.
       input_names, output_names: the names that the Keras model gives to its inputs and outputs.
+      unsigned: the inputs that the Keras model takes as uint8.
+      unsigned: the inputs that the Keras model takes as uint8.
     """
 
     inputs: tuple[str, ...]
@@ -160,3 +162,4 @@ class Program:
     steps: tuple[Step, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    unsigned: frozenset[str] = frozenset()

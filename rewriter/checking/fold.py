@@ -13,9 +13,10 @@ from rewriter.lowering.lower import lower
 from rewriter.program import Operator, Program
 from rewriter.reading import from_keras
 from rewriter.reading.graph import map_refs
+from rewriter.rewriting import sizes
 
 
-def fold(model: Any) -> Any:
+def fold(model: Any, *, input_shape: Any = None) -> Any:
     """The twin of the file that :func:`rewriter.export_tflite` writes.
 
     A Keras model of the same flavour without BatchNormalization and without anything to train:
@@ -26,13 +27,16 @@ def fold(model: Any) -> Any:
     Args:
       model: a calibrated (or trained) model that :func:`rewriter.rewrite` returned; it is left
         as it is.
+      input_shape: as for :func:`rewriter.export_tflite`.
 
     Returns:
       A model with the inputs and outputs of ``model``, in real values.
 
     Raises:
       ExportError: if ranges are not set, or a layer has no integer form; it names them.
+      UnsupportedModelError: for an ``input_shape`` that does not fit.
     """
+    model = sizes.settled(model, input_shape)
     return build_twin(model, lower(model))
 
 

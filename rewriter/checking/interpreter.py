@@ -113,7 +113,7 @@ class Runner:
     def quantization(self, index: int) -> Quantization | None:
         """The quantization of an activation of the file; ``None`` if it is not quantized."""
         tensor = self.file.tensors[index]
-        if not tensor.quantized or tensor.dtype == "UINT8":
+        if not tensor.quantized or tensor.unsigned:
             return None
         bits = 16 if tensor.dtype == "INT16" else 8
         return Quantization(float(tensor.scale[0]), int(tensor.zero_point[0]), bits)
@@ -137,11 +137,22 @@ class Runner:
                     f"Input '{tensor.name}' needs {len(np.asarray(inputs[0]))} samples of shape "
                     f"{tensor.shape[1:]}. Received an array of shape {array.shape}."
                 )
-            quantization = self.quantization(index)
-            if array.dtype.kind == "f" and quantization is not None:
-                array = quantize(array, quantization)
-            ready.append(array.astype(tensor.dtype.lower(), copy=False))
+            ready.append(self._stored(array, index).astype(tensor.dtype.lower(), copy=False))
         return ready
+
+    def _stored(self, array: np.ndarray, index: int) -> np.ndarray:
+        """Real values, and bytes of another type than the file's, on the grid of an input."""
+        tensor = self.file.tensors[index]
+        others = {"INT8": "fu", "INT16": "fu", "UINT8": "f"}.get(tensor.dtype, "")
+        if not tensor.quantized or array.dtype.kind not in others:
+            return array
+        real = array.astype(np.float32)
+        found = self.quantization(index)
+        if found is not None:
+            return quantize(real, found)
+        shift = 128
+        grid = Quantization(float(tensor.scale[0]), int(tensor.zero_point[0]) - shift)
+        return quantize(real, grid).astype(np.int32) + shift
 
     def run(
         self,

@@ -32,7 +32,7 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
     """The mapping of a file written by :func:`rewriter.litert.writer.write`.
 
     Such a file carries the program's tensor names; its inputs and outputs go by their order.
-    A border tensor with a float conversion is represented by its integer side.
+    A border tensor with a conversion is represented by its integer side.
 
     Raises:
       ExportError: the file has another number of inputs or outputs.
@@ -52,6 +52,7 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
         for name, tensor in program.tensors.items()
         if name in by_name
         and (tensor.quantization is None or file.tensors[by_name[name]].quantized)
+        and not file.tensors[by_name[name]].unsigned
     }
     indexes.update(zip(program.outputs, _outputs(program, file), strict=True))
     indexes.update(_inputs(program, file))
@@ -67,11 +68,12 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
 def _inputs(program: Program, file: FileModel) -> dict[str, int]:
     """The file's tensor of each program input: behind its QUANTIZE, if it has one.
 
-    A float input that nobody reads stands for no quantized tensor and is left out.
+    A float or uint8 input that nobody reads stands for no quantized tensor and is left out.
     """
     consumers, found = file.consumers(), {}
     for name, index in zip(program.inputs, file.inputs, strict=True):
-        if program.tensors[name].quantization and file.tensors[index].floating:
+        tensor = file.tensors[index]
+        if program.tensors[name].quantization and (tensor.floating or tensor.unsigned):
             readers = [op for op in consumers.get(index, []) if op.kind == "QUANTIZE"]
             if not readers:
                 continue
@@ -81,11 +83,12 @@ def _inputs(program: Program, file: FileModel) -> dict[str, int]:
 
 
 def _outputs(program: Program, file: FileModel) -> list[int]:
-    """The file's tensor of each program output: before its DEQUANTIZE, if it has one."""
+    """The file's tensor of each program output: before its conversion, if it has one."""
     producers, found = file.producers(), []
     for name, index in zip(program.outputs, file.outputs, strict=True):
         maker = producers.get(index)
-        if program.tensors[name].quantization and maker and maker.kind == "DEQUANTIZE":
+        kinds = ("QUANTIZE",) if file.tensors[index].unsigned else ("DEQUANTIZE",)
+        if program.tensors[name].quantization and maker and maker.kind in kinds:
             index = maker.inputs[0]
         found.append(index)
     return found

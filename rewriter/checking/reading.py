@@ -168,14 +168,15 @@ def float_indexes(model: FileModel) -> list[int]:
 
 
 def conversions(model: FileModel) -> Iterator[FileOperator]:
-    """The QUANTIZE operators not after a float input, the DEQUANTIZE ones not before an output."""
+    """The QUANTIZE and DEQUANTIZE operators but those that convert inputs and outputs."""
     for op in model.operators:
         inner = {
             "QUANTIZE": not set(op.inputs) <= set(model.inputs)
-            or not model.tensors[op.inputs[0]].floating,
+            or not (model.tensors[op.inputs[0]].floating or model.tensors[op.inputs[0]].unsigned),
             "DEQUANTIZE": not set(op.outputs) <= set(model.outputs),
         }
-        if inner.get(op.kind, False):
+        ends = set(op.outputs) <= set(model.outputs) and model.tensors[op.outputs[0]].unsigned
+        if inner.get(op.kind, False) and not ends:
             yield op
 
 

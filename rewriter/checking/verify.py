@@ -17,6 +17,7 @@ from rewriter.checking.training_agreement import TrainingAgreement, TrainingComp
 from rewriter.errors import CalibrationError, VerificationError
 from rewriter.files import boundaries
 from rewriter.lowering.lower import lower_with_sources
+from rewriter.rewriting import sizes
 from rewriter.training.batches import batches_of
 
 
@@ -105,7 +106,8 @@ def verify(
     except OSError as error:
         raise VerificationError(f"The file {str(path)!r} cannot be read: {error}.") from error
     inputs = _arrays(model, data, samples)
-    lowered = lower_with_sources(model)
+    # The sizes that the model leaves open are those of the data, and so of the file.
+    lowered = lower_with_sources(sizes.settled(model, [array.shape[1:] for array in inputs]))
     count = len(inputs[0])
     with tqdm(total=2 * count, desc="verifying", disable=not progress) as bar:
         with boundaries.litert(f"The file {str(path)!r}"):

@@ -51,10 +51,10 @@ def _convert(args: Namespace) -> None:
     with replacing(args.output) as path:
         model = _load(args)
         source = _source(args, args.calibrate, data.FOR_CALIBRATION) if args.calibrate else None
-        values = data.read(source, data.input_shapes(model)).inputs if source else None
-        planned = plan(model, recipe)
-        qat = rewrite(model, recipe)
-        if values is not None:
+        planned = plan(model, recipe, input_shape=_input_shape(args))
+        qat = rewrite(model, recipe, input_shape=_input_shape(args))
+        if source is not None:
+            values = data.read(source, data.input_shapes(qat)).inputs
             calibrate(qat, values, progress=_progress(), method=args.method)
         _save(qat, path, args.output)
     state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
@@ -83,10 +83,13 @@ def _export(args: Namespace) -> None:
         _load(args),
         args.output,
         float_io=args.float_io,
+        input_type=args.input_type,
+        output_type=args.output_type,
         allow_float=args.allow_float,
         batch_size=args.batch,
         c_array=args.c_array,
         target=args.target,
+        input_shape=_input_shape(args),
     )
     _show(args, report, report.to_dict())
 
@@ -210,6 +213,18 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 
 def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2) if args.json else text)
+
+
+def _input_shape(args: Namespace) -> Any:
+    """Of the only input, or by name; None if none was given."""
+    if not args.input_shape:
+        return None
+    named = dict(args.input_shape)
+    if len(args.input_shape) == 1 and None in named:
+        return named[None]
+    if None in named or len(named) < len(args.input_shape):
+        raise RewriterError("--input-shape of several inputs: give each once, as NAME=SIZES.")
+    return named
 
 
 def _progress() -> bool:

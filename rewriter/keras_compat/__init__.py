@@ -19,7 +19,7 @@ from rewriter.keras_compat.keras3 import Keras3
 from rewriter.keras_compat.tf_keras import TfKeras
 
 __all__ = ["KERAS3", "TF_KERAS", "Flavour", "callback_bases", "flat_layers", "flavour_of",
-           "keras3_backend", "require_tensorflow_backend", "usable"]  # fmt: skip
+           "input_of", "keras3_backend", "require_tensorflow_backend", "usable"]  # fmt: skip
 
 
 def _load(name: str, cls: Callable[[ModuleType], Flavour]) -> Flavour | None:
@@ -73,6 +73,15 @@ def flavour_of(model: Any) -> Flavour:
         f"Received: {model!r} of type {type(model).__module__}.{type(model).__qualname__}. "
         "Load it with rewriter.load_model, or build it with tf_keras or keras."
     )
+
+
+def input_of(model: Any) -> Any:
+    """The symbolic inputs of a model, nested as its user gave them.
+
+    ``model.input`` is not there for a Sequential of Keras 3 that begins with a model.
+    """
+    flavour = flavour_of(model)
+    return flavour.structure(model)[0] if flavour.is_functional(model) else model.input
 
 
 def require_tensorflow_backend() -> None:

@@ -25,6 +25,10 @@ class Calls:
         """The nodes of the calls of a layer; none for a part of another layer."""
         return list(layer._inbound_nodes)
 
+    def rename(self, layer: Any, name: str) -> None:
+        """Give a layer that has not been called yet another name."""
+        raise NotImplementedError
+
     def called(self, node: Any) -> Any:
         """The layer or operation that a node is a call of."""
         raise NotImplementedError

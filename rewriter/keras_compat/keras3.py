@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from rewriter.keras_compat import references, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
+from rewriter.keras_compat.calls import flat_layers
 
 
 class Keras3(Flavour):
@@ -39,11 +41,26 @@ class Keras3(Flavour):
                     arguments = node.arguments
                     yield node.operation, arguments.args, arguments.kwargs, node.outputs
 
+    def rename(self, layer: Any, name: str) -> None:
+        layer.name = name
+
     def called(self, node: Any) -> Any:
         return node.operation
 
     def steps_per_execution(self, model: Any) -> int:
         return int(getattr(model, "steps_per_execution", None) or 1)
+
+    @contextlib.contextmanager
+    def added_losses(self, layer: Any) -> Iterator[list[Any]]:
+        before = {id(part): list(getattr(part, "_losses", ())) for part in flat_layers(layer)}
+        added: list[Any] = []
+        try:
+            yield added
+        finally:
+            for part in flat_layers(layer):
+                held = getattr(part, "_losses", [])
+                added += held[len(before.get(id(part), ())) :]
+                held[:] = before.get(id(part), ())
 
     def _functional(self, model: Any) -> Any:
         return getattr(model, "_functional", None) or model

@@ -61,6 +61,9 @@ class TfKeras(Flavour):
                 else:
                     yield node.layer, node.call_args, node.call_kwargs, node.outputs
 
+    def rename(self, layer: Any, name: str) -> None:
+        layer._name = name
+
     def called(self, node: Any) -> Any:
         return node.layer
 
@@ -71,9 +74,11 @@ class TfKeras(Flavour):
     @contextlib.contextmanager
     def added_losses(self, layer: Any) -> Iterator[list[Any]]:
         before, added = list(layer._losses), []  # type: ignore[var-annotated]
-        yield added
-        added += [loss for loss in layer._losses if not any(loss is old for old in before)]
-        layer._losses = before
+        try:
+            yield added
+        finally:
+            added += [loss for loss in layer._losses if not any(loss is old for old in before)]
+            layer._losses = before
 
     def is_added_loss(self, layer: Any) -> bool:
         base = importlib.import_module("tf_keras.src.engine.base_layer")

@@ -13,6 +13,7 @@ from typing import Any
 from rewriter import keras_compat
 from rewriter.keras_compat import Flavour
 from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
+from rewriter.layers.fake_quantize import FakeQuantizeMixin
 from rewriter.layers.host import QuantizedHostMixin
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.operator import IntegerOperatorMixin, QuantizeInputMixin
@@ -29,6 +30,7 @@ class Layers:
     Quantize: Any
     IntegerOperator: Any
     QuantizeInput: Any
+    FakeQuantize: Any
 
 
 def _define(flavour: Flavour) -> Layers:
@@ -39,6 +41,7 @@ def _define(flavour: Flavour) -> Layers:
         QuantizeMixin,
         IntegerOperatorMixin,
         QuantizeInputMixin,
+        FakeQuantizeMixin,
     )
     base = flavour.keras.layers.Layer
     classes = {}

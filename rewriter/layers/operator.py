@@ -137,7 +137,8 @@ class QuantizeInputMixin:
 
     @tf.autograph.experimental.do_not_convert  # as above
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        return affine.dequantize(affine.quantize(inputs, self.quantization), self.quantization)
+        real = tf.cast(inputs, tf.float32)  # bytes, too
+        return affine.dequantize(affine.quantize(real, self.quantization), self.quantization)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape

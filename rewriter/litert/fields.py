@@ -139,6 +139,11 @@ def fully_connected(operator: Operator) -> dict[str, Any]:
     return {**fused(operator), "keepNumDims": rows(operator, ())}
 
 
+def block(operator: Operator) -> dict[str, Any]:
+    """The side of the blocks of DEPTH_TO_SPACE and SPACE_TO_DEPTH, in pixels."""
+    return {"blockSize": int(operator.attributes["block_size"])}
+
+
 def flag(field: str, attribute: str) -> Values:
     """An attribute as a field of the options; False where it is not there."""
     return lambda operator: {field: bool(operator.attributes.get(attribute, False))}

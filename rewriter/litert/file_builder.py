@@ -60,12 +60,22 @@ class FileBuilder:
         self.subgraphs: list[Any] = []
 
     def activation(
-        self, name: str, shape: Sequence[int], bits: int = 0, scale: float = 0, zero_point: int = 0
+        self,
+        name: str,
+        shape: Sequence[int],
+        bits: int = 0,
+        scale: float = 0,
+        zero_point: int = 0,
+        unsigned: bool = False,
     ) -> int:
-        """A tensor that is computed, per-tensor quantized; of float32 if ``bits`` is 0."""
+        """A tensor that is computed, per-tensor quantized; of float32 if ``bits`` is 0.
+
+        ``unsigned``: of uint8.
+        """
+        width = schema.TensorType.UINT8 if unsigned else _WIDTHS.get(bits, FLOAT)
         tensor = schema.TensorT(
             shape=np.asarray(shape, np.int32),
-            type=_WIDTHS[bits] if bits else FLOAT,
+            type=width,
             name=name,
             hasRank=True,
         )

@@ -43,6 +43,11 @@ class FileTensor:
         return self.dtype in _FLOATS
 
     @property
+    def unsigned(self) -> bool:
+        """Whether it holds uint8, which only inputs and outputs do."""
+        return self.dtype == "UINT8"
+
+    @property
     def quantized(self) -> bool:
         """Whether it holds integers that stand for real values."""
         return self.dtype in _INTEGERS and len(self.scale) > 0

@@ -86,6 +86,27 @@ def reduce_max(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     )
 
 
+def reduce_min(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``REDUCE_MIN``."""
+    require_same(operator.kind, operator.output, *operator.inputs)
+    attributes = operator.attributes
+    return tf.reduce_min(
+        q, axis=list(attributes["axes"]), keepdims=attributes.get("keepdims", False)
+    )
+
+
+def depth_to_space(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``DEPTH_TO_SPACE``: channels as blocks of ``block_size`` by ``block_size`` pixels."""
+    require_same(operator.kind, operator.output, *operator.inputs)
+    return tf.nn.depth_to_space(q, operator.attributes["block_size"])
+
+
+def space_to_depth(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``SPACE_TO_DEPTH``: blocks of ``block_size`` by ``block_size`` pixels as channels."""
+    require_same(operator.kind, operator.output, *operator.inputs)
+    return tf.nn.space_to_depth(q, operator.attributes["block_size"])
+
+
 def softmax(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``SOFTMAX`` over the last axis, builtin kernel: float32, from a table of exponentials.
 

@@ -164,6 +164,41 @@ def _gelu(
     return np.array(rounded, np.int64) + output.zero_point
 
 
+def _builtin(function: Callable[[np.ndarray], np.ndarray]) -> Filler:
+    """LiteRT's builtin table: float32, halves away from zero before the zero point is added."""
+
+    def fill(
+        operator: Operator, x: np.ndarray, source: Quantization, output: Quantization
+    ) -> np.ndarray:
+        real = np.float32(source.scale) * (x - source.zero_point).astype(np.float32)
+        result = function(real.astype(np.float64)).astype(np.float32)
+        scaled = result * (np.float32(1) / np.float32(output.scale))
+        ends = (
+            np.float32(output.qmin - output.zero_point),
+            np.float32(output.qmax - output.zero_point),
+        )
+        rounded = [_round_half_away(value) for value in np.clip(scaled, *ends)]
+        return np.array(rounded, np.int64) + output.zero_point
+
+    return fill
+
+
+def _logarithm(x: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(x > 0, np.log(x), -np.inf)
+
+
+def _absolute(
+    operator: Operator, x: np.ndarray, source: Quantization, output: Quantization
+) -> np.ndarray:
+    """LiteRT's builtin kernel; fixed point where the scales differ."""
+    value = np.abs(x - source.zero_point)
+    if source.scale != output.scale:
+        ratio = float(np.float32(source.scale) / np.float32(output.scale))
+        value = multiply(value, *quantize_multiplier(ratio))
+    return value + output.zero_point
+
+
 def _hard_swish(
     operator: Operator, x: np.ndarray, source: Quantization, output: Quantization
 ) -> np.ndarray:
@@ -211,5 +246,8 @@ FILLERS: dict[str, Filler] = {
     "TANH": _xnnpack(np.tanh),
     "ELU": _xnnpack(lambda x: np.where(x < 0, np.expm1(x), x)),
     "GELU": _gelu,
+    "ABS": _absolute,
+    "EXP": _builtin(np.exp),
+    "LOG": _builtin(_logarithm),
     "HARD_SWISH": _hard_swish,
 }

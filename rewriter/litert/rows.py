@@ -171,6 +171,20 @@ ROWS: dict[str, Row] = {
     "MAX_POOL_2D": _POOL,
     "MEAN": _REDUCE,
     "REDUCE_MAX": dataclasses.replace(_REDUCE, same_grid=True),
+    "REDUCE_MIN": dataclasses.replace(_REDUCE, same_grid=True),
+    "DEPTH_TO_SPACE": Row(
+        "DepthToSpace", fields.block, versions=(Version(2, "2.5.0"),), same_grid=True
+    ),
+    "SPACE_TO_DEPTH": Row(
+        "SpaceToDepth", fields.block, versions=(Version(2, "1.14.0"),), same_grid=True
+    ),
+    "ABS": Row("Abs", versions=(Version(2, "2.4.0"),)),
+    "EXP": Row("Exp", versions=(Version(2, "2.12.0"),)),
+    "LOG": Row(versions=(Version(2, "2.15.0"),)),
+    "BATCH_MATMUL": Row(
+        "BatchMatMul", fields.flag("adjY", "transposed"), versions=(Version(2, "2.3.0"),)
+    ),
+    "SQUARED_DIFFERENCE": Row("SquaredDifference", versions=(Version(2, "2.5.0"),)),
     "SOFTMAX": Row("Softmax", lambda operator: {"beta": 1.0}, versions=_MOST, grid=_UNIT),
     "L2_NORMALIZATION": Row(
         "L2Norm", fields.fused, versions=(Version(2, "1.14.0"),), grid=_SYMMETRIC

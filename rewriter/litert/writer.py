@@ -8,14 +8,14 @@ A program is LiteRT operators with all their constants, so the file is written f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.grid import BITS
-from rewriter.litert import islands
+from rewriter.litert import borders, islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.integer_elementwise import constant
@@ -30,6 +30,8 @@ def assemble(
     program: Program,
     *,
     float_io: bool = False,
+    input_type: str | None = None,
+    output_type: str | None = None,
     allow_float: bool = False,
     batch_size: int | None = 1,
 ) -> tuple[bytes, FileModel]:
@@ -41,15 +43,21 @@ def assemble(
     Args:
       program: what the file shall compute.
       float_io: float inputs and outputs: a QUANTIZE at the start, a DEQUANTIZE at the end.
+      input_type, output_type: of all quantized inputs or outputs: one of
+        :data:`rewriter.litert.borders.TYPES`. None: uint8 for inputs that are uint8 in the Keras
+        model, and the program's own integers for all others.
       allow_float: accept steps that compute in float.
       batch_size: samples that the file takes at a time; None: any number, 1 until the application
         resizes the input.
 
     Raises:
       ExportError: a step is in float and ``allow_float`` is off, or LiteRT would refuse an
-        operator. The message names the Keras layer.
-      ValueError: for a batch size that is not positive.
+        operator. The message names the Keras layer. Also for a type that an input or output
+        cannot have.
+      ValueError: for a batch size that is not positive, an unknown type, or one beside
+        ``float_io``.
     """
+    inputs, outputs = borders.types(program, float_io, input_type, output_type)
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(
             f"batch_size must be a positive whole number or None. Received: {batch_size!r}."
@@ -67,7 +75,7 @@ def assemble(
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
-    return _Writer(program, batch_size).write(float_io)
+    return _Writer(program, batch_size).write(inputs, outputs)
 
 
 def write(program: Program, **options: Any) -> bytes:
@@ -79,7 +87,8 @@ class _Writer:
     """Writes one program.
 
     ``_index`` and ``_shapes``: of every program tensor so far, its index in the file and its shape
-    there. ``_reals``: the index of the float values of those that are read in float.
+    there. ``_reals``: the index of the float values of those that are read in float; ``_unsigned``:
+    that of the uint8 values of outputs.
     """
 
     def __init__(self, program: Program, batch_size: int | None):
@@ -89,17 +98,21 @@ class _Writer:
         self._index: dict[str, int] = {}
         self._shapes: dict[str, Shape] = {}
         self._reals: dict[str, int] = {}
+        self._unsigned: dict[str, int] = {}
         self._names: dict[str, str] = {}
         self._outer: dict[str, str] = {}
         self._read = {n for step in program.steps for n in step.inputs} | {*program.outputs}
 
-    def write(self, float_io: bool) -> tuple[bytes, FileModel]:
+    def write(
+        self, input_types: Mapping[str, str], output_types: Mapping[str, str]
+    ) -> tuple[bytes, FileModel]:
         program = self._program
-        self._names = dict(_border_names(program))
-        if float_io:
-            self._outer, self._names = self._names, self._behind_the_border()
+        self._names = dict(borders.names(program))
+        converted = {*input_types, *output_types}
+        if converted:
+            self._outer, self._names = self._names, self._behind_the_border(converted)
         inputs = [
-            (given, self._input(name, given, float_io))
+            (given, self._input(name, given, input_types.get(name, "")))
             for name, given in zip(program.inputs, program.input_names, strict=True)
         ]
         for part in schedule(program):
@@ -108,26 +121,26 @@ class _Writer:
             else:
                 self._step(part)
         outputs = [
-            (given, self._real(name) if float_io else self._index[name])
+            (given, self._converted(name, output_types.get(name, "")))
             for name, given in zip(program.outputs, program.output_names, strict=True)
         ]
         places = ([index for _, index in pairs] for pairs in (inputs, outputs))
         file = self._file.view(*places)
         return self._file.pack(inputs, outputs), file
 
-    def _behind_the_border(self) -> dict[str, str]:
-        """Float inputs and outputs carry the Keras names; the integers behind them one like it."""
+    def _behind_the_border(self, converted: set[str]) -> dict[str, str]:
+        """Converted inputs and outputs carry the Keras names; the integers behind them others."""
         names: dict[str, str] = {}
         for name, given in self._names.items():
             free = given
-            while self._program.tensors[name].quantization is not None and (
+            while name in converted and (
                 free == given or free in self._program.tensors or free in names.values()
             ):
                 free += "_quantized"
             names[name] = free
         return names
 
-    def _input(self, name: str, given: str, float_io: bool) -> int:
+    def _input(self, name: str, given: str, kind: str) -> int:
         tensor = self._program.tensors[name]
         if None in tensor.shape[1:]:
             raise ExportError(
@@ -135,13 +148,31 @@ class _Writer:
                 f"need. Received shape: {tensor.shape}. Rebuild the model with a fixed input shape."
             )
         shape = self._shapes[name] = (self._batch, *(int(n or 0) for n in tensor.shape[1:]))
-        if not float_io or tensor.quantization is None:
+        grid = tensor.quantization
+        if not kind or grid is None:
             return self._activation(name)
-        outer = self._file.activation(given, shape)
+        outer = self._file.activation(given, shape, **borders.tensor(kind, grid))
         if name in self._read:
-            quantize = Operator("QUANTIZE", (None,), tensor.quantization)
+            source = None if kind == borders.FLOAT else grid
+            quantize = Operator("QUANTIZE", (source,), grid)
             self._operator(quantize, [outer], self._activation(name), [shape])
         return outer
+
+    def _converted(self, name: str, kind: str) -> int:
+        """An output of the file, in the type that was asked for."""
+        grid = self._program.tensors[name].quantization
+        if not kind or grid is None:
+            return self._index[name]
+        if kind == borders.FLOAT:
+            return self._real(name)
+        if name not in self._unsigned:
+            shape = self._shapes[name]
+            given = self._outer.get(name, f"{name}/unsigned")
+            index = self._file.activation(given, shape, **borders.tensor(kind, grid))
+            self._unsigned[name] = index
+            operator = Operator("QUANTIZE", (grid,), grid)
+            self._operator(operator, [self._index[name]], index, [shape])
+        return self._unsigned[name]
 
     def _activation(self, name: str) -> int:
         """The file's tensor of a program tensor, which is new."""
@@ -254,22 +285,3 @@ def _rows(operator: Operator, shapes: list[Shape], sizes: Shape) -> int:
     if operator.kind == "FULLY_CONNECTED" and not operator.attributes.get("keep_num_dims"):
         return math.prod(shapes[0]) // np.asarray(operator.kernel).shape[0]
     return max(shape[0] for shape in shapes)
-
-
-def _border_names(program: Program) -> Iterator[tuple[str, str]]:
-    """Program tensors and their names in the file, where those are of inputs and outputs.
-
-    They have their Keras names, unless that is the name of another of the program's tensors.
-    """
-    taken: set[str] = set()
-    named: set[str] = set()
-    pairs = [
-        *zip(program.inputs, program.input_names, strict=True),
-        *zip(program.outputs, program.output_names, strict=True),
-    ]
-    for name, given in pairs:
-        free = given == name or given not in program.tensors
-        if free and given not in taken and name not in named:
-            taken.add(given)
-            named.add(name)
-            yield name, given

@@ -14,14 +14,23 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import ExportError
-from rewriter.lowering import float_steps, fusions, host_layers, operators, peephole, precisions
+from rewriter.grid import BYTES
+from rewriter.lowering import (
+    float_steps,
+    folding,
+    fusions,
+    host_layers,
+    operators,
+    peephole,
+    precisions,
+)
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Program, Tensor
 from rewriter.reading import from_keras
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref
 from rewriter.reading.operations import Operation
-from rewriter.reading.roles import BatchNorm, Input, Ours
+from rewriter.reading.roles import BatchNorm, Input, Ours, Within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,16 @@ class Lowered:
     program: Program
     graph: Graph
     sources: Mapping[str, Source]
+
+
+def require_ranges(builder: ProgramBuilder) -> None:
+    """Raise ExportError if a builder has met Quantize layers whose ranges are not set."""
+    if builder.unset:
+        raise ExportError(
+            f"The ranges of {len(builder.unset)} activations have not been set or are not finite: "
+            f"{', '.join(builder.unset)}. Run rewriter.calibrate(model, data), or train in phase "
+            "'observe' or 'quantize', before exporting."
+        )
 
 
 class _Lowerer(ProgramBuilder):
@@ -93,12 +112,7 @@ class _Lowerer(ProgramBuilder):
                 # not what the program has in float; -inf is on no grid.
                 if value.name is not None and not self._differs(call, i, value.name):
                     self._returned.setdefault(value.name, Source(index, index=i))
-        if self.unset:
-            raise ExportError(
-                f"The ranges of {len(self.unset)} activations have not been set or are not finite: "
-                f"{', '.join(self.unset)}. Run rewriter.calibrate(model, data), or train in phase "
-                "'observe' or 'quantize', before exporting."
-            )
+        require_ranges(self)
         outputs = [self._output(env[ref]) for ref in self.graph.output_refs()]
         self._drop_unused(outputs)
         before = {name: tensor.quantization for name, tensor in self.tensors.items()}
@@ -115,6 +129,11 @@ class _Lowerer(ProgramBuilder):
             steps=tuple(self.steps),
             input_names=tuple(inputs),
             output_names=self.graph.output_names,
+            unsigned=frozenset(
+                name
+                for name, ref in zip(inputs, self.graph.input_refs(), strict=True)
+                if self.graph.calls[ref.call].dtypes == ("uint8",)
+            ),
         )
         sources = {**self._returned, **self._quantized}
         kept = {names.get(n, n): source for n, source in sources.items() if n in same}
@@ -175,6 +194,8 @@ class _Lowerer(ProgramBuilder):
                 return [self._input(call)]
             case Ours() | BatchNorm() if (own := host_layers.of(call.layer)) is not None:
                 return [own(self, call, env[call.refs[0]])]
+            case Within():
+                return [Value(batched(call.shapes[0]), layer=call.path)]
             case Operation() as operation:
                 values = [env[ref] for ref in operation.operands]
                 result = operators.ROWS[operation.name](self, call, operation, values)
@@ -183,7 +204,10 @@ class _Lowerer(ProgramBuilder):
 
     def _input(self, call: Call) -> Value:
         name = self.unique(call.layer.name)
-        self.tensors[name] = Tensor(name, batched(call.shapes[0]), None)
+        # Bytes are on their own grid already.
+        ends = BYTES.get(call.dtypes[0])
+        grid = None if ends is None else folding.activation_quantization(*ends)
+        self.tensors[name] = Tensor(name, batched(call.shapes[0]), grid)
         return Value(batched(call.shapes[0]), name)
 
     def _output(self, value: Value) -> str:

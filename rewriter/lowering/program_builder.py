@@ -137,7 +137,7 @@ class ProgramBuilder:
         if any(size is None for size in shape[1:]):
             raise ExportError(
                 f"Layer {call.path!r} has an unknown size in its shape {shape}. "
-                "Give the model's Input a full static shape."
+                "Give the model's Input a full static shape, or the export an input_shape."
             )
         return tuple(int(size or 0) for size in shape[1:])
 
@@ -162,8 +162,8 @@ class ProgramBuilder:
         if self.tensors[value.name].quantization is None and value.name not in self._floats():
             raise ExportError(
                 f"Layer {layer!r} reads the model input {value.name!r}, which no Quantize layer "
-                "follows. Give the input the dtype float32, and rewrite the model with "
-                "rewriter.rewrite."
+                "follows. Give the input the dtype float32 (bytes: uint8 or int8), and rewrite the "
+                "model with rewriter.rewrite."
             )
         if self.tensors[value.name].quantization is None:
             raise ExportError(
@@ -188,7 +188,7 @@ class ProgramBuilder:
         """
         if layer.clamp != "none":
             value = self.clamp(value, *FUSED_ACTIVATIONS[layer.clamp], path)
-        grid = self._range(layer, path)
+        grid = self.range_of(layer, path)
         if grid.scale < least:
             grid = dataclasses.replace(grid, scale=float(np.float32(least)))
         return self.finish(value, grid, path)
@@ -260,7 +260,10 @@ class ProgramBuilder:
         operator = Operator(kind, (quantization,), quantization, attributes)
         return self.add(layer, operator, [value.name or ""], value.shape)
 
-    def _range(self, layer: Any, path: str) -> Quantization:
+    def range_of(self, layer: Any, path: str) -> Quantization:
+        """The grid of a Quantize layer. Raises ExportError if a file has no such grid.
+
+        A range that is not set is noted in :attr:`unset`."""
         quantizer = layer.quantizer
         grid = self._carried(grids.of(quantizer), quantizer, path)
         if isinstance(quantizer, quantizers.FixedQuantizer):

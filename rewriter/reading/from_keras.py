@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import paddings_inside, roles
+from rewriter.reading import chains, inside, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 
 _PLAIN = (str, bytes, int, float, type(None))
@@ -38,7 +38,7 @@ def read(model: Any) -> Graph:
     reader.inline(functional, prefix="", env=reader.env, inherited={})
     graph_outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], outputs)
     names = names or flavour.output_names(functional)
-    return Graph(
+    graph = Graph(
         flavour=flavour,
         name=model.name,
         calls=reader.calls,
@@ -46,7 +46,10 @@ def read(model: Any) -> Graph:
         outputs=graph_outputs,
         output_names=tuple(names),
         regularized=tuple(reader.regularized),
+        reopened=reader.reopened,
     )
+    chains.join(graph)
+    return graph
 
 
 def _functional(flavour: Flavour, model: Any) -> Any:
@@ -103,6 +106,7 @@ class _Reader:
         self.calls: list[Call] = []
         self.env: dict[int, Ref] = {}  # id of a symbolic tensor -> where it comes from
         self.regularized: list[str] = []
+        self.reopened = False
         self._masked: set[Ref] = set()
         self._keep: list[Any] = []  # traced models: their tensors' ids must stay unique
 
@@ -124,8 +128,9 @@ class _Reader:
                 for key, value in inherited.items():
                     if key not in kwargs and _accepts(layer, key):
                         kwargs[key] = value
-                opened = self._opened(layer, path, args, kwargs, flat)
-                refs = opened or self._append(layer, path, args, kwargs, flat)
+                refs = self._opened(layer, path, args, kwargs, flat) or self._kept(
+                    layer, path, args, kwargs, flat
+                )
             for tensor, ref in zip(flat, refs, strict=True):
                 env[id(tensor)] = ref
 
@@ -136,6 +141,12 @@ class _Reader:
         # Most arguments are not nested, and to find that out takes as long as all the rest.
         plain = self.flavour.is_tensor(structure) or isinstance(structure, _PLAIN)
         return leaf(structure) if plain else tf.nest.map_structure(leaf, structure)
+
+    def _kept(
+        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
+    ) -> list[Ref]:
+        refs = self._append(layer, path, args, kwargs, outputs)
+        return self._replaced(self.calls[-1]) or refs
 
     def _append(
         self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
@@ -177,6 +188,43 @@ class _Reader:
             return None
         if flavour.own_variables(layer):
             return None
+        return self._traced(layer, path, args, kwargs)
+
+    def _replaced(self, call: Call) -> list[Ref] | None:
+        """The calls inside a user's function or layer, the last call so far, in its place.
+
+        Only where each of them has an integer form, and the layer does nothing else: it has no
+        variables of its own, and does not ask whether it trains.
+        """
+        layer, flavour = call.layer, self.flavour
+        if not isinstance(call.role, roles.Opaque) or not inside.may_be_read(flavour, call):
+            return None
+        if (
+            getattr(layer, "activity_regularizer", None) is not None
+            or (not flavour.class_name(layer) and "training" in inside.parameters(layer))
+            or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
+            or not flavour.is_layer(layer)
+            or flavour.own_variables(layer)
+        ):
+            return None
+        self.calls.pop()
+        before, regularized = len(self.calls), len(self.regularized)
+        refs = self._traced(layer, call.path, call.args, call.kwargs, losses=False)
+        added = self.calls[before:]
+        if refs is not None and not any(isinstance(each.role, roles.Opaque) for each in added):
+            return refs
+        del self.calls[before:], self.regularized[regularized:]
+        self.calls.append(call)
+        return None
+
+    def _traced(
+        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], losses: bool = True
+    ) -> list[Ref] | None:
+        """The calls that a layer makes, appended; None if it cannot be traced.
+
+        ``losses``: whether it may add some.
+        """
+        flavour = self.flavour
         refs = list(dict.fromkeys(Call.tensors((args, kwargs))))
         symbols = {}
         for ref in refs:
@@ -188,13 +236,15 @@ class _Reader:
         symbolic, options = map_refs((args, kwargs), symbols.__getitem__)
         options.pop("training", None)
         try:
-            with flavour.added_losses(layer) as losses:
+            with flavour.added_losses(layer) as added:
                 outputs = layer.call(*symbolic, **options)
             model = flavour.keras.Model(list(symbols.values()), outputs)
-            for loss in losses:
+            for loss in added:
                 model.add_loss(loss)
         except Exception:
-            return None  # it stays one call, and its normalizations are refused by name
+            return None  # it stays one call, and normalizations inside it are refused by name
+        if added and not losses:
+            return None
         env = {id(tensor): ref for tensor, ref in zip(tf.nest.flatten(model.inputs), refs,
                                                       strict=True)}  # fmt: skip
         if getattr(layer, "activity_regularizer", None) is not None:
@@ -222,6 +272,10 @@ class _Reader:
         env: dict[int, Ref] = {
             id(tensor): ref for tensor, ref in zip(flat_inputs, given, strict=True)
         }
+        for tensor, ref in zip(flat_inputs, given, strict=True):
+            outer = self.calls[ref.call].shapes[ref.index]
+            sizes = zip(tuple(tensor.shape)[1:], outer[1:], strict=False)
+            self.reopened |= any(inner is None and size is not None for inner, size in sizes)
         self.inline(model, path + "/", env, inherited)
         return [env[id(t)] for t in tf.nest.flatten(outputs)]
 

@@ -78,6 +78,7 @@ class Graph:
       calls: topologically sorted; the index of a call is its identity.
       inputs, outputs: the model's inputs and outputs, nested as the user gave them, as Refs.
       output_names: one per flattened output, as Keras names them.
+      reopened: whether a model inside leaves sizes open that the tensors have that it is given.
       regularized: layers that were opened, and have an activity regularizer, which no call has.
     """
 
@@ -88,6 +89,7 @@ class Graph:
     outputs: Any
     output_names: tuple[str, ...]
     regularized: tuple[str, ...] = ()
+    reopened: bool = False
 
     def consumers(self) -> dict[Ref, list[int]]:
         """For every tensor the calls that read it (a call appears once per use)."""

@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts, layer_norms, stock_activations, stock_layers
+from rewriter.reading import hosts, inside, layer_norms, stock_activations, stock_layers
 from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
 
@@ -56,9 +56,30 @@ class Host:
         return hosts.channel_axis(self.layer, rank)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ours:
-    """One of our layers, but a batch normalization: the model has been rewritten."""
+    """One of our layers, but a batch normalization: the model, or a part of it, has been rewritten.
+
+    Attributes:
+      quantizes: whether it only puts what it reads on a grid.
+      quantized: whether its output is on one.
+      final: whether it is a layer of a twin, of which nothing can be made.
+      activation: what the activation of a host computes; None if there is none of an integer form.
+    """
+
+    quantizes: bool = False
+    quantized: bool = False
+    final: bool = False
+    activation: Operation | None = None
+
+
+# Classes of ours, of which only the names are known here.
+_QUANTIZE, _FINAL = "Quantize", ("IntegerOperator", "QuantizeInput")
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A part of a chain of calls that is one operation: that of the last of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +87,7 @@ class Opaque:
     """Anything else: it trains as it is, and has no integer form."""
 
 
-Role: TypeAlias = Input | BatchNorm | LayerNorm | Host | Operation | Ours | Opaque
+Role: TypeAlias = Input | BatchNorm | LayerNorm | Host | Operation | Ours | Within | Opaque
 
 
 def classify(flavour: Flavour, call: Call) -> Role:
@@ -75,7 +96,15 @@ def classify(flavour: Flavour, call: Call) -> Role:
     if flavour.is_batch_norm(layer):
         return BatchNorm()
     if flavour.is_ours(layer):
-        return Ours()
+        name = type(layer).__name__
+        quantized = name == _QUANTIZE or getattr(layer, "output_quantizer", None) is not None
+        host = getattr(layer, "host", None)
+        activation = (
+            None
+            if host is None
+            else stock_activations.function(flavour, call, host.activation, None)
+        )
+        return Ours(name == _QUANTIZE, quantized, name in _FINAL, activation)
     if flavour.class_name(layer) == "InputLayer":
         return Input()
     found = hosts.find(flavour, layer)
@@ -85,4 +114,4 @@ def classify(flavour: Flavour, call: Call) -> Role:
         return Host(row, inner, distributed, activation)
     if layer_norms.takes(flavour, call):
         return LayerNorm()
-    return stock_layers.read(flavour, call) or Opaque()
+    return stock_layers.read(flavour, call) or inside.operation(flavour, call) or Opaque()

@@ -5,13 +5,16 @@ Both Kerases have the layers under the same names; a flavour names the functions
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
+from rewriter.reading import scalar_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import Operation, clamp, softmax
+from rewriter.reading.traces import Trace, trace
 
 Reader = Callable[[Any, Call, tuple[Ref, ...]], Operation | None]
 
@@ -48,6 +51,7 @@ FUNCTIONS: dict[str, Callable[[Any], Operation]] = {
     "leaky_relu": lambda x: Operation("leaky_relu", (x,), {"alpha": 0.2}),
     "elu": lambda x: Operation("elu", (x,)),
     "gelu": lambda x: Operation("gelu", (x,), {"approximate": False}),
+    "gelu_tanh": lambda x: Operation("gelu", (x,), {"approximate": True}),
     "silu": lambda x: Operation("silu", (x,)),
     "hard_silu": lambda x: Operation("hard_silu", (x,)),
     "hard_sigmoid": lambda x: Operation("hard_sigmoid", (x,), {"slope": 1 / 6}),
@@ -73,4 +77,17 @@ def function(flavour: Flavour, call: Call, activation: Any, x: Any) -> Operation
     name = flavour.activation_name(activation)
     if name == "softmax":
         return softmax(call, x, -1)
-    return FUNCTIONS[name](x) if name in FUNCTIONS else None
+    if name in FUNCTIONS:
+        return FUNCTIONS[name](x)
+    traced = trace(activation, [(None,)]) if callable(activation) else None
+    return None if traced is None else scalar(traced, x)
+
+
+def scalar(traced: Trace, x: Any) -> Operation | None:
+    """The operation of a function of a number that is known by what it computes, or None."""
+    found = scalar_functions.recognise(traced)
+    if found is None:
+        return None
+    name, options = found
+    operation = FUNCTIONS[name](x)
+    return dataclasses.replace(operation, options={**operation.options, **options})

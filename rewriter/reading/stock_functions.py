@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour
-from rewriter.reading import stock_moves
+from rewriter.reading import contractions, stock_moves
 from rewriter.reading.operations import (
     Operation,
     affine,
@@ -40,7 +41,11 @@ def read(flavour: Flavour, call: Call) -> Operation | None:
     if specification is None:
         return None
     args, kwargs = flavour.arguments(call)
-    call = dataclasses.replace(call, args=args, kwargs=kwargs)
+    return of(specification, dataclasses.replace(call, args=args, kwargs=kwargs))
+
+
+def of(specification: str, call: Call) -> Operation | None:
+    """The operation of a call, by its row in :mod:`rewriter.keras_compat.symbols`; or None."""
     name, arguments = _bind(specification, call)
     reader = _READERS.get(name)
     return None if reader is None else reader(call, arguments)
@@ -86,6 +91,12 @@ def _two(
         return None if number is None else right(number, y)
 
     return reader
+
+
+def _squared_difference(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    x, y = arguments["x"], arguments["y"]
+    two = is_tensor(x) and is_tensor(y)
+    return Operation("squared_difference", (x, y)) if two else None
 
 
 def _extreme(low: bool) -> Callable[[Any, np.ndarray], Operation | None]:
@@ -147,6 +158,13 @@ def _reduction(name: str) -> Reader:
     return reader
 
 
+def _unit(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    """Over the last axis, by the root of the sum of squares."""
+    rank = len(call.shapes[0])
+    last = axes_of(arguments.get("axis", -1), rank) == [rank - 1]
+    return Operation("unit", (arguments["x"],)) if last and arguments.get("order", 2) == 2 else None
+
+
 def _softmax(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return softmax(call, arguments["x"], arguments.get("axis", -1))
 
@@ -174,8 +192,10 @@ def _only(name: str, **required: float) -> Reader:
 def _cast(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     if not is_floating(call.dtypes[0]):
         return None
-    name = "identity" if is_floating(call.input_dtypes[0]) else "cast"
-    return Operation(name, (arguments["x"],))
+    given = call.input_dtypes[0]
+    name = "identity" if is_floating(given) else "bytes" if given in BYTES else "cast"
+    options = {"dtype": given} if name == "bytes" else {}
+    return Operation(name, (arguments["x"],), options)
 
 
 _READERS: dict[str, Reader] = {
@@ -197,7 +217,14 @@ _READERS: dict[str, Reader] = {
     "mean": _reduction("mean"),
     "sum": _reduction("sum"),
     "max": _reduction("max"),
+    "min": _reduction("min"),
+    "unit": _unit,
+    "abs": _one("abs"),
+    "exp": _one("exp"),
+    "log": _one("log"),
+    "squared_difference": _squared_difference,
     **stock_moves.READERS,
+    **contractions.READERS,
     "identity": _one("identity"),
     "cast": _cast,
     "relu": lambda call, arguments: clamp(arguments["x"], low=0),

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour
-from rewriter.reading import stock_activations, stock_functions
+from rewriter.reading import contractions, stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref
-from rewriter.reading.operations import Operation, affine, is_floating, reshape, resize
+from rewriter.reading.operations import Operation, affine, axes_of, is_floating, reshape, resize
 from rewriter.reading.stock_activations import Reader
 
 _KERAS_EPSILON = 1e-7
@@ -59,6 +60,11 @@ def _single(numbers: np.ndarray) -> np.ndarray:
 
 def _layer_scale(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
     return affine(x[0], np.asarray(layer.gamma))
+
+
+def _unit(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
+    rank = len(call.shapes[0])
+    return Operation("unit", x) if axes_of(layer.axis, rank) == [rank - 1] else None
 
 
 def _prelu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
@@ -221,10 +227,12 @@ LAYERS: dict[str, Reader] = {
     "Maximum": _named("maximum"),
     "Minimum": _named("minimum"),
     "Concatenate": _concatenate,
+    "Dot": contractions.dot,
     "CustomScaleLayer": _scaled_sum,
     "LayerScale": _layer_scale,
     "Rescaling": _rescaling,
     "Normalization": _normalization,
+    "UnitNormalization": _unit,
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
     "Flatten": _flatten,
@@ -240,15 +248,27 @@ LAYERS: dict[str, Reader] = {
     **{f"GlobalAveragePooling{n}D": _global("mean") for n in (1, 2, 3)},
 }
 
+# What gives each number of its input a place, or none.
+_MOVES = frozenset(
+    ["identity", "reshape", "transpose", "pad", "slice", "split", "concatenate", "take", "unstack"]
+)
+
 # These compute something else under a mask.
 _HEED_MASKS = frozenset({"GlobalAveragePooling1D", "Softmax"})
 
 
 def read(flavour: Flavour, call: Call) -> Operation | None:
     """The operation of a call of a layer or an operation; None if it has no integer form."""
-    layer, name = call.layer, flavour.class_name(call.layer)
+    name = flavour.class_name(call.layer)
     if not any(map(is_floating, call.dtypes)):
-        return None  # words and masks are on no grid
+        # Words and masks are on no grid; bytes are, where they only change their places.
+        found = _read(flavour, call, name) if set(call.dtypes) <= set(BYTES) else None
+        return found if found is not None and found.name in _MOVES else None
+    return _read(flavour, call, name)
+
+
+def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
+    layer = call.layer
     if name.startswith("ops."):
         return stock_functions.read(flavour, call)
     if name == "Activation":

@@ -108,6 +108,137 @@ def _item(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return Operation("slice", (arguments["x"],), {"ranges": ranges})
 
 
+def _numbers(value: Any) -> np.ndarray | None:
+    """Whole numbers, int64: one, or an array or list of them; None for anything else."""
+    if isinstance(value, (list, tuple)):
+        parts = [constant(each) for each in value]
+        found = None if any(part is None for part in parts) else np.asarray(parts)
+    else:
+        found = constant(value)
+    return None if found is None else found.astype(np.int64)
+
+
+def _unstack(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    axis = int(arguments.get("axis", 0)) % len(call.input_shapes[0])
+    if axis == 0:
+        return None
+    return Operation("unstack", (arguments["x"],), {"axis": axis})
+
+
+def _places(call: Call, x: Any, axis: Any, places: Any) -> Operation | None:
+    """The numbered places of one axis, in any order, each any number of times."""
+    shape = call.input_shapes[0]
+    axis = int(axis) % len(shape)
+    if axis == 0 or shape[axis] is None:
+        return None
+    found = np.arange(shape[axis])[places(np.arange(shape[axis]))]
+    if found.ndim != 1:
+        return None
+    return Operation("take", (x,), {"axis": axis, "places": found.tolist()})
+
+
+def _take(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    wanted, axis = _numbers(arguments["indices"]), _single(arguments.get("axis", 0))
+    if wanted is None or wanted.ndim != 1 or axis is None:
+        return None
+    size = call.input_shapes[0][axis]
+    if size is None or not ((-size <= wanted) & (wanted < size)).all():
+        return None
+    return _places(call, arguments["x"], axis, lambda places: wanted)
+
+
+def _single(value: Any) -> int | None:
+    """One whole number, alone or in an array; None for anything else."""
+    found = _numbers(value)
+    return int(found.reshape(())) if found is not None and found.size == 1 else None
+
+
+def _flip(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    axis = _single(arguments.get("axis"))
+    if axis is None:
+        return None
+    return _places(call, arguments["x"], axis, lambda places: places[::-1])
+
+
+def _roll(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    axis, shift = (_single(arguments.get(key)) for key in ("axis", "shift"))
+    if axis is None or shift is None:
+        return None
+    return _places(call, arguments["x"], axis, lambda places: np.roll(places, shift))
+
+
+def _tile(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    given = _numbers(arguments.get("repeats"))
+    rank = len(call.input_shapes[0])
+    if given is None or given.size > rank:
+        return None
+    repeats = [1] * (rank - given.size) + given.ravel().tolist()
+    if repeats[0] != 1 or min(repeats) < 1:
+        return None
+    return Operation("tile", (arguments["x"],), {"repeats": repeats})
+
+
+def _repeat_each(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    count, axis = (_single(arguments.get(key)) for key in ("repeats", "axis"))
+    if count is None or axis is None or count < 1:
+        return None
+    return _places(call, arguments["x"], axis, lambda places: np.repeat(places, count))
+
+
+def _blocks(name: str) -> Reader:
+    """Channels and blocks of pixels into each other."""
+
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        layout = arguments.get("data_format") or "channels_last"
+        if layout not in ("NHWC", "channels_last") or len(call.input_shapes[0]) != 4:
+            return None
+        return Operation(name, (arguments["x"],), {"block": int(arguments["block_size"])})
+
+    return reader
+
+
+def _patches(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    """Square patches side by side, which cover the image: channels last, rows of a patch first."""
+    shape = call.input_shapes[0]
+    size = list(np.ravel(arguments["size"]))
+    if len(size) == 4:
+        size = size[1:3]
+    strides = arguments.get("strides")
+    strides = size if strides is None else list(np.ravel(strides))
+    strides = strides[1:3] if len(strides) == 4 else strides
+    rates = set(np.ravel(1 if arguments.get("rates") is None else arguments["rates"]).tolist())
+    if arguments.get("data_format") not in (None, "channels_last") or len(shape) != 4:
+        return None
+    sizes = {int(n) for n in (*size, *strides)}
+    if len(sizes) != 1 or rates != {1}:
+        return None
+    (block,) = sizes
+    if any(n is None or n % block for n in shape[1:3]):
+        return None
+    return Operation("space_to_depth", (arguments["x"],), {"block": block})
+
+
+def _pool(kind: str) -> Reader:
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        rank = len(call.input_shapes[0])
+        layout = arguments.get("data_format") or "channels_last"
+        if layout not in ("NHWC", "channels_last") or rank not in (3, 4):
+            return None
+        padding = str(arguments.get("padding") or "valid").upper()
+        found = []
+        for value in (arguments["size"], arguments.get("strides") or arguments["size"]):
+            numbers = [int(n) for n in np.ravel(value)]
+            numbers = numbers[1:-1] if len(numbers) == rank else numbers
+            found.append(numbers * (rank - 2) if len(numbers) == 1 else numbers)
+        if padding not in ("SAME", "VALID"):
+            return None
+        options = {"kind": kind, "pool_size": found[0], "strides": found[1], "padding": padding}
+        name = "pool" if kind == "MAX_POOL_2D" else "rounded_pool"
+        return Operation(name, (arguments["x"],), options)
+
+    return reader
+
+
 _PLAIN_RESIZE = (
     "antialias",
     "preserve_aspect_ratio",
@@ -134,4 +265,15 @@ READERS: dict[str, Reader] = {
     "split": _split,
     "item": _item,
     "resize": _resize,
+    "unstack": _unstack,
+    "take": _take,
+    "flip": _flip,
+    "roll": _roll,
+    "tile": _tile,
+    "repeat_each": _repeat_each,
+    "depth_to_space": _blocks("depth_to_space"),
+    "space_to_depth": _blocks("space_to_depth"),
+    "patches": _patches,
+    "max_pool": _pool("MAX_POOL_2D"),
+    "average_pool": _pool("AVERAGE_POOL_2D"),
 }

@@ -12,10 +12,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from rewriter.grid import FUSED_ACTIVATIONS, HARD_RANGE, TANH_RANGE, UNIT_RANGE
+from rewriter.grid import BYTES, FUSED_ACTIVATIONS, HARD_RANGE, TANH_RANGE, UNIT_RANGE
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
-from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Opaque, Role
+from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Opaque, Ours, Role, Within
 
 INPUT = "input"  # a model input
 FREE = "free"  # the output has a range of its own
@@ -24,6 +24,9 @@ ROUNDED = "rounded"  # same scale as the input, but the values are rounded again
 CLAMP = "clamp"  # fuses into the operator before it (ReLU, ReLU6, ...)
 FIXED = "fixed"  # LiteRT prescribes the output's range (softmax, sigmoid, tanh)
 IDENTITY = "identity"  # does nothing in inference
+QUANTIZES = "quantizes"  # a Quantize layer that is there already
+DONE = "done"  # the output is on a grid already
+WITHIN = "within"  # part of an operation that ends further on
 FLOAT = "float"  # no integer form: trains as it is, refused at export
 
 
@@ -54,6 +57,10 @@ def _resize(operation: Operation) -> Behaviour:
     return Behaviour(ROUNDED if operation.options["method"] == "bilinear" else SAME)
 
 
+def _bytes(operation: Operation) -> Behaviour:
+    return Behaviour(FIXED, BYTES[operation.options["dtype"]])
+
+
 def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[..., Behaviour]:
     return lambda operation: Behaviour(kind, fixed)
 
@@ -61,9 +68,9 @@ def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[...
 _KINDS = {
     IDENTITY: "identity",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
-    "hard_silu",
+    "hard_silu abs exp log squared_difference contract",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad slice split repeat "
-    "upsample",
+    "upsample min unstack take tile depth_to_space space_to_depth",
     ROUNDED: "rounded_pool",
 }
 
@@ -71,10 +78,12 @@ BEHAVIOURS: dict[str, Callable[[Operation], Behaviour]] = {
     **{name: _always(kind) for kind, names in _KINDS.items() for name in names.split()},
     "clamp": _clamp,
     "resize": _resize,
+    "bytes": _bytes,
     "softmax": _always(FIXED, UNIT_RANGE),
     "sigmoid": _always(FIXED, UNIT_RANGE),
     "hard_sigmoid": _always(FIXED, HARD_RANGE),
     "tanh": _always(FIXED, TANH_RANGE),
+    "unit": _always(FIXED, TANH_RANGE),
 }
 
 
@@ -90,6 +99,15 @@ def behaviour(role: Role) -> Behaviour:
             return Behaviour(INPUT)
         case BatchNorm() | LayerNorm() | Host():
             return Behaviour(FREE)
+        case Ours(quantizes=True):
+            return Behaviour(QUANTIZES)
+        case Ours(quantized=True):
+            return Behaviour(DONE)
+        case Ours():
+            own = Behaviour(FREE) if role.activation is None else behaviour(role.activation)
+            return own if own.kind == FIXED else Behaviour(FREE)
+        case Within():
+            return Behaviour(WITHIN)
         case Operation():
             return BEHAVIOURS[role.name](role)
     return Behaviour(FLOAT)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from rewriter.keras_compat import stack
 from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
-from rewriter.reading.operations import is_floating
+from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
 from rewriter.rewriting import behaviours, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
@@ -24,6 +24,14 @@ _ARGUMENTS: dict[type, tuple[str, ...]] = {
     BatchNorm: ("training", "mask"),
     LayerNorm: (),
 }
+
+
+# Original and rewritten model may be parts of one: a teacher and its student.
+_SUFFIX = "_quantized"
+
+
+def _name(original: str) -> str:
+    return original if original.endswith(_SUFFIX) else original + _SUFFIX
 
 
 @dataclasses.dataclass(eq=False)
@@ -120,7 +128,18 @@ class Builder:
             Ref(job.call, i) for i, dtype in enumerate(call.dtypes) if is_floating(dtype)
         )
         refs = Call.tensors((job.args, job.kwargs))
-        return placement.Unit(job.call, behaviour, refs, outputs, absorbs)
+        if isinstance(job.role, Operation):
+            refs = list(job.role.operands)
+        return placement.Unit(job.call, behaviour, refs, outputs, absorbs, id(job.layer))
+
+    @property
+    def adds(self) -> bool:
+        """Whether the new model has a layer of ours that the old one has not."""
+        places = [*self.placement.after, *self.placement.edges]
+        return bool(places) or any(
+            isinstance(job.role, (Host, LayerNorm)) or job.batch_norm is not None
+            for job in self.jobs
+        )
 
     # Building
 
@@ -142,7 +161,7 @@ class Builder:
             model = self.flavour.keras.Model(
                 inputs=map_refs(self.graph.inputs, self.symbols.__getitem__),
                 outputs=map_refs(self.graph.outputs, self.tensors.__getitem__),
-                name=self.graph.name,
+                name=_name(self.graph.name),
             )
             for loss in self.losses:
                 model.add_loss(loss)

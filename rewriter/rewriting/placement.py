@@ -23,6 +23,7 @@ class Unit:
       inputs: the tensors it reads.
       outputs: those of its outputs that are floating-point tensors.
       absorbs: whether a ReLU right after it becomes its fused activation.
+      layer: identifies the layer.
     """
 
     call: int
@@ -30,6 +31,7 @@ class Unit:
     inputs: list[Ref]
     outputs: tuple[Ref, ...]
     absorbs: bool
+    layer: int = 0
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,11 +41,18 @@ class Group:
     Attributes:
       name: the first tensor's layer.
       fixed: the range that LiteRT prescribes, or None for an observed one.
+      done: the layer that quantizes it already, if there is one.
     """
 
     name: str
     fixed: tuple[float, float] | None = None
     parent: Group | None = None
+    done: int | None = None
+
+    @property
+    def joins(self) -> tuple[object, object]:
+        """Groups where this is the same can be one."""
+        return self.fixed, self.done
 
     def root(self) -> Group:
         """The group that this one has been united with."""
@@ -79,6 +88,7 @@ def place(units: list[Unit], outputs: list[Ref], names: dict[int, str]) -> Place
     Returns:
       The placement. Every group is a root.
     """
+    units = [unit for unit in units if unit.behaviour.kind != behaviours.WITHIN]
     alias: dict[Ref, Ref] = {}  # through layers that do nothing in inference
 
     def resolve(ref: Ref) -> Ref:
@@ -99,18 +109,26 @@ def place(units: list[Unit], outputs: list[Ref], names: dict[int, str]) -> Place
     groups: dict[Ref, Group] = {}
     after: dict[Ref, Group] = {}
     edges: dict[tuple[int, Ref], Group] = {}
+    done: dict[int, Group] = {}
     for unit in units:
         kind = unit.behaviour.kind
         if kind == behaviours.IDENTITY or not unit.outputs:
             continue
+        if kind in (behaviours.QUANTIZES, behaviours.DONE):
+            group = done.setdefault(unit.layer, Group(names[unit.call], done=unit.layer))
+            groups.update((ref, group) for ref in unit.outputs)
+            continue
+        if _quantized_next(unit, readers, model_outputs):
+            continue
         if kind in (behaviours.SAME, behaviours.ROUNDED):
-            group = _unite(unit, [resolve(r) for r in unit.inputs], groups, edges, names)
-            if group is None:
+            rounds = kind == behaviours.ROUNDED
+            shared = _unite(unit, [resolve(r) for r in unit.inputs], groups, edges, names, rounds)
+            if shared is None:
                 continue
             for ref in unit.outputs:
-                groups[ref] = group
-                if kind == behaviours.ROUNDED:
-                    after[ref] = group
+                groups[ref] = shared
+                if rounds:
+                    after[ref] = shared
             continue
         for ref in unit.outputs:
             read_by = readers.get(ref, [])
@@ -132,28 +150,39 @@ def place(units: list[Unit], outputs: list[Ref], names: dict[int, str]) -> Place
     )
 
 
+def _quantized_next(unit: Unit, readers: dict[Ref, list[Unit]], model_outputs: set[Ref]) -> bool:
+    """Whether all that is read of a unit is read by Quantize layers that are there already."""
+    kinds = [{reader.behaviour.kind for reader in readers.get(ref, ())} for ref in unit.outputs]
+    inner = not model_outputs & set(unit.outputs)
+    found = set().union(*kinds)
+    return inner and found == {behaviours.QUANTIZES}
+
+
 def _unite(
     unit: Unit,
     refs: list[Ref],
     groups: dict[Ref, Group],
     edges: dict[tuple[int, Ref], Group],
     names: dict[int, str],
+    rounds: bool,
 ) -> Group | None:
     found = [groups[ref].root() for ref in refs if ref in groups]
     if not found:
         return None
-    if len({group.fixed for group in found}) == 1:
+    # What has been quantized by a layer that is there can be rounded again by none but that.
+    alike = len({group.joins for group in found}) == 1
+    if alike and not (rounds and found[0].done is not None):
         target = found[0]
     else:
         # A prescribed range beside another one: bring the odd ones to a scale of their own.
-        free = [group for group in found if group.fixed is None]
+        free = [group for group in found if group.joins == (None, None)]
         target = free[0] if free else Group(names[unit.call])
     for original, ref in zip(unit.inputs, refs, strict=True):
         group = groups.get(ref)
         if group is None:
             continue
         root = group.root()
-        if root.fixed == target.fixed:
+        if root.joins == target.joins:
             if root is not target:
                 root.parent = target
         else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rewriter.reading import from_keras
 from rewriter.reading.graph import Graph
-from rewriter.rewriting import behaviours, left_behind, rules
+from rewriter.rewriting import behaviours, left_behind, rules, sizes
 from rewriter.rewriting.recipe import Recipe
 
 
@@ -80,19 +80,20 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(model: Any, recipe: Recipe | None = None) -> Plan:
+def plan(model: Any, recipe: Recipe | None = None, *, input_shape: Any = None) -> Plan:
     """What :func:`rewriter.rewrite` would do to every BatchNormalization; changes nothing.
 
     Args:
       model: a tf_keras or Keras 3 model.
-      recipe: as for ``rewrite``.
+      recipe, input_shape: as for ``rewrite``.
 
     Raises:
-      UnsupportedModelError: if the model's graph cannot be read.
+      UnsupportedModelError: if the model's graph cannot be read, or ``input_shape`` does not fit.
     """
+    original, model = model, sizes.settled(model, input_shape)
     graph = from_keras.read(model)
     made = make_plan(graph, rules.decide(graph))
-    return dataclasses.replace(made, notes=left_behind.notes(model, graph))
+    return dataclasses.replace(made, notes=left_behind.notes(original, graph))
 
 
 def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:

@@ -6,15 +6,23 @@ import warnings
 from typing import Any
 
 from rewriter.errors import UnsupportedModelError
+from rewriter.quantization.phases import set_phase
 from rewriter.reading import from_keras
+from rewriter.reading.graph import Graph
 from rewriter.reading.roles import Ours
-from rewriter.rewriting import left_behind, rules
+from rewriter.rewriting import left_behind, rules, sizes
 from rewriter.rewriting.build import Builder
 from rewriter.rewriting.recipe import Recipe
 from rewriter.training.calibrate import calibrate
 
 
-def rewrite(model: Any, recipe: Recipe | str | None = None, *, calibration_data: Any = None) -> Any:
+def rewrite(
+    model: Any,
+    recipe: Recipe | str | None = None,
+    *,
+    calibration_data: Any = None,
+    input_shape: Any = None,
+) -> Any:
     """A quantization-aware model with the trained weights of ``model`` and no BatchNormalization.
 
     Every BatchNormalization is fused into the linear layer before it, or replaced by a layer of
@@ -23,11 +31,14 @@ def rewrite(model: Any, recipe: Recipe | str | None = None, *, calibration_data:
 
     Args:
       model: a tf_keras or Keras 3 model: Sequential, functional, nested, or subclassed where its
-        ``call`` can be traced. It is left as it is.
+        ``call`` can be traced. It is left as it is. Parts of it may have been rewritten before:
+        they stay so, and what was added is rewritten.
       recipe: how to quantize, or the name of a recipe (:meth:`Recipe.named`); None for LiteRT's
         8-bit specification.
       calibration_data: if given, :func:`rewriter.calibrate` is run on it, and the model comes
         back in phase ``quantize``.
+      input_shape: sizes of the inputs, without the batch, for a model that leaves some open:
+        ``(224, 224, 3)``; for several inputs a list of such, or a dict by name.
 
     Returns:
       A functional model of the same Keras, not compiled. What it lacks of ``model``, such as a
@@ -35,21 +46,13 @@ def rewrite(model: Any, recipe: Recipe | str | None = None, *, calibration_data:
 
     Raises:
       UnsupportedModelError: if the graph cannot be read, or a BatchNormalization is refused; the
-        message names each and says what to do.
+        message names each and says what to do. Also for an ``input_shape`` that does not fit.
       RecipeError: there is no recipe of that name, or a rule of it is about no layer.
     """
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
+    original, model = model, sizes.settled(model, input_shape)
     graph = from_keras.read(model)
     recipe.check_names({name for call in graph.calls for name in (call.path, call.layer.name)})
-    # A model may be built with our batch normalization; the other layers only we put in.
-    done = [call.path for call in graph.calls if isinstance(call.role, Ours)]
-    if done:
-        raise UnsupportedModelError(
-            f"The model {graph.name!r} is quantization-aware already, or a twin: "
-            f"{done[0]!r} is one of {len(done)} layers that only rewriting puts into a model. "
-            "Fine-tune, calibrate or export it as it is (a twin can only be evaluated), or rewrite "
-            "the original model."
-        )
     decisions = rules.decide(graph)
     refused = [d for d in decisions if d.action == rules.REFUSED]
     if refused:
@@ -57,11 +60,29 @@ def rewrite(model: Any, recipe: Recipe | str | None = None, *, calibration_data:
         raise UnsupportedModelError(
             f"{len(refused)} BatchNormalization of {graph.name!r} cannot be rewritten: {reasons}."
         )
-    for note in left_behind.notes(model, graph):
+    for note in left_behind.notes(original, graph):
         warnings.warn(note, stacklevel=2)
-    built = Builder(graph, decisions, recipe).build()
+    builder = Builder(graph, decisions, recipe)
+    _refuse_rewritten(graph, builder)
+    built = builder.build()
+    if any(isinstance(call.role, Ours) for call in graph.calls):
+        set_phase(built, "float")  # what has been there came with the phase that it had
     if not model.trainable:
         built.trainable = False  # so that setting it to True later reaches the layers
     if calibration_data is not None:
         calibrate(built, calibration_data)
     return built
+
+
+def _refuse_rewritten(graph: Graph, builder: Builder) -> None:
+    """Raise UnsupportedModelError where nothing is left to do, or nothing can be done."""
+    # A model may be built with our batch normalization; the other layers only we put in.
+    ours = [call for call in graph.calls if isinstance(call.role, Ours)]
+    final = any(isinstance(call.role, Ours) and call.role.final for call in ours)
+    if final or (ours and not builder.adds):
+        raise UnsupportedModelError(
+            f"The model {graph.name!r} is quantization-aware already, or a twin: "
+            f"{ours[0].path!r} is one of {len(ours)} layers that only rewriting puts into a model. "
+            "Fine-tune, calibrate or export it as it is (a twin can only be evaluated), or rewrite "
+            "the original model."
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 from rewriter.keras_compat import Flavour
 from rewriter.reading.graph import Call, Graph, Ref
-from rewriter.reading.roles import BatchNorm, Host
+from rewriter.reading.roles import BatchNorm, Host, Ours
 
 FUSED, STANDALONE, REFUSED = "fused", "standalone", "refused"
 
@@ -55,6 +55,8 @@ def decide(graph: Graph) -> list[Decision]:
     decisions = []
     for indices in calls_of.values():
         first = graph.calls[indices[0]]
+        if isinstance(first.role, Ours):
+            continue  # done
         if isinstance(first.role, BatchNorm):
             decisions.append(_decide(scene, first, indices))
         else:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import CalibrationError
+from rewriter.keras_compat import input_of
 
 _WANTED = (
     "an array (N, ...), a list or dict of arrays, or batches of them as a tf.data.Dataset, a "
@@ -122,7 +123,7 @@ def _length(data: Any) -> int | None:
 
 def _of_frame(model: Any, frame: Any) -> Any:
     """A DataFrame: one input of all columns, or columns by the names of the inputs."""
-    names = [tensor.name.split(":")[0] for tensor in tf.nest.flatten(model.input)]
+    names = [tensor.name.split(":")[0] for tensor in tf.nest.flatten(input_of(model))]
     if len(names) == 1 and names[0] not in frame.columns:
         return frame.to_numpy()
     missing = [name for name in names if name not in frame.columns]
@@ -181,7 +182,9 @@ def _from_arrays(model: Any, data: Any, batch_size: int) -> tuple[Iterator[Any],
             f"All inputs need the same number of samples. Received: {sorted(lengths)}."
         )
     (samples,) = lengths
-    for tensor, array in zip(tf.nest.flatten(model.input), _in_order(model, arrays), strict=True):
+    for tensor, array in zip(
+        tf.nest.flatten(input_of(model)), _in_order(model, arrays), strict=True
+    ):
         _refuse_single(model, tensor, tuple(array.shape))
     if samples:
         _checked(model, tf.nest.map_structure(lambda a: a[:1], arrays))
@@ -225,7 +228,7 @@ def _as_nested(data: Any) -> Any:
 
 def _checked(model: Any, inputs: Any) -> Any:
     """``inputs`` in the model's structure and dtypes."""
-    expected = tf.nest.flatten(model.input)
+    expected = tf.nest.flatten(input_of(model))
     values = []
     for tensor, value in zip(expected, _in_order(model, inputs), strict=True):
         shape = tuple(value.shape)
@@ -239,12 +242,12 @@ def _checked(model: Any, inputs: Any) -> Any:
                 f"{tuple(tensor.shape[1:])}. Received: samples of shape {shape[1:]}."
             )
         values.append(tf.cast(value, tensor.dtype))
-    return tf.nest.pack_sequence_as(model.input, values)
+    return tf.nest.pack_sequence_as(input_of(model), values)
 
 
 def _in_order(model: Any, inputs: Any) -> list[Any]:
     """The values for the model's flattened inputs, by name where both have names."""
-    structure = model.input
+    structure = input_of(model)
     expected = tf.nest.flatten(structure)
     same = (
         isinstance(structure, dict) and isinstance(inputs, dict) and set(structure) == set(inputs)

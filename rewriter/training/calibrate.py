@@ -10,9 +10,10 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from rewriter.errors import CalibrationError
+from rewriter.keras_compat import input_of
 from rewriter.quantization import phases
 from rewriter.reading import from_keras
-from rewriter.training import finite
+from rewriter.training import finite, statistics
 from rewriter.training.batches import batches_of
 from rewriter.training.collecting import Collector
 
@@ -31,7 +32,8 @@ def calibrate(
 
     Ranges are reset first. The model runs in inference mode; its weights do not change. An input
     whose values are at most 256 equidistant levels, as those of images are, gets a range on which
-    no level lies half-way between two integers.
+    no level lies half-way between two integers. Where the moving statistics of the model's
+    normalizations are far from those of the data, a warning says so: training would use the latter.
 
     Args:
       model: a model that :func:`rewriter.rewrite` returned.
@@ -66,7 +68,7 @@ def calibrate(
         for layer, _ in ranges:
             layer.reset_range()
         phases.set_phase(model, "observe")
-        count = 0
+        count, first = 0, None
         watch = finite.Watch(graph)
         step = _traced(model, watch, collector)
         source, total = batches_of(model, data, batch_size, steps, samples)
@@ -79,6 +81,7 @@ def calibrate(
                     raise error
             count += len(flat[0])
             collector.look(flat, count)
+            first = inputs if first is None else first
         if not count:
             raise CalibrationError(
                 "The calibration data is empty. Give at least one batch of the model's inputs."
@@ -96,6 +99,7 @@ def calibrate(
     phases.set_phase(model, "quantize")
     if moving is not None:
         warnings.warn(moving, stacklevel=2)
+    statistics.warn(model, first)
     return model
 
 
@@ -106,7 +110,7 @@ def _traced(model: Any, watch: finite.Watch, collector: Collector) -> Any:
     A concrete function, since a ``tf.function`` looks at each of the model's variables in every
     call to find the right one.
     """
-    structure = model.input
+    structure = input_of(model)
 
     def observe(*inputs: Any) -> Any:
         with watch.tracing(collector.observe) as all_finite:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import CalibrationError
+from rewriter.keras_compat import input_of
 from rewriter.layers.quantize import Observer, QuantizeMixin, observed
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation
@@ -29,7 +30,7 @@ def check_inputs(model: Any, inputs: Sequence[Any], start: int) -> None:
       inputs: one tensor per flattened input, (N, ...).
       start: how many samples came before this batch.
     """
-    for tensor, value in zip(tf.nest.flatten(model.input), inputs, strict=True):
+    for tensor, value in zip(tf.nest.flatten(input_of(model)), inputs, strict=True):
         found = _first(value)
         if found is not None:
             sample, number = found

@@ -57,6 +57,8 @@ def test_other_kernels_round_otherwise_at_most(name: str, kernels: str) -> None:
     case = CASES[name](np.random.default_rng([0, *name.encode()]))
     if case.operator.kind == "ELU" and kernels == "reference":
         pytest.skip("LiteRT has no reference kernel of ELU")
+    if case.operator.kind == "DEPTH_TO_SPACE" and kernels == "reference":
+        pytest.skip("LiteRT's reference kernels know version 1 only, which TensorFlow never writes")
     if name == "multiply_finer" and kernels == "builtin":
         pytest.skip("LiteRT's NEON kernel adds the zero point in int16 and wraps around")
     inputs = random_inputs(case, case.batch or 2, np.random.default_rng(1))

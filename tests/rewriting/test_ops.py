@@ -193,6 +193,59 @@ both_ways(
 both_ways("resize_nearest", lambda x, y: tf.image.resize(x, (9, 5), "nearest"),
           lambda o, x, y: o.image.resize(x, (9, 5), "nearest"))  # fmt: skip
 both_ways("cast", lambda x, y: tf.cast(x, "float32") + 1, lambda o, x, y: o.cast(x, "float32") + 1)
+both_ways("min", lambda x, y: tf.reduce_min(x, [1, 2]), lambda o, x, y: o.min(x, [1, 2]))
+both_ways("abs", lambda x, y: tf.abs(x), lambda o, x, y: o.abs(x))
+both_ways("exp", lambda x, y: tf.exp(x), lambda o, x, y: o.exp(x))
+both_ways(
+    "log", lambda x, y: tf.math.log(tf.nn.relu(x) + 1.0), lambda o, x, y: o.log(o.relu(x) + 1.0)
+)
+both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
+case("tf_squared_difference", lambda k, x, y: tf.math.squared_difference(x, y), only="tf_keras")
+both_ways("unstack", lambda x, y: tf.unstack(x, axis=2)[1], lambda o, x, y: o.unstack(x, axis=2)[1])
+both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(x, [1, 2, 1, 3]))
+both_ways("repeat", lambda x, y: tf.repeat(x, 2, axis=2), lambda o, x, y: o.repeat(x, 2, axis=2))
+both_ways("gather", lambda x, y: tf.gather(x, [3, 0, 1, 1], axis=-1),
+          lambda o, x, y: o.take(x, [3, 0, 1, -3], axis=-1))  # fmt: skip
+both_ways("reverse", lambda x, y: tf.reverse(x, [1]), lambda o, x, y: o.flip(x, 1))
+both_ways("roll", lambda x, y: tf.roll(x, 3, 2), lambda o, x, y: o.roll(x, 3, 2))
+both_ways("depth", lambda x, y: tf.nn.depth_to_space(x, 2),
+          lambda o, x, y: o.reshape(o.transpose(o.reshape(x, (-1, 6, 8, 2, 2)), (0, 1, 3, 2, 4)),
+                                    (-1, 12, 16)))  # fmt: skip
+both_ways("patches", lambda x, y: tf.image.extract_patches(
+    x, [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], "VALID"),
+    lambda o, x, y: o.image.extract_patches(x, 2))  # fmt: skip
+both_ways("max_pool", lambda x, y: tf.nn.max_pool2d(x, 2, 1, "SAME"),
+          lambda o, x, y: o.max_pool(x, 2, 1, "same"))  # fmt: skip
+both_ways("average_pool", lambda x, y: tf.nn.avg_pool2d(x, (3, 2), 2, "SAME"),
+          lambda o, x, y: o.average_pool(x, (3, 2), 2, "same"))  # fmt: skip
+for _name in ("depth_to_space", "space_to_depth"):
+    case(f"{_name}_Lambda", lambda k, x, y, f=_name: k.layers.Lambda(
+        lambda t: getattr(tf.nn, f)(t, 2))(x))  # fmt: skip
+both_ways("matmul", lambda x, y: tf.matmul(x, y, transpose_b=True),
+          lambda o, x, y: o.matmul(x, o.transpose(y, [0, 2, 1])), "line")  # fmt: skip
+both_ways("matmul_image", lambda x, y: tf.matmul(x, y, transpose_a=True),
+          lambda o, x, y: o.matmul(o.swapaxes(x, 2, 3), y))  # fmt: skip
+for _name, _equation in {"scores": "bqc,bkc->bqk", "channels": "bqc,bqd->bcd",
+                         "crossed": "bqc,bkc->bkq"}.items():  # fmt: skip
+    both_ways(f"einsum_{_name}", lambda x, y, e=_equation: tf.einsum(e, x, y),
+              lambda o, x, y, e=_equation: o.einsum(e, x, y), "line")  # fmt: skip
+both_ways("einsum_heads", lambda x, y: tf.einsum("bqhc,bkhc->bhqk", x, y),
+          lambda o, x, y: o.einsum("bqhc,bkhc->bhqk", x, y))  # fmt: skip
+both_ways("einsum_values", lambda x, y: tf.einsum(
+    "bhqk,bkhc->bqhc", tf.einsum("bqhc,bkhc->bhqk", x, y), y),
+    lambda o, x, y: o.einsum("bhqk,bkhc->bqhc", o.einsum("bqhc,bkhc->bhqk", x, y), y))  # fmt: skip
+case("Dot", lambda k, x, y: k.layers.Dot(2)([x, y]), "line")
+case("Dot_axes", lambda k, x, y: k.layers.Dot((1, -2))([x, y]), "line")
+case("Dot_vectors", lambda k, x, y: k.layers.Dot(1)([x, y]), "vector")
+
+
+def _attention(k: Any, x: Any, y: Any) -> Any:
+    """Scaled dot-product attention, written out."""
+    scores = k.layers.Dot((2, 2))([k.layers.Dense(4)(x), k.layers.Dense(4)(y)]) * 0.5
+    return k.layers.Dot((2, 1))([k.layers.Softmax()(scores), k.layers.Dense(4)(y)])
+
+
+case("attention_written", _attention, "line", inner=lambda x, y: y)
 case("ops_swap", lambda k, x, y: k.ops.swapaxes(k.ops.moveaxis(x, 3, 1), 2, 3), only="keras")
 case("tf_add_n", lambda k, x, y: tf.add_n([x, y]), only="tf_keras")
 case("tf_bias", lambda k, x, y: tf.nn.bias_add(x, np.float32([1, 2, 3, 4])), only="tf_keras")
@@ -200,6 +253,79 @@ case("item", lambda k, x, y: x[:, 1:])
 case("item_steps", lambda k, x, y: x[:, ::2, 1:-1, :3])
 case("item_one", lambda k, x, y: x[..., 0])
 case("item_new", lambda k, x, y: x[:, None, 2:5, -1])
+
+# Functions written out: in the model, given to a layer, inside a layer of the user's.
+
+_ERF, _TANH = np.float32(np.sqrt(2)), float(np.sqrt(2 / np.pi))
+WRITTEN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "hard_swish": (lambda x: x * tf.nn.relu6(x + 3) / 6, lambda o, x: x * o.relu6(x + 3) / 6),
+    "hard_swish_clip": (
+        lambda x: tf.clip_by_value(3.0 + x, 0, 6) * 0.16667 * x,
+        lambda o, x: o.clip(3.0 + x, 0, 6) * 0.16667 * x,
+    ),
+    "hard_sigmoid": (lambda x: tf.nn.relu6(x + 3) / 6, lambda o, x: o.relu6(x + 3) / 6),
+    "hard_sigmoid_fifth": (
+        lambda x: tf.clip_by_value(0.2 * x + 0.5, 0, 1),
+        lambda o, x: o.clip(0.2 * x + 0.5, 0, 1),
+    ),
+    "swish": (lambda x: x * tf.sigmoid(x), lambda o, x: x * o.sigmoid(x)),
+    "swish_exp": (lambda x: x / (1 + tf.exp(-x)), lambda o, x: x / (1 + o.exp(-x))),
+    "quick_gelu": (lambda x: x * tf.sigmoid(1.702 * x), lambda o, x: x * o.sigmoid(1.702 * x)),
+    "gelu_erf": (
+        lambda x: 0.5 * x * (1 + tf.math.erf(x / _ERF)),
+        lambda o, x: 0.5 * x * (1 + o.erf(x / float(_ERF))),
+    ),
+    "gelu_tanh": (
+        lambda x: 0.5 * x * (1 + tf.tanh(_TANH * (x + 0.044715 * tf.pow(x, 3)))),
+        lambda o, x: 0.5 * x * (1 + o.tanh(_TANH * (x + 0.044715 * o.power(x, 3)))),
+    ),
+    "leaky": (lambda x: tf.where(x > 0, x, 0.1 * x), lambda o, x: o.where(x > 0, x, 0.1 * x)),
+    "elu": (
+        lambda x: tf.where(x > 0, x, tf.exp(x) - 1),
+        lambda o, x: o.where(x > 0, x, o.exp(x) - 1),
+    ),
+}
+
+
+def _user_layer(k: Any, function: Callable[..., Any], shape: tuple[int, ...] = ()) -> Any:
+    """A layer of the user's: ``function(x)``, or ``function(x, variable)``."""
+
+    class Own(k.layers.Layer):  # type: ignore[name-defined]
+        def build(self, _: Any) -> None:
+            if shape:
+                values = k.initializers.RandomUniform(-0.5, 1.0, seed=3)
+                self.values = self.add_weight(name="values", shape=shape, initializer=values)
+
+        def call(self, x: Any) -> Any:
+            return function(x, self.values) if shape else function(x)
+
+    return Own()
+
+
+for _name, (_tf, _ops) in WRITTEN.items():
+    both_ways(f"{_name}_written", lambda x, y, f=_tf: f(x), lambda o, x, y, f=_ops: f(o, x))
+    for _where in ("Activation", "Lambda"):
+        case(f"tf_{_name}_{_where}", lambda k, x, y, f=_tf, w=_where: getattr(k.layers, w)(f)(x),
+             only="tf_keras")  # fmt: skip
+        case(f"ops_{_name}_{_where}", lambda k, x, y, f=_ops, w=_where: getattr(k.layers, w)(
+            lambda t: f(k.ops, t))(x), only="keras")  # fmt: skip
+    case(f"tf_{_name}_own", lambda k, x, y, f=_tf: _user_layer(k, f)(x), only="tf_keras")
+    case(f"ops_{_name}_own", lambda k, x, y, f=_ops: _user_layer(
+        k, lambda t: f(k.ops, t))(x), only="keras")  # fmt: skip
+for _name in ("hard_swish", "gelu_erf", "leaky"):
+    # TensorFlow's functions in Keras 3, too, where they can only stand inside a layer.
+    case(
+        f"{_name}_inside", lambda k, x, y, f=WRITTEN[_name][0]: k.layers.Lambda(f)(x), only="keras"
+    )
+    case(f"Conv2D_{_name}_written", lambda k, x, y, f=WRITTEN[_name][0]: k.layers.Conv2D(
+        3, 2, activation=f)(x))  # fmt: skip
+case("layer_scale", lambda k, x, y: _user_layer(k, lambda t, v: t * v, (4,))(x))
+case("layer_scale_first", lambda k, x, y: _user_layer(k, lambda t, v: v * t, (1, 1, 1, 4))(x))
+case("layer_shift", lambda k, x, y: _user_layer(k, lambda t, v: t - v, (4,))(x))
+case("layer_affine", lambda k, x, y: _user_layer(k, lambda t, v: t * v[0] + v[1], (2, 4))(x))
+case("layer_twice", lambda k, x, y: _user_layer(k, lambda t, v: (t * v + 1) * 0.5, (4,))(x))
+case("position", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (1, 10, 4))(x), "line")
+case("position_image", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (6, 8, 4))(x))
 
 # Pooling, reductions and moves
 
@@ -228,6 +354,7 @@ layer("Reshape", (8, 24))
 layer("Reshape", (-1, 2), rank="vector", label="Reshape_vector")
 layer("Permute", (3, 1, 2))
 layer("RepeatVector", 3, rank="vector")
+layer("UnitNormalization")
 layer("Rescaling", 1 / 3, offset=-0.5)
 layer("Rescaling", [0.5, 1, 2, -1], label="Rescaling_channels")
 layer("Normalization", mean=[0, 1, 2, -1], variance=[1, 2, 4, 0.01])

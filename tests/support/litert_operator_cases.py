@@ -83,6 +83,19 @@ def _binary(kind, shapes=(IMAGE, IMAGE), activation="none", spread=1.0):
     return build
 
 
+def _matmul(shapes, transposed=False, zero=None):
+    """``zero``: the zero point of the second operand."""
+
+    def build(rng):
+        a, b = random_quantization(rng), random_quantization(rng)
+        b = b if zero is None else Quantization(b.scale, zero)
+        scale = float(np.float32(300 * a.scale * b.scale))
+        output = Quantization(scale, int(rng.integers(-128, 128)))
+        return Case(Operator("BATCH_MATMUL", (a, b), output, {"transposed": transposed}), shapes)
+
+    return build
+
+
 def _multiplied(ratio):
     """A product whose steps are ``ratio`` of the output's, which is saturated nearly always."""
 
@@ -179,6 +192,21 @@ CASES |= {
     "mean_channels": _rescaled("MEAN", 0.5, axes=[3], keepdims=True),
     "mean_middle": _rescaled("MEAN", 0.7, axes=[-2], keepdims=False),
     "reduce_max": _same("REDUCE_MAX", axes=[1, 2], keepdims=False),
+    "reduce_min": _same("REDUCE_MIN", axes=[1, 2], keepdims=True),
+    "depth_to_space": _same("DEPTH_TO_SPACE", block_size=2),
+    "space_to_depth": _same("SPACE_TO_DEPTH", ((8, 12, 3),), block_size=2),
+    "abs": _same("ABS"),
+    "abs_rescaled": _rescaled("ABS", 0.7),
+    "exp": _rescaled("EXP", 0.9, -100),
+    "log": _rescaled("LOG", 0.9),
+    "squared_difference": _binary("SQUARED_DIFFERENCE"),
+    "squared_difference_broadcast": _binary("SQUARED_DIFFERENCE", ((1, 1, 8), IMAGE)),
+    "matmul": _matmul([(7, 40), (40, 9)]),
+    "matmul_transposed": _matmul([(7, 40), (9, 40)], True),
+    "matmul_as_kernel": _matmul([(3, 7, 16), (3, 16, 9)], zero=0),
+    "matmul_as_kernel_transposed": _matmul([(3, 7, 16), (3, 9, 16)], True, zero=0),
+    "matmul_rank_4": _matmul([(3, 7, 16), (3, 16, 9)]),
+    "matmul_rank_4_transposed": _matmul([(3, 8, 16), (3, 8, 16)], True),
     "softmax": _fixed("SOFTMAX", PROBABILITY, (100,), high=0.05),
     "softmax_few": _fixed("SOFTMAX", PROBABILITY, (50, 3)),
     "l2_normalization": _fixed("L2_NORMALIZATION", Quantization(1 / 128, 0)),

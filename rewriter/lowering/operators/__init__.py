@@ -6,13 +6,14 @@ call, the operation and its operands that returns a value, or one for each outpu
 
 from __future__ import annotations
 
-from rewriter.lowering.operators import activations, arithmetic, moves, pooling
+from rewriter.lowering.operators import activations, arithmetic, contractions, moves, pooling
 from rewriter.lowering.operators.activations import activate
 from rewriter.lowering.operators.rows import Row
 
 ROWS: dict[str, Row] = {
     **activations.ROWS,
     **arithmetic.ROWS,
+    **contractions.ROWS,
     **moves.ROWS,
     **pooling.ROWS,
 }

@@ -191,9 +191,18 @@ def _sum(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Valu
     return low.reshaped(call, _rescaled(low, call, made, 1 / count), shape)
 
 
-def _max(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    made, shape = _reduce(low, call, operation, x[0], "REDUCE_MAX")
-    return low.reshape(call, made, shape)
+def _most(kind: str) -> Row:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+        made, shape = _reduce(low, call, operation, x[0], kind)
+        return low.reshape(call, made, shape)
+
+    return row
+
+
+def _squared_difference(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
+    return low.free("SQUARED_DIFFERENCE", call, x)
 
 
 ROWS: dict[str, Row] = {
@@ -206,5 +215,7 @@ ROWS: dict[str, Row] = {
     "affine": _affine,
     "mean": _mean,
     "sum": _sum,
-    "max": _max,
+    "max": _most("REDUCE_MAX"),
+    "min": _most("REDUCE_MIN"),
+    "squared_difference": _squared_difference,
 }

@@ -114,7 +114,61 @@ def _repeat(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
     return low.reshape(call, value, batched(call.shapes[0]))
 
 
+def _unstack(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> list[Value]:
+    sizes = low.static(x[0].shape, call)
+    axis = operation.options["axis"]
+    parts = []
+    for place in range(sizes[axis - 1]):
+        ranges = [(0, size, 1) for size in sizes]
+        ranges[axis - 1] = (place, place + 1, 1)
+        part = _sliced(low, call, x[0], ranges)
+        parts.append(low.reshape(call, part, batched(call.shapes[place])))
+    return parts
+
+
+def _take(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """Slices of neighbouring places, side by side."""
+    sizes = low.static(x[0].shape, call)
+    axis, places = operation.options["axis"], operation.options["places"]
+    starts = [i for i, place in enumerate(places) if not i or place != places[i - 1] + 1]
+    parts = []
+    for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
+        ranges = [(0, size, 1) for size in sizes]
+        ranges[axis - 1] = (places[start], places[stop - 1] + 1, 1)
+        parts.append(_sliced(low, call, x[0], ranges))
+    return _together(low, call, parts, axis)
+
+
+def _together(low: ProgramBuilder, call: Call, parts: Sequence[Value], axis: int) -> Value:
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[axis] = sum(int(part.shape[axis] or 0) for part in parts)
+    return low.apply("CONCATENATION", call, parts, tuple(shape), axis=axis)
+
+
+def _tile(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    value = x[0]
+    for axis, count in enumerate(operation.options["repeats"]):
+        value = _together(low, call, [value] * count, axis)
+    return value
+
+
+def _blocks(kind: str) -> Row:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+        return low.apply(kind, call, x, block_size=operation.options["block"])
+
+    return row
+
+
 ROWS: dict[str, Row] = {
+    "unstack": _unstack,
+    "take": _take,
+    "tile": _tile,
+    "depth_to_space": _blocks("DEPTH_TO_SPACE"),
+    "space_to_depth": _blocks("SPACE_TO_DEPTH"),
     "concatenate": _concatenate,
     "stack": _stack,
     "reshape": _reshape,

@@ -1,0 +1,110 @@
+"""Chains of operations that are one function of a number: read as that function.
+
+``x * tf.nn.relu6(x + 3) / 6`` in a model is four calls, each with a range of its own, and one
+operator of LiteRT. The last of the calls is given the operation of them all, the others are
+:class:`~rewriter.reading.roles.Within` it: they stay in the model, and no range is between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rewriter.keras_compat import Flavour
+from rewriter.reading import stock_activations
+from rewriter.reading.graph import Call, Graph, Ref, map_refs
+from rewriter.reading.operations import Operation, is_floating
+from rewriter.reading.roles import Opaque, Within
+from rewriter.reading.traces import trace
+
+# What is worth an operator of its own, though each of its parts has one.
+_BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
+_LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
+_LONGEST = 16
+
+
+def join(graph: Graph) -> None:
+    """Give the calls of every such chain their roles."""
+    finder = _Finder(graph)
+    for index in reversed(range(len(graph.calls))):
+        if isinstance(graph.calls[index].role, Within):
+            continue
+        found = None
+        for members, source in finder.candidates(index):
+            found = finder.read(members, source, index) or found
+        if found is None:
+            continue
+        operation, members = found
+        for member in members:
+            graph.calls[member].role = operation if member == index else Within()
+
+
+class _Finder:
+    """The calls of a graph that end in one call and begin with one tensor."""
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._readers = graph.consumers()
+        self._outputs = set(graph.output_refs())
+        self._able = [_able(graph.flavour, call) for call in graph.calls]
+
+    def candidates(self, last: int) -> Iterator[tuple[set[int], Ref]]:
+        """The calls from one tensor to ``last`` that nothing else reads, shortest first."""
+        calls = self._graph.calls
+        if not self._able[last]:
+            return
+        members = {last}
+        frontier = set(calls[last].refs)
+        while len(members) <= _LONGEST:
+            if len(members) > 1 and len(frontier) == 1:
+                (source,) = frontier
+                if self._graph.shape(source) == calls[last].shapes[0]:
+                    yield set(members), source
+            able = [ref for ref in frontier if self._joins(ref, members)]
+            if not able:
+                return
+            ref = max(able, key=lambda each: each.call)
+            members.add(ref.call)
+            frontier = (frontier - {ref}) | set(calls[ref.call].refs)
+
+    def _joins(self, ref: Ref, members: set[int]) -> bool:
+        read = set(self._readers.get(ref, ()))
+        return self._able[ref.call] and ref not in self._outputs and read <= members
+
+    def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
+        """The function of a chain, if it is one that has an operator."""
+        calls = self._graph.calls
+
+        def function(x: Any) -> Any:
+            values = {source: x}
+            for index in sorted(members):
+                call = calls[index]
+                kwargs = {k: v for k, v in call.kwargs.items() if k not in ("mask", "training")}
+                args, given = map_refs((call.args, kwargs), values.__getitem__)
+                values[Ref(index)] = _function(call.layer)(*args, **given)
+            return values[Ref(last)]
+
+        traced = trace(function, [(None,)])
+        found = None if traced is None else stock_activations.scalar(traced, source)
+        if found is None or found.name in ("identity", "clamp"):
+            return None
+        opaque = any(isinstance(calls[index].role, Opaque) for index in members)
+        return (found, members) if opaque or found.name in _BETTER else None
+
+
+def _function(layer: Any) -> Any:
+    # Without the casts of a layer of 16 bits.
+    return layer.call if hasattr(layer, "call") else layer
+
+
+def _able(flavour: Flavour, call: Call) -> bool:
+    """Whether a call may be a part of such a chain: it has no state, and acts on one tensor."""
+    layer = call.layer
+    name = flavour.class_name(layer)
+    if not (name in _LAYERS or name.startswith("ops.")) or len(call.dtypes) != 1:
+        return False
+    if getattr(layer, "activity_regularizer", None) is not None or not call.refs:
+        return False
+    return all(
+        is_floating(dtype) or dtype == "bool" for dtype in (*call.dtypes, *call.input_dtypes)
+    )

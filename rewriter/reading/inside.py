@@ -1,0 +1,124 @@
+"""What a layer of a user's computes, where that is one operation.
+
+A function given to ``Activation`` or ``Lambda``, or a layer of a class of a user's, is one call to
+the graph. Where what it runs is one operation (``x * self.gamma``, ``tf.nn.depth_to_space``), or
+one function of a number (``x * relu6(x + 3) / 6``), it is read as that, and the layer itself stays
+in the model with its variables.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from rewriter.grid import BYTES
+from rewriter.keras_compat import Flavour, symbols
+from rewriter.reading import stock_activations, stock_functions
+from rewriter.reading.graph import Call, Ref, map_refs
+from rewriter.reading.operations import Operation, affine, is_floating
+from rewriter.reading.traces import Node, Trace, trace
+
+_STOCK = ("Lambda", "Activation")  # these hold a user's function
+
+
+def may_be_read(flavour: Flavour, call: Call) -> bool:
+    """Whether a call is one of a user's function or layer, of floating-point tensors only."""
+    layer = call.layer
+    if flavour.is_ours(layer) or flavour.is_added_loss(layer) or flavour.is_model(layer):
+        return False
+    if flavour.class_name(layer) not in ("", *_STOCK) or not hasattr(layer, "call"):
+        return False
+    masked = call.masked and flavour.class_name(layer) != "Activation"
+    given = all(is_floating(dtype) or dtype in BYTES for dtype in call.input_dtypes)
+    return not masked and bool(call.input_dtypes) and given and all(map(is_floating, call.dtypes))
+
+
+def operation(flavour: Flavour, call: Call) -> Operation | None:
+    """The one operation that a user's layer computes; None if there is none such."""
+    if not may_be_read(flavour, call) or len(call.dtypes) != 1:
+        return None
+    refs = list(dict.fromkeys(call.refs))
+    layer = call.layer
+    kwargs = {key: v for key, v in call.kwargs.items() if key not in ("mask", "training")}
+    if "training" in parameters(layer):
+        kwargs["training"] = False
+
+    def function(*x: Any) -> Any:
+        tensors = dict(zip(refs, x, strict=True))
+        args, given = map_refs((call.args, kwargs), tensors.__getitem__)
+        with flavour.added_losses(layer):
+            return layer.call(*args, **given)
+
+    shapes = dict(zip(call.refs, call.input_shapes, strict=True))
+    given = dict(zip(call.refs, call.input_dtypes, strict=True))
+    dtypes = [given[ref] if given[ref] in BYTES else "float32" for ref in refs]
+    traced = trace(function, [(None, *shapes[ref][1:]) for ref in refs], dtypes)
+    if traced is None:
+        return None
+    floats = dtypes == ["float32"]
+    if floats and call.shapes[0] == call.input_shapes[0]:
+        found = stock_activations.scalar(traced, refs[0])
+        if found is not None:
+            return found
+    return _single(traced, call, refs)
+
+
+def parameters(layer: Any) -> tuple[str, ...]:
+    """The names of what a layer or an operation can be called with."""
+    try:
+        return tuple(inspect.signature(layer.call).parameters)
+    except (AttributeError, TypeError, ValueError):
+        return ()
+
+
+def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
+    """One operation; or several that scale and shift, one after the other, as one."""
+    made: dict[int, Ref] = dict(enumerate(refs))
+    operations: dict[Ref, Operation] = {}
+    for index, node in enumerate(traced.nodes, len(refs)):
+        read = _operation(node, call, made)
+        if read is None:
+            return None
+        before = operations.get(read.operands[0])
+        if before is not None:
+            read = _joined(before, read)
+        if read is None or any(ref in operations for ref in read.operands):
+            return None
+        made[index] = Ref(-index)
+        operations[made[index]] = read
+    last = made[traced.result]
+    return operations.get(last)
+
+
+def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None:
+    specification = symbols.TENSORFLOW.get(f"raw.{node.kind}")
+    if specification is None:
+        return None
+    args = tuple(v if isinstance(v, np.ndarray) else made[v] for v in node.inputs)
+    kwargs = {**node.attributes, "keepdims": node.attributes.get("keep_dims", False)}
+    one = Call(call.layer, call.path, args, kwargs, call.shapes, call.dtypes)
+    one.input_shapes, one.input_dtypes = call.input_shapes, call.input_dtypes
+    read = stock_functions.of(specification, one)
+    rank = len(call.shapes[0])
+    for name in ("scale", "offset"):
+        numbers = np.asarray(0 if read is None else read.options.get(name, 0))
+        if numbers.ndim > rank or (numbers.ndim == rank and numbers.shape[0] > 1):
+            return None  # for each sample of a batch
+    return read
+
+
+def _joined(first: Operation, second: Operation) -> Operation | None:
+    """``second`` of ``first``, both of which scale and shift."""
+    if first.name == "identity" or second.name == "identity":
+        kept = second if first.name == "identity" else first
+        return Operation(kept.name, first.operands, kept.options)
+    if (first.name, second.name) != ("affine", "affine"):
+        return None
+    scale, offset = second.options["scale"], second.options["offset"]
+    return affine(
+        first.operands[0],
+        np.multiply(first.options["scale"], scale),
+        np.multiply(first.options["offset"], scale) + offset,
+    )

@@ -1,0 +1,207 @@
+"""What a function computes, as the TensorFlow operations that it runs.
+
+Both Kerases run TensorFlow's operations in the end, whatever a function is written with: its own
+functions, those of ``keras.ops``, or operators of Python. So a function is read the same way for
+both, on ordinary tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.grid import BYTES
+from rewriter.keras_compat import private_tensorflow
+
+# Nodes that hand on what they are given.
+_SAME = frozenset({"Identity", "StopGradient", "Snapshot", "NoOp", "EnsureShape"})
+
+
+def _kinds(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What may make a constant: the same result whenever it is run.
+_FOLDED = _kinds(
+    """Abs AddV2 Add BroadcastTo Cast ConcatV2 Const Cos Exp ExpandDims Fill Identity Maximum
+    Minimum Mul Neg Pack Pow Range ReadVariableOp RealDiv Relu Reshape Rsqrt Shape Sigmoid Sin
+    Softplus Sqrt Square Squeeze StopGradient StridedSlice Sub Tanh Tile Transpose Unpack"""
+)
+
+# Each element of the output is a function of the same element of the inputs.
+_ELEMENTWISE = _kinds(
+    """Abs Add AddV2 Cast ClipByValue Div DivNoNan Elu Equal Erf Erfc Exp Expm1 Greater GreaterEqual
+    LeakyRelu Less LessEqual Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul MulNoNan
+    Neg OnesLike Pow RealDiv Reciprocal Relu Relu6 Rsqrt Select SelectV2 Selu Sigmoid Sign Softplus
+    Softsign Sqrt Square SquaredDifference Sub Tanh Xdivy ZerosLike"""
+)
+
+
+_BYTES = tuple(tf.as_dtype(name).as_datatype_enum for name in BYTES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One operation on what depends on the function's arguments.
+
+    Attributes:
+      kind: its name in TensorFlow.
+      inputs: the index of an argument or of an earlier node (see :attr:`Trace.nodes`) for each
+        input, or a constant.
+      attributes: its attributes.
+    """
+
+    kind: str
+    inputs: tuple[int | np.ndarray, ...]
+    attributes: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A function of one result.
+
+    Attributes:
+      arguments: how many it has; these are the values 0, 1, ...
+      nodes: in the order of execution; they make the values after those.
+      result: which value is returned.
+      run: the function, of as many float32 tensors.
+    """
+
+    arguments: int
+    nodes: tuple[Node, ...]
+    result: int
+    run: Callable[..., Any]
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it is a function of a number, applied to every element of its argument."""
+        constants = [v for node in self.nodes for v in node.inputs if isinstance(v, np.ndarray)]
+        return (
+            self.arguments == 1
+            and all(node.kind in _ELEMENTWISE for node in self.nodes)
+            and all(value.size == 1 for value in constants)
+        )
+
+
+def trace(
+    function: Callable[..., Any], shapes: Sequence[Any], dtypes: Sequence[str] = ()
+) -> Trace | None:
+    """The operations of a function of tensors of these shapes, variables as constants.
+
+    ``dtypes``: of the tensors; none: all are float32.
+
+    Returns:
+      None if it cannot be run on such tensors, has another number of results than one, or holds
+      what depends on more than its arguments.
+    """
+    specs = [
+        tf.TensorSpec(shape, dtype, name=f"argument_{i}")
+        for i, (shape, dtype) in enumerate(
+            zip(shapes, dtypes or ["float32"] * len(shapes), strict=True)
+        )
+    ]
+    try:
+        wrapped = tf.compat.v1.wrap_function(lambda *x: tf.nest.flatten(function(*x)), specs)
+        frozen, graph = private_tensorflow.with_constants(wrapped)
+    except Exception:
+        return None  # a function of a user's: whatever it raises, it stays what it is
+    if len(frozen.outputs) != 1:
+        return None
+    given = [t.name.partition(":")[0] for t in frozen.inputs]
+    return _read(graph, given, frozen.outputs[0].name, wrapped)
+
+
+def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]) -> Trace | None:
+    by_name = {node.name: node for node in graph.node}
+    numbers: dict[str, int] = {f"{name}:0": i for i, name in enumerate(given)}
+    depends = set(given)
+    nodes: list[Node] = []
+    constants = _Constants(graph)
+    for name in _ordered(by_name, output.partition(":")[0]):
+        node = by_name[name]
+        inputs = [_tensor(value) for value in node.input if not value.startswith("^")]
+        if name in depends:
+            continue
+        if not any(value.partition(":")[0] in depends for value in inputs):
+            if node.op not in _FOLDED:
+                return None
+            continue
+        depends.add(name)
+        if node.op in _SAME or (node.op == "Cast" and _keeps(node)):
+            numbers[f"{name}:0"] = numbers[inputs[0]]
+            continue
+        read: list[int | np.ndarray] = []
+        for value in inputs:
+            found = numbers.get(value)
+            if found is None and value.partition(":")[0] in depends:
+                return None  # the second output of an operation
+            read.append(constants.of(value) if found is None else found)
+        attributes = {key: _attribute(value) for key, value in node.attr.items()}
+        numbers[f"{name}:0"] = len(given) + len(nodes)
+        nodes.append(Node(node.op, tuple(read), attributes))
+    if output not in numbers:
+        return None  # it is a constant
+
+    def call(*x: Any) -> Any:
+        return run(*x)[0]
+
+    return Trace(len(given), tuple(nodes), numbers[output], call)
+
+
+def _keeps(cast: Any) -> bool:
+    """Whether a cast keeps every number: into the same type, or from bytes to float32."""
+    source, target = cast.attr["SrcT"].type, cast.attr["DstT"].type
+    bytes_to_float = source in _BYTES and target == tf.float32.as_datatype_enum
+    return bool(source == target or bytes_to_float)
+
+
+def _ordered(by_name: dict[str, Any], last: str) -> list[str]:
+    """The nodes that ``last`` needs, each after those that it reads."""
+    order: dict[str, None] = {}
+    stack = [(last, False)]
+    while stack:
+        name, done = stack.pop()
+        if done:
+            order[name] = None
+        elif name not in order:
+            stack.append((name, True))
+            reads = [_tensor(v).partition(":")[0] for v in by_name[name].input if v[:1] != "^"]
+            stack += [(value, False) for value in reads if value not in order]
+    return list(order)
+
+
+def _tensor(name: str) -> str:
+    return name if ":" in name else f"{name}:0"
+
+
+class _Constants:
+    """The values of a graph that depend on no argument."""
+
+    def __init__(self, graph: Any):
+        self._graph = graph
+        self._known: dict[str, np.ndarray] = {}
+
+    def of(self, name: str) -> np.ndarray:
+        if name not in self._known:
+            node = next(n for n in self._graph.node if n.name == name.partition(":")[0])
+            if node.op == "Const":
+                self._known[name] = tf.make_ndarray(node.attr["value"].tensor)
+            else:
+                fetch = tf.compat.v1.wrap_function(
+                    lambda: tf.graph_util.import_graph_def(self._graph, {}, [name], name="fold"), []
+                )
+                self._known[name] = np.asarray(fetch()[0])
+        return self._known[name]
+
+
+def _attribute(value: Any) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "s":
+        return value.s.decode()
+    if kind == "list":
+        return list(value.list.i) or list(value.list.f)
+    return getattr(value, kind) if kind in ("i", "f", "b", "type") else None

@@ -1,0 +1,79 @@
+"""The calls of a model once more, with copies of its layers, or others in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter.keras_compat import stack
+from rewriter.reading.graph import Call, Graph, Ref, map_refs
+from rewriter.reading.roles import Input
+from rewriter.rewriting.layer_factory import LayerFactory
+from rewriter.rewriting.recipe import Recipe
+
+Make = Callable[[Call, str], Any]
+
+
+def retrace(
+    model: Any,
+    graph: Graph,
+    *,
+    shapes: Sequence[Sequence[int | None]] | None = None,
+    make: Make | None = None,
+    name: str | None = None,
+) -> Any:
+    """A functional model of the same calls; ``model`` and its layers stay as they are.
+
+    Args:
+      model: a Keras model.
+      graph: its calls.
+      shapes: of its flattened inputs, without the batch; None: as they are.
+      make: given a call and a name, what is called in the place of its layer; None for a copy.
+      name: of the new model; None: the old one's.
+    """
+    flavour = graph.flavour
+    factory = LayerFactory(flavour, Recipe())
+    refs = graph.input_refs()
+    given = shapes or [graph.shape(ref)[1:] for ref in refs]
+    wanted = dict(zip(refs, given, strict=True))
+    tensors: dict[Ref, Any] = {}
+    layers: dict[int, Any] = {}
+    losses: list[Any] = []
+    names = {graph.calls[ref.call].layer.name for ref in refs}
+    for index, call in enumerate(graph.calls):
+        ref = Ref(index)
+        if isinstance(call.role, Input):
+            tensors[ref] = flavour.keras.Input(
+                shape=tuple(wanted[ref]),
+                batch_size=call.shapes[0][0],
+                dtype=call.dtypes[0],
+                name=call.layer.name,
+            )
+            continue
+        args, kwargs = map_refs((call.args, dict(call.kwargs)), tensors.__getitem__)
+        if flavour.is_added_loss(call.layer):
+            losses.append(args[0])
+            tensors[ref] = args[0]
+            continue
+        layer = layers.get(id(call.layer))
+        if layer is None:
+            own = call.layer.name if call.layer.name not in names else call.path.replace("/", "_")
+            names.add(own)
+            made = None if make is None else make(call, own)
+            layer = layers[id(call.layer)] = made or factory.clone(call.layer, own)
+        outputs = tf.nest.flatten(layer(*args, **kwargs))
+        tensors.update((Ref(index, i), value) for i, value in enumerate(outputs))
+        factory.finish_copies()
+    with stack.room_for(2 * len(graph.calls)):
+        built = flavour.keras.Model(
+            inputs=map_refs(graph.inputs, tensors.__getitem__),
+            outputs=map_refs(graph.outputs, tensors.__getitem__),
+            name=name or graph.name,
+        )
+        for loss in losses:
+            built.add_loss(loss)
+    if not model.trainable:
+        built.trainable = False
+    return built

@@ -1,0 +1,214 @@
+"""Functions without weights, and layers of users', read as what they compute.
+
+The values are held by ``tests/rewriting/test_ops.py``; here is what is recognised, and what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rewriter
+from checks import KERASES, both
+from rewriter.lowering.lower import lower
+from rewriter.reading import from_keras, scalar_functions
+from rewriter.reading.operations import Operation
+from rewriter.reading.roles import Opaque, Within
+from rewriter.reading.traces import trace
+
+RECOGNISED: dict[str, tuple[Callable[[Any], Any], tuple[str, dict[str, Any]]]] = {
+    "relu": (lambda x: tf.maximum(x, 0), ("relu", {})),
+    "relu6": (lambda x: tf.minimum(tf.nn.relu(x), 6), ("relu6", {})),
+    "identity": (lambda x: x + 0, ("linear", {})),
+    "swish": (lambda x: x / (1 + tf.exp(-x)), ("silu", {})),
+    "swish_tanh": (lambda x: x * 0.5 * (1 + tf.tanh(x / 2)), ("silu", {})),
+    "hard_swish": (lambda x: tf.nn.relu6(x + 3) * 0.16667 * x, ("hard_silu", {})),
+    "hard_sigmoid": (lambda x: tf.clip_by_value(x / 6 + 0.5, 0, 1), ("hard_sigmoid", {})),
+    "fifth": (lambda x: tf.nn.relu(tf.minimum(x * 0.2 + 0.5, 1)), ("hard_sigmoid_fifth", {})),
+    "gelu": (lambda x: x * 0.5 * tf.math.erfc(-x / np.sqrt(2)), ("gelu", {})),
+    "gelu_tanh": (
+        lambda x: x * tf.sigmoid(1.5957691216 * (x + 0.044715 * x**3)),
+        ("gelu_tanh", {}),
+    ),
+    "leaky": (lambda x: tf.maximum(x, 0.25 * x), ("leaky_relu", {"alpha": 0.25})),
+    "elu": (lambda x: tf.nn.relu(x) - tf.nn.relu(1 - tf.exp(x)), ("elu", {})),
+}
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+def test_functions_are_told_by_their_values(name: str) -> None:
+    function, expected = RECOGNISED[name]
+    found = trace(function, [(None,)])
+    assert found is not None
+    assert scalar_functions.recognise(found) == expected
+
+
+@tf.custom_gradient
+def _straight_through(x: Any) -> Any:
+    return tf.nn.relu(x), lambda upstream: upstream
+
+
+NOT_THESE: dict[str, Callable[[Any], Any]] = {
+    "other_constant": lambda x: x * tf.nn.relu6(x + 3) * 0.168,
+    "rough_gelu": lambda x: 0.5 * x * (1 + tf.tanh(0.8 * (x + 0.044715 * x**3))),
+    "quick_gelu": lambda x: x * tf.sigmoid(1.702 * x),
+    "ends_far_away": lambda x: tf.minimum(tf.nn.relu(x), 300),
+    "infinite_far_away": lambda x: tf.where(x > 100.0, tf.math.log(0.0 * x), x),
+    "twice": lambda x: 2 * x,
+    "softplus": tf.nn.softplus,
+    "of_its_neighbours": lambda x: tf.nn.relu(x) + 0 * tf.reduce_mean(x),
+    "softmax": tf.nn.softmax,
+    "noise": lambda x: tf.nn.relu(x) + 0 * tf.random.normal(tf.shape(x)),
+    "own_gradient": _straight_through,
+    "of_channels": lambda x: tf.nn.relu(x) * np.ones(1921 + 122, np.float32),
+}
+
+
+@pytest.mark.parametrize("name", NOT_THESE)
+def test_other_functions_are_not_taken_for_them(name: str) -> None:
+    found = trace(NOT_THESE[name], [(None,)])
+    assert found is None or scalar_functions.recognise(found) is None
+
+
+def model(flavour: str, function: Callable[[Any, Any], Any]) -> Any:
+    keras = KERASES[flavour]
+    inputs = keras.Input((6, 4), name="x")
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+    return keras.Model(inputs, function(keras, x))
+
+
+def roles(made: Any) -> list[str]:
+    """What is behind the normalization: the names of operations, or of roles."""
+    calls = from_keras.read(made).calls[3:]
+    return [
+        call.role.name if isinstance(call.role, Operation) else type(call.role).__name__
+        for call in calls
+    ]
+
+
+def _six(keras: Any, x: Any) -> Any:
+    return keras.layers.ReLU(6.0)(x)
+
+
+@both
+def test_a_chain_is_one_operation(flavour: str) -> None:
+    def swish(keras: Any, x: Any) -> Any:
+        return keras.layers.Multiply()([x, _six(keras, x + 3.0) * (1.0 / 6.0)])
+
+    made = model(flavour, swish)
+    assert roles(made) == ["Within"] * 3 + ["hard_silu"]
+    data = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    program = lower(rewriter.rewrite(made, calibration_data=data))
+    kinds = [step.operator.kind for step in program.steps]
+    assert kinds == ["FULLY_CONNECTED", "HARD_SWISH"]
+
+
+@both
+def test_the_normalization_before_a_chain_is_not_part_of_it(flavour: str) -> None:
+    """A scale before and one after: the function is found between them."""
+
+    def scaled(keras: Any, x: Any) -> Any:
+        x = x * 0.37
+        return x * _six(keras, x + 3.0) / 6 * 2.5
+
+    assert roles(model(flavour, scaled)) == ["affine", *["Within"] * 3, "hard_silu", "affine"]
+
+
+@both
+def test_what_is_read_elsewhere_is_not_within(flavour: str) -> None:
+    def gate(keras: Any, x: Any) -> Any:
+        inner = _six(keras, x + 3.0)
+        return keras.layers.Concatenate()([x * inner / 6, inner])
+
+    found = roles(model(flavour, gate))
+    assert "Within" not in found and "hard_silu" not in found
+    output = from_keras.read(model(flavour, lambda k, x: [x * (y := _six(k, x + 3.0)) / 6, y]))
+    assert not any(isinstance(call.role, Within) for call in output.calls)
+
+
+@both
+def test_a_function_of_known_operations_is_opened(flavour: str) -> None:
+    def function(keras: Any) -> Any:
+        if flavour == "keras":
+            return lambda t: keras.ops.concatenate([keras.ops.tanh(t), t * 2], -1)
+        return lambda t: tf.concat([tf.tanh(t), t * 2], -1)
+
+    made = model(flavour, lambda keras, x: keras.layers.Lambda(function(keras))(x))
+    assert roles(made) == ["tanh", "affine", "concatenate"]
+
+
+@both
+def test_what_asks_whether_it_trains_stays_as_it_is(flavour: str) -> None:
+    keras = KERASES[flavour]
+
+    class Halved(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any, training: bool = False) -> Any:
+            return x * x * x if training else (x + 1) * (x - 1)
+
+    made = model(flavour, lambda keras, x: Halved()(x))
+    assert roles(made) == ["Opaque"]
+
+
+@both
+def test_losses_of_a_layer_are_left_to_it(flavour: str) -> None:
+    """Reading a model traces its layers: nothing of that stays in them."""
+    keras = KERASES[flavour]
+
+    class Costly(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any) -> Any:
+            self.add_loss(0.25 * (x[0, 0, 0] * 0 + 1))
+            return x * 2 + 0.5
+
+    layer = Costly()
+    made = model(flavour, lambda keras, x: layer(x))
+    made(np.zeros((1, 6, 4), np.float32))
+    before = list(made.losses)
+    assert roles(made) == ["affine"]
+    assert len(before) == 1 and made.losses[0] is before[0] and len(made.losses) == 1
+
+
+@both
+def test_a_layer_is_read_with_the_variables_it_has_now(flavour: str) -> None:
+    keras = KERASES[flavour]
+
+    class Scale(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.gamma = self.add_weight(name="gamma", shape=(4,), initializer="ones")
+
+        def call(self, x: Any) -> Any:
+            return x * self.gamma - 1
+
+    layer = Scale()
+    made = model(flavour, lambda keras, x: layer(x))
+    layer.gamma.assign([1.0, 2.0, -3.0, 0.5])
+    role = from_keras.read(made).calls[-1].role
+    assert isinstance(role, Operation) and role.name == "affine"
+    np.testing.assert_array_equal(role.options["scale"], [1.0, 2.0, -3.0, 0.5])
+    np.testing.assert_array_equal(role.options["offset"], -1)
+
+
+@both
+def test_a_failing_function_stays_opaque(flavour: str) -> None:
+    """One that cannot be called on other tensors than those that it was written for."""
+    keras = KERASES[flavour]
+
+    class Once(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        calls = 0
+
+        def call(self, x: Any) -> Any:
+            if self.calls:
+                raise RuntimeError("called again")
+            self.calls += 1
+            return x * 2
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    layer = Once()
+    made = model(flavour, lambda keras, x: layer(x))
+    layer.calls = 1
+    assert isinstance(from_keras.read(made).calls[-1].role, Opaque)
