@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import os
 import sys
@@ -13,16 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from rewriter import keras_compat
 from rewriter.checking import probe, targets
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
-from rewriter.cli import data
-from rewriter.errors import LoadError, RewriterError, VerificationError, short
+from rewriter.cli import data, saving
+from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
 from rewriter.files.replacing import replacing
@@ -46,7 +43,7 @@ def _inspect(args: Namespace) -> None:
 
 def _convert(args: Namespace) -> None:
     recipe, file = _recipe(args.recipe)
-    _refuse_output(args, _MODELS, "A Keras model", file, args.calibrate)
+    _refuse_output(args, saving.MODELS, "A Keras model", file, args.calibrate)
     # Entered first: an output that cannot be written is known before the work is done.
     with replacing(args.output) as path:
         model = _load(args)
@@ -56,7 +53,7 @@ def _convert(args: Namespace) -> None:
         if source is not None:
             values = data.read(source, data.input_shapes(qat)).inputs
             calibrate(qat, values, progress=_progress(), method=args.method)
-        _save(qat, path, args.output)
+        saving.save(qat, path, args.output)
     state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
     text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
     _show(
@@ -159,7 +156,7 @@ def _quantize(args: Namespace) -> None:
     recipe, file = _recipe(args.recipe)
     _refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
     if args.save_model is not None:
-        refusal = outputs.refusal(args.save_model, _MODELS, "A Keras model", (args.model,))
+        refusal = outputs.refusal(args.save_model, saving.MODELS, "A Keras model", (args.model,))
         if refusal is not None:
             raise RewriterError(refusal)
     model = _load(args)
@@ -190,7 +187,7 @@ def _quantize(args: Namespace) -> None:
     )
     if args.save_model is not None:
         with replacing(args.save_model) as path:
-            _save(result.model, path, args.save_model)
+            saving.save(result.model, path, args.save_model)
     _show(args, result, result.to_dict())
 
 
@@ -268,31 +265,11 @@ def _source(
     )
 
 
-_HDF5 = (".h5", ".hdf5")
-_MODELS = (".keras", *_HDF5, "")
-
-
 def _refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: Any) -> None:
     """Before the work is done: outputs that would take the place of something else."""
     refusal = outputs.refusal(args.output, suffixes, what, (args.model, *more))
     if refusal is not None:
         raise RewriterError(refusal)
-
-
-def _save(model: Any, path: Path, shown: Path) -> None:
-    try:
-        if path.suffix in _HDF5:
-            # HDF5 ends the process when it cannot write: in memory it can.
-            content = io.BytesIO()
-            with h5py.File(content, "w") as file:
-                keras_compat.flavour_of(model).save_hdf5(model, file)
-            path.write_bytes(content.getbuffer())
-        else:
-            model.save(path)
-    except Exception as error:  # whatever Keras, HDF5, TensorFlow and the user's classes raise
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # as `replacing` says it
-        raise RewriterError(f"{str(shown)!r} cannot be saved: {short(error)}") from error
 
 
 def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:

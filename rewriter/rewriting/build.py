@@ -14,7 +14,7 @@ from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
-from rewriter.rewriting import behaviours, placement, rules
+from rewriter.rewriting import behaviours, layer_rules, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -69,7 +69,7 @@ class Builder:
         self.unnamed: set[int] = set()
         self.given: set[str] = set()  # the names of those
         self.factory = LayerFactory(graph.flavour, recipe)
-        self.ends = _ends(graph)
+        self.ends = layer_rules.ends(graph)
         self.tensors: dict[Ref, Any] = {}
         self.losses: list[Any] = []  # added to the model
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
@@ -294,19 +294,3 @@ class Builder:
         new = self.factory.clone(job.layer, name)
         self.flavour.complete_shape(new, self.graph.calls[job.call].input_shapes)
         return new
-
-
-def _ends(graph: Graph) -> set[int]:
-    """The ids of the linear layers before which there is no other, and of those after which."""
-    hosts = [isinstance(call.role, Host) for call in graph.calls]
-    after, before = [False] * len(hosts), [False] * len(hosts)  # whether one is there
-    for index, call in enumerate(graph.calls):
-        after[index] = any(after[ref.call] or hosts[ref.call] for ref in call.refs)
-    for index in reversed(range(len(hosts))):
-        for ref in graph.calls[index].refs:
-            before[ref.call] = before[ref.call] or before[index] or hosts[index]
-    return {
-        id(call.layer)
-        for index, call in enumerate(graph.calls)
-        if hosts[index] and not (after[index] and before[index])
-    }

@@ -10,6 +10,7 @@ from typing import Any
 from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.quantization import quantizers
+from rewriter.reading.graph import Graph
 from rewriter.reading.hosts import HOSTS, Kernel
 from rewriter.reading.roles import Host
 
@@ -96,6 +97,26 @@ def is_pointwise(host: Host, kernel: Kernel) -> bool:
         return True
     sizes = getattr(host.layer, "kernel_size", None)
     return sizes is not None and all(size == 1 for size in sizes)
+
+
+def ends(graph: Graph) -> set[int]:
+    """The ids of the linear layers before which there is no other, and of those after which.
+
+    Args:
+      graph: of the original model.
+    """
+    hosts = [isinstance(call.role, Host) for call in graph.calls]
+    after, before = [False] * len(hosts), [False] * len(hosts)  # whether one is there
+    for index, call in enumerate(graph.calls):
+        after[index] = any(after[ref.call] or hosts[ref.call] for ref in call.refs)
+    for index in reversed(range(len(hosts))):
+        for ref in graph.calls[index].refs:
+            before[ref.call] = before[ref.call] or before[index] or hosts[index]
+    return {
+        id(call.layer)
+        for index, call in enumerate(graph.calls)
+        if hosts[index] and not (after[index] and before[index])
+    }
 
 
 def rules(value: Any) -> tuple[LayerRule, ...]:
