@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rewriter.checking import interpreter
 from rewriter.checking.worker import KERNELS, Interpreter
-from rewriter.errors import ExportError
+from rewriter.errors import ExportError, VerificationError
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.islands import quiet
 from rewriter.program import Program
+
+_FAR = 256  # XNNPACK takes ratios of scales up to here
 
 
 def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = False) -> None:
@@ -29,6 +32,9 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
     Raises:
       ExportError: LiteRT refuses the file, or makes tensors of other shapes.
     """
+    extreme = _extreme(program)
+    if extreme is not None:
+        _load_elsewhere(path, extreme)
     details = _prepared(path, "builtin", file, program).get_tensor_details()
     shapes = {detail["index"]: tuple(detail["shape"].tolist()) for detail in details}
     first = 1 if open_batch else 0
@@ -42,23 +48,50 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
     _prepared(path, "xnnpack", file, program)
 
 
+def _extreme(program: Program) -> str | None:
+    """The layer of the first operator with scales so far apart that LiteRT may end the process."""
+    for step in program.steps:
+        grids = [*step.operator.inputs, step.operator.output]
+        scales = [grid.scale for grid in grids if grid is not None]
+        if scales and max(scales) > _FAR * min(scales):
+            return step.layer
+    return None
+
+
+def _load_elsewhere(path: Path, layer: str) -> None:
+    """Have a child process load the file, which may crash over the scales of a layer.
+
+    Raises:
+      ExportError: it does; the message names the operator.
+    """
+    try:
+        for kernels in ("builtin", "xnnpack"):
+            interpreter.Runner(path.read_bytes(), kernels=kernels, isolated=True).close()
+    except VerificationError as error:
+        raise ExportError(
+            f"Layer {layer!r}: the scales of its input and output are more than {_FAR} times "
+            f"apart, and LiteRT cannot load the file: {error} See to the data that the model was "
+            "calibrated with: an outlier, or an input of zeros alone, makes such ranges."
+        ) from error
+
+
 def _prepared(path: Path, kernels: str, file: FileModel, program: Program) -> Any:
     """LiteRT's interpreter of a file, which it has prepared."""
     try:
         with quiet():
             # One thread: it computes nothing.
-            interpreter: Any = Interpreter(
+            loaded: Any = Interpreter(
                 model_path=str(path),
                 experimental_op_resolver_type=KERNELS[kernels],
                 num_threads=1,
             )
-            interpreter.allocate_tensors()
+            loaded.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         numbered, name = re.search(r"[Nn]ode number (\d+)", str(error)), ""
         if numbered is not None and int(numbered[1]) < len(file.operators):
             name = file.tensors[file.operators[int(numbered[1])].outputs[0]].name
         raise ExportError(f"{_layer(program, name)}: LiteRT refuses the file: {error}") from error
-    return interpreter
+    return loaded
 
 
 def _layer(program: Program, name: str) -> str:

@@ -13,6 +13,7 @@ import rewriter
 from litert_builder import CONV, Builder, grid, replace_operator
 from rewriter import export as export_module
 from rewriter.errors import ExportError
+from rewriter.lowering.lower import Lowered
 from rewriter.program import Operator, Quantization
 
 
@@ -21,7 +22,8 @@ def export(tmp_path, monkeypatch):
     """``export_tflite`` of a program, whatever model it is of."""
 
     def export(program, **options):
-        monkeypatch.setattr(export_module, "lower", lambda model: program)
+        lowered = Lowered(program, None, {})
+        monkeypatch.setattr(export_module, "lower_with_sources", lambda model: lowered)
         path = tmp_path / "model.tflite"
         path.write_bytes(b"as_iTFL3")
         try:
