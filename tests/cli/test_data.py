@@ -121,7 +121,7 @@ def test_bad_requests(tmp_path: Path) -> None:
         (dataclasses.replace(source, array="z"), ONE, "no array 'z'"),
         (dataclasses.replace(source, array="text"), ONE, "no real numbers"),
         (dataclasses.replace(source, array="p", labels="z"), ONE, "no array 'z'"),
-        (dataclasses.replace(source, array="p", labels="r"), ONE, "Labels are integers"),
+        (dataclasses.replace(source, array="p", labels="text"), ONE, "Labels are numbers"),
         (source, {"p": (1,), "q": (1,)}, "different numbers of samples"),
         (Source(images, array="x"), ONE, "need an .npz"),
         (Source(images), {"a": (4, 6, 3), "b": (1,)}, "a model with one input"),
