@@ -182,12 +182,12 @@ _FULL = """
 import resource, signal, sys
 import rewriter_command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from rewriter.cli import commands
-whole = commands._save
+from rewriter.cli import saving
+whole = saving.save
 def limited(*arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
     whole(*arguments)
-commands._save = limited
+saving.save = limited
 sys.exit(rewriter_command.main(sys.argv[1:]))
 """
 
