@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import tensorflow as tf
 
@@ -150,7 +150,6 @@ class Flavour(Names, Calls):
 
     # What subclasses supply.
     symbols: Mapping[str, str]
-    activation_names: ClassVar[Mapping[str, str]]
     batch_norm_classes: tuple[type, ...]
 
     def _operation_name(self, layer: Any) -> str:

@@ -19,6 +19,7 @@ from rewriter.keras_compat.calls import flat_layers
 class Keras3(Flavour):
     name = "keras"
     symbols = symbols.KERAS3
+    slope_argument = "negative_slope"
     activation_names: ClassVar[Mapping[str, str]] = {}
 
     @functools.cached_property
@@ -30,6 +31,11 @@ class Keras3(Flavour):
         if cls.__module__.startswith("keras.src.ops"):
             return "ops." + cls.__name__
         return ""
+
+    def function(self, name: str) -> Any:
+        if name == "gelu_tanh":
+            return functools.partial(self.keras.ops.gelu, approximate=True)
+        return getattr(self.keras.ops, name)
 
     def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
         model = self._functional(model)

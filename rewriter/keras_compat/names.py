@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 _NO_VALUES = ("get", "serialize", "deserialize")  # of a module of functions: they make objects
 
@@ -21,6 +21,8 @@ class Names:
     stock_bases: tuple[type, ...]  # of all stock classes that are made from a configuration
     function_modules: Sequence[str]  # public ones, with functions of tensors only
     more_functions: Sequence[str] = ()  # beside the public ones
+    activation_names: ClassVar[Mapping[str, str]]  # ours, by its own
+    slope_argument: str  # of the layer LeakyReLU
 
     def lookups(self) -> Iterator[Mapping[str, Any]]:
         """Where this Keras looks up a class that is named without its module."""
@@ -78,3 +80,19 @@ class Names:
     def is_stock_function(self, value: Any) -> bool:
         """Whether it is one of these, under whichever name."""
         return any(value is function for same in self.stock_functions.values() for function in same)
+
+    def spelled(self, activation: str) -> str | None:
+        """What this Keras calls an activation of that name of ours; None if it has none such."""
+        for own, name in self.activation_names.items():
+            if name == activation:
+                return own
+        known = activation not in self.activation_names
+        return activation if known and hasattr(self.keras.activations, activation) else None
+
+    def function(self, name: str) -> Any:
+        """The function of symbolic tensors of that name in ``keras.ops``, as this Keras has it.
+
+        Called as ``function(x, ...)`` with ``axis`` and ``keepdims`` as keywords; ``gelu_tanh`` is
+        the GELU that is approximated.
+        """
+        raise NotImplementedError

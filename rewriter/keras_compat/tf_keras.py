@@ -15,10 +15,26 @@ import tensorflow as tf
 from rewriter.keras_compat import private_tensorflow, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
 
+# By the names of ``keras.ops``: it puts an operation of its own around each.
+_FUNCTIONS: dict[str, Any] = {
+    "clip": tf.clip_by_value,
+    "gelu_tanh": functools.partial(tf.nn.gelu, approximate=True),
+    "max": tf.reduce_max,
+    "maximum": tf.maximum,
+    "mean": tf.reduce_mean,
+    "minimum": tf.minimum,
+    "negative": tf.negative,
+    "pad": tf.pad,
+    "square": tf.square,
+    "stack": tf.stack,
+    "sum": tf.reduce_sum,
+}
+
 
 class TfKeras(Flavour):
     name = "tf_keras"
     symbols = symbols.TENSORFLOW
+    slope_argument = "alpha"
     # Its hard sigmoid is clip(x / 5 + 1/2, 0, 1), that of Keras 3 relu6(x + 3) / 6.
     activation_names: ClassVar[Mapping[str, str]] = {
         "swish": "silu",
@@ -39,6 +55,9 @@ class TfKeras(Flavour):
         if kind == "TensorFlowOpLayer":
             return "ops.raw." + layer.node_def.op
         return ""
+
+    def function(self, name: str) -> Any:
+        return _FUNCTIONS[name]
 
     def arguments(self, call: Any) -> tuple[tuple, dict[str, Any]]:
         layer = call.layer

@@ -45,7 +45,7 @@ class Builder:
         self.norms = affine.Finder(graph, self.domains, self.evaluator).find()
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
         self.pieces = elementwise.Finder(
-            graph, self.domains, self.evaluator, elementwise.NAMES[flavour.name], self.done
+            graph, self.domains, self.evaluator, _named(flavour), self.done
         ).find()
         self.done |= {n for match in self.pieces.values() for n in match.nodes}
         self.dilated: dict[int, tuple[tuple[int, int], str]] = {}
@@ -55,6 +55,7 @@ class Builder:
         self._operation = operation
         self._values: dict[Out, Value] = {}
         self.fixed_batch: int | None = None
+        self._read = {out.node for out, readers in graph.consumers.items() if readers}
         self._names: set[str] = set()
         self._shared: dict[Any, Any] = {}
         self._weights: list[tuple[Any, Weights]] = []
@@ -117,8 +118,7 @@ class Builder:
 
     def needed(self, number: int) -> bool:
         """Whether anyone reads an output of a node."""
-        indexes = range(8)
-        return any(self.graph.consumers.get(Out(number, i)) for i in indexes)
+        return number in self._read
 
     # Layers
 
@@ -243,3 +243,8 @@ class Builder:
         )
         self.kept.append(f"{node.name} ({node.op})")
         return [Symbol(t) for t in tf.nest.flatten(outputs)]
+
+
+def _named(flavour: Flavour) -> list[str]:
+    """The activations in pieces that a Keras has a name or a function for."""
+    return [n for n in elementwise.FUNCTIONS if n == "gelu_tanh" or flavour.spelled(n) is not None]

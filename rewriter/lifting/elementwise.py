@@ -67,13 +67,6 @@ FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-# What each Keras has a layer or a function for, besides those with numbers.
-NAMES = {
-    "tf_keras": ("silu", "gelu", "gelu_tanh", "hard_sigmoid_fifth"),
-    "keras": ("silu", "gelu", "gelu_tanh", "hard_silu", "hard_sigmoid"),
-}
-
-
 class Finder:
     """Finds them in a graph.
 

@@ -7,26 +7,15 @@ have integer forms where the operator as it is would have none.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from rewriter.lifting.builder import Builder
-from rewriter.lifting.elementwise import Match
+from rewriter.lifting.elementwise import FUNCTIONS, Match
 from rewriter.lifting.graph import Node, Out
 from rewriter.lifting.values import Known, Symbol, Value, listed
-
-# By the name of an activation: the layer ``Activation`` of this name, by Keras.
-_ACTIVATIONS = {
-    "silu": {"tf_keras": "swish", "keras": "silu"},
-    "gelu": {"tf_keras": "gelu", "keras": "gelu"},
-    "hard_silu": {"keras": "hard_silu"},
-    "hard_sigmoid": {"keras": "hard_sigmoid"},
-    "hard_sigmoid_fifth": {"tf_keras": "hard_sigmoid"},
-}
-_SLOPE = {"tf_keras": "alpha", "keras": "negative_slope"}
 
 
 def in_pieces(b: Builder, number: int, match: Match) -> list[Value] | None:
@@ -36,19 +25,18 @@ def in_pieces(b: Builder, number: int, match: Match) -> list[Value] | None:
         return None
     x, options = value.tensor, match.options
     made: Any
-    if match.name in _ACTIVATIONS:
-        activation = _ACTIVATIONS[match.name][b.flavour.name]
-        made = b.apply(node, b.layers.Activation, x, activation=activation)
+    spelled = b.flavour.spelled(match.name)
+    if match.name in FUNCTIONS and spelled is not None:
+        made = b.apply(node, b.layers.Activation, x, activation=spelled)
     elif match.name == "relu":
         made = b.apply(node, b.layers.ReLU, x, max_value=options["high"])
     elif match.name == "leaky_relu":
-        slope: dict[str, Any] = {_SLOPE[b.flavour.name]: options["alpha"]}
+        slope: dict[str, Any] = {b.flavour.slope_argument: options["alpha"]}
         made = b.apply(node, b.layers.LeakyReLU, x, **slope)
     elif match.name == "gelu_tanh":
-        made = _choose(b, lambda: tf.nn.gelu(x, True), lambda k: k.gelu(x, True))
+        made = b.flavour.function("gelu_tanh")(x)
     elif match.name == "clip":
-        low, high = options["low"], options["high"]
-        made = _choose(b, lambda: tf.clip_by_value(x, low, high), lambda k: k.clip(x, low, high))
+        made = b.flavour.function("clip")(x, options["low"], options["high"])
     else:
         return _prelu(b, node, value, match)
     return [Symbol(made, value.rows)] * max(1, len(node.inputs))
@@ -68,10 +56,6 @@ def _prelu(b: Builder, node: Node, value: Symbol, match: Match) -> list[Value] |
     return [Symbol(made)]
 
 
-def _choose(b: Builder, tf_keras: Callable[[], Any], keras: Callable[[Any], Any]) -> Any:
-    return tf_keras() if b.flavour.name == "tf_keras" else keras(b.flavour.keras.ops)
-
-
 def _symbol(b: Builder, out: Out) -> Symbol | None:
     """A tensor of the model with the batch as its first axis; None for others."""
     if not b.domains.symbolic(out):
@@ -85,9 +69,7 @@ def negative(b: Builder, number: int, node: Node) -> list[Value] | None:
     value = _symbol(b, node.inputs[0])
     if value is None:
         return None
-    return [
-        Symbol(_choose(b, lambda: tf.negative(value.tensor), lambda k: k.negative(value.tensor)))
-    ]
+    return [Symbol(b.flavour.function("negative")(value.tensor))]
 
 
 def square(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -95,7 +77,7 @@ def square(b: Builder, number: int, node: Node) -> list[Value] | None:
     value = _symbol(b, node.inputs[0])
     if value is None:
         return None
-    return [Symbol(_choose(b, lambda: tf.square(value.tensor), lambda k: k.square(value.tensor)))]
+    return [Symbol(b.flavour.function("square")(value.tensor))]
 
 
 def power(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -120,13 +102,7 @@ def extreme(low: bool) -> Any:
         if low and bound == 0:
             return [Symbol(b.apply(node, b.layers.ReLU, x))]
         name = "maximum" if low else "minimum"
-        return [
-            Symbol(
-                _choose(
-                    b, lambda: getattr(tf, name)(x, bound), lambda k: getattr(k, name)(x, bound)
-                )
-            )
-        ]
+        return [Symbol(b.flavour.function(name)(x, bound))]
 
     return row
 
@@ -143,15 +119,7 @@ def reduction(name: str) -> Any:
         if 0 in places or not places:
             return None
         keep = bool(node.attribute("keep_dims"))
-        return [
-            Symbol(
-                _choose(
-                    b,
-                    lambda: getattr(tf, f"reduce_{name}")(x, places, keepdims=keep),
-                    lambda k: getattr(k, name)(x, axis=tuple(places), keepdims=keep),
-                )
-            )
-        ]
+        return [Symbol(b.flavour.function(name)(x, axis=tuple(places), keepdims=keep))]
 
     return row
 
@@ -255,7 +223,7 @@ def stack(b: Builder, number: int, node: Node) -> list[Value] | None:
     place = int(node.attribute("axis", 0)) % (len(tensors[0].shape) + 1)
     if place == 0:
         return None
-    return [Symbol(_choose(b, lambda: tf.stack(tensors, place), lambda k: k.stack(tensors, place)))]
+    return [Symbol(b.flavour.function("stack")(tensors, axis=place))]
 
 
 def pad(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -265,12 +233,4 @@ def pad(b: Builder, number: int, node: Node) -> list[Value] | None:
     if value is None or pairs is None or filled is None or pairs.array[0].any():
         return None
     x, widths, number_ = value.tensor, pairs.array.tolist(), float(filled.array.reshape(()))
-    return [
-        Symbol(
-            _choose(
-                b,
-                lambda: tf.pad(x, widths, constant_values=number_),
-                lambda k: k.pad(x, widths, constant_values=number_),
-            )
-        )
-    ]
+    return [Symbol(b.flavour.function("pad")(x, widths, constant_values=number_))]

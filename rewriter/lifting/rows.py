@@ -58,8 +58,7 @@ def relu6(b: Builder, number: int, node: Node) -> list[Value] | None:
 
 def leaky_relu(b: Builder, number: int, node: Node) -> list[Value] | None:
     """A leaky ReLU."""
-    slope = {"tf_keras": "alpha", "keras": "negative_slope"}[b.flavour.name]
-    options: dict[str, Any] = {slope: float(node.attribute("alpha", 0.2))}
+    options: dict[str, Any] = {b.flavour.slope_argument: float(node.attribute("alpha", 0.2))}
     return [Symbol(b.apply(node, b.layers.LeakyReLU, b.tensor(node.inputs[0]), **options))]
 
 
@@ -123,50 +122,6 @@ def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
         return None
     tensors = [b.tensor(out) for out in node.inputs]
     return [Symbol(b.apply(node, b.layers.Add, tensors))] if len(tensors) > 1 else None
-
-
-def times(b: Builder, number: int, node: Node) -> list[Value] | None:
-    """A product: of a tensor and its own sigmoid it is a swish."""
-    for out, other in (node.inputs, node.inputs[::-1]):
-        gate = b.graph.nodes[other.node]
-        if gate.op == "Sigmoid" and _same(b, gate.inputs[0], out):
-            name = "silu" if b.flavour.name == "keras" else "swish"
-            value = b.value(out)
-            if isinstance(value, Symbol):
-                made = b.apply(node, b.layers.Activation, value.tensor, activation=name)
-                return [Symbol(made, value.rows)]
-    return merged("Multiply")(b, number, node)
-
-
-def _same(b: Builder, out: Out, other: Out) -> bool:
-    """Whether two tensors are one: through operators that pass it on, or multiply by 1."""
-    node = b.graph.nodes[out.node]
-    while out != other and node.inputs:
-        if node.op == "Mul":
-            ones = [
-                i for i in node.inputs if (k := b.known(i)) is not None and np.all(k.array == 1)
-            ]
-            rest = [i for i in node.inputs if i not in ones]
-            if len(rest) != 1:
-                return False
-            out = rest[0]
-        elif node.op == "Identity":
-            out = node.inputs[0]
-        else:
-            return False
-        node = b.graph.nodes[out.node]
-    return out == other
-
-
-def sigmoid(b: Builder, number: int, node: Node) -> list[Value] | None:
-    """Not made a layer where it is only part of a swish."""
-    readers = b.graph.consumers[Out(number)]
-    products = [r for r in readers if r >= 0 and b.graph.nodes[r].op == "Mul"]
-    if products and len(products) == len(readers):
-        parts = [b.graph.nodes[r].inputs for r in products]
-        if all(any(_same(b, node.inputs[0], o) for o in ins if o != Out(number)) for ins in parts):
-            return []
-    return activation("sigmoid")(b, number, node)
 
 
 def fused_norm(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -253,7 +208,7 @@ ROWS: dict[str, Row] = {
     "LeakyRelu": leaky_relu,
     "Elu": activation("elu"),
     "Selu": activation("selu"),
-    "Sigmoid": sigmoid,
+    "Sigmoid": activation("sigmoid"),
     "Tanh": activation("tanh"),
     "Softplus": activation("softplus"),
     "Softsign": activation("softsign"),
@@ -264,7 +219,7 @@ ROWS: dict[str, Row] = {
     "BiasAdd": merged("Add"),
     "AddN": summed,
     "Sub": merged("Subtract"),
-    "Mul": times,
+    "Mul": merged("Multiply"),
     "RealDiv": scaled,
     "Maximum": first(functions.extreme(True), merged("Maximum")),
     "Minimum": first(functions.extreme(False), merged("Minimum")),
