@@ -33,6 +33,7 @@ ROOMS = (
     "files",
     "program",
     "grid",
+    "formulas",
     "errors",
 )
 # Where private names may be used.

@@ -79,12 +79,13 @@ _CHOSEN = {
 }
 
 
-def _names(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text: names of functions or operators."""
     return frozenset(text.split())
 
 
 # The operations that a TensorFlowOpLayer may hold: what TensorFlow 2.2 and 2.3 made of functions.
-OPERATIONS = _names(
+OPERATIONS = words(
     """Abs Acos Add AddN AddV2 All Any ArgMax ArgMin Atan AvgPool AvgPool3D BatchMatMul
     BatchMatMulV2 BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D
     Conv2DBackpropInput Conv3D Cos Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Einsum
@@ -99,12 +100,12 @@ OPERATIONS = _names(
 )
 
 # What a tf_keras model calls on ragged and sparse tensors, by the layers that do so.
-MEMBERS = _names(
+MEMBERS = words(
     """values flat_values row_splits nested_row_splits indices dense_shape value_rowids
     nested_value_rowids nrows row_starts row_limits row_lengths nested_row_lengths bounding_shape
     with_values with_flat_values with_row_splits_dtype merge_dims to_tensor to_sparse"""
 )
-CLASS_METHODS = _names(
+CLASS_METHODS = words(
     """from_value_rowids from_row_splits from_row_lengths from_row_starts from_row_limits
     from_uniform_row_length from_nested_value_rowids from_nested_row_splits
     from_nested_row_lengths from_tensor from_sparse"""

@@ -12,8 +12,8 @@ import dataclasses
 
 import numpy as np
 
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting.graph import Graph, Out
-from rewriter.lifting.operators import words
 from rewriter.lifting.values import Domains, Evaluator
 
 _SUMS = ("AddV2", "Add", "BiasAdd")

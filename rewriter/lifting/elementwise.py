@@ -8,17 +8,18 @@ and compared with the functions that layers compute.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
 
+from rewriter import formulas
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
 from rewriter.lifting.graph import Graph, Node, Out
 from rewriter.lifting.values import Domains, Evaluator
 
-_OPERATORS = operators.words(
+_OPERATORS = words(
     """Abs Add AddV2 Div Erf Erfc Exp Identity IdentityN LeakyRelu Maximum Minimum Mul Neg Pow
     RealDiv Relu Relu6 Sigmoid Softplus Square Sub Tanh StopGradient"""
 )
@@ -48,23 +49,8 @@ class Match:
     nodes: tuple[int, ...]
 
 
-def _erf(x: np.ndarray) -> np.ndarray:
-    return np.vectorize(math.erf)(x)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * x))
-
-
-# In float64, by the names that the rows give to layers.
-FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "silu": lambda x: x * _sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "hard_silu": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
-    "hard_sigmoid_fifth": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
-}
+# Of the formulas, those that no single operator is.
+FUNCTIONS = ("silu", "gelu", "gelu_tanh", "hard_silu", "hard_sigmoid", "hard_sigmoid_fifth")
 
 
 class Finder:
@@ -89,9 +75,7 @@ class Finder:
         self._graph, self._domains, self._evaluator = graph, domains, evaluator
         self._taken = set(taken)
         self._table = {
-            name: function(_PLACES.astype(np.float64))
-            for name, function in FUNCTIONS.items()
-            if name in set(names)
+            name: formulas.ACTIVATIONS[name](_PLACES.astype(np.float64)) for name in names
         }
 
     def find(self) -> dict[int, Match]:

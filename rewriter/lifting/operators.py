@@ -12,12 +12,7 @@ from google.protobuf import json_format
 
 from rewriter.errors import LoadError, short
 from rewriter.keras_compat import private_tensorflow, pure_functions
-
-
-def words(text: str) -> frozenset[str]:
-    """The words of a text: names of operators."""
-    return frozenset(text.split())
-
+from rewriter.keras_compat.pure_functions import words
 
 # What only passes a tensor on.
 PASSING = words(

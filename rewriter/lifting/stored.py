@@ -13,13 +13,14 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import LoadError, short
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
 from rewriter.lifting.flatten import Flat
 from rewriter.lifting.graph import Graph, Node, Out
 
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 # What bringing back variables needs beyond them. It is looked at, not run.
-_RESTORING = operators.words(
+_RESTORING = words(
     """RestoreV2 Assign AssignVariableOp StringJoin Select StaticRegexFullMatch ShardedFilename
     DisableCopyOnRead"""
 )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
 from rewriter.lifting.graph import Graph, Node, Out, constant
 
 # Of a variable, they show the same values in another shape or type.
-_VIEWS = operators.words("Identity ReadVariableOp Reshape Squeeze ExpandDims Cast EnsureShape")
+_VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims Cast EnsureShape")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -6,45 +6,13 @@ function is told by its values, once its operations have said that it is one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from rewriter import formulas
 from rewriter.reading.traces import Trace
-
-Function = Callable[[np.ndarray], np.ndarray]
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -x))
-
-
-def _gelu_tanh(x: np.ndarray) -> np.ndarray:
-    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
-    return np.asarray(0.5 * x * (1 + np.tanh(inner)))
-
-
-# By the names of the rows in :data:`rewriter.reading.stock_activations.FUNCTIONS`.
-FUNCTIONS: dict[str, Function] = {
-    "linear": lambda x: x,
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "hard_tanh": lambda x: np.clip(x, -1, 1),
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
-    "gelu_tanh": _gelu_tanh,
-    "silu": lambda x: x * _sigmoid(x),
-    "hard_silu": lambda x: x * np.clip(x + 3, 0, 6) / 6,
-    "hard_sigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
-    "hard_sigmoid_fifth": lambda x: np.clip(x / 5 + 0.5, 0, 1),
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-}
 
 # As far as single precision and constants such as 0.16667 go. The two GELUs are further apart.
 _RELATIVE, _ABSOLUTE = 5e-5, 2e-5
@@ -57,7 +25,7 @@ def _points() -> np.ndarray:
 
 
 def recognise(trace: Trace) -> tuple[str, dict[str, Any]] | None:
-    """The name of a function in :data:`FUNCTIONS`, or ``leaky_relu``, with its options.
+    """The name of one of ``formulas.ACTIVATIONS``, or ``leaky_relu``, with its options.
 
     Args:
       trace: of the function.
@@ -74,7 +42,7 @@ def recognise(trace: Trace) -> tuple[str, dict[str, Any]] | None:
     if not np.isfinite(y).all():
         return None  # none of these is infinite anywhere
     x, y = x.astype(np.float64), y.astype(np.float64)
-    for name, function in FUNCTIONS.items():
+    for name, function in formulas.ACTIVATIONS.items():
         if _equal(y, function(x)):
             return name, {}
     slope = -float(y[np.searchsorted(x, -1.0)])

@@ -16,24 +16,21 @@ import tensorflow as tf
 
 from rewriter.grid import BYTES
 from rewriter.keras_compat import private_tensorflow
+from rewriter.keras_compat.pure_functions import words
 
 # Nodes that hand on what they are given.
 _SAME = frozenset({"Identity", "StopGradient", "Snapshot", "NoOp", "EnsureShape"})
 
 
-def _kinds(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 # What may make a constant: the same result whenever it is run.
-_FOLDED = _kinds(
+_FOLDED = words(
     """Abs AddV2 Add BroadcastTo Cast ConcatV2 Const Cos Exp ExpandDims Fill Identity Maximum
     Minimum Mul Neg Pack Pow Range ReadVariableOp RealDiv Relu Reshape Rsqrt Shape Sigmoid Sin
     Softplus Sqrt Square Squeeze StopGradient StridedSlice Sub Tanh Tile Transpose Unpack"""
 )
 
 # Each element of the output is a function of the same element of the inputs.
-_ELEMENTWISE = _kinds(
+_ELEMENTWISE = words(
     """Abs Add AddV2 Cast ClipByValue Div DivNoNan Elu Equal Erf Erfc Exp Expm1 Greater GreaterEqual
     LeakyRelu Less LessEqual Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul MulNoNan
     Neg OnesLike Pow RealDiv Reciprocal Relu Relu6 Rsqrt Select SelectV2 Selu Sigmoid Sign Softplus
