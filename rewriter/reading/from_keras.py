@@ -100,6 +100,15 @@ def _trace(flavour: Flavour, model: Any, args: tuple, kwargs: dict[str, Any]) ->
         ) from error
 
 
+def _masks(flavour: Flavour, layer: Any) -> bool:
+    """Whether a layer may make a mask of its own."""
+    if flavour.is_lambda(layer):
+        return getattr(layer, "mask", None) is not None
+    base = flavour.keras.layers.Layer
+    stock = bool(flavour.class_name(layer))
+    return not stock and type(layer).compute_mask is not base.compute_mask
+
+
 class _Reader:
     def __init__(self, flavour: Flavour):
         self.flavour = flavour
@@ -194,7 +203,7 @@ class _Reader:
         """The calls inside a user's function or layer, the last call so far, in its place.
 
         Only where each of them has an integer form, and the layer does nothing else: it has no
-        variables of its own, and does not ask whether it trains.
+        variables of its own, makes no mask, and does not ask whether it trains.
         """
         layer, flavour = call.layer, self.flavour
         if not isinstance(call.role, roles.Opaque) or not inside.may_be_read(flavour, call):
@@ -205,6 +214,7 @@ class _Reader:
             or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
             or not flavour.is_layer(layer)
             or flavour.own_variables(layer)
+            or _masks(flavour, layer)
         ):
             return None
         self.calls.pop()

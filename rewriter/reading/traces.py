@@ -103,7 +103,10 @@ def trace(
     ]
     try:
         wrapped = tf.compat.v1.wrap_function(lambda *x: tf.nest.flatten(function(*x)), specs)
-        frozen, graph = private_tensorflow.with_constants(wrapped)
+        frozen, graph = wrapped, wrapped.graph.as_graph_def()
+        if wrapped.captured_inputs or graph.library.function:
+            # Variables, and functions that are called; without them it is the graph already.
+            frozen, graph = private_tensorflow.with_constants(wrapped)
     except Exception:
         return None  # a function of a user's: whatever it raises, it stays what it is
     if len(frozen.outputs) != 1:

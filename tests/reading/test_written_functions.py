@@ -212,3 +212,38 @@ def test_a_failing_function_stays_opaque(flavour: str) -> None:
     made = model(flavour, lambda keras, x: layer(x))
     layer.calls = 1
     assert isinstance(from_keras.read(made).calls[-1].role, Opaque)
+
+
+@pytest.mark.parametrize("how", ["Lambda", "layer"])
+@both
+def test_a_layer_that_makes_a_mask_stays(flavour: str, how: str) -> None:
+    """What is inside would be read in its place, but the mask is made by the layer."""
+    keras = KERASES[flavour]
+    layers = keras.layers
+
+    class Doubled(layers.Layer):  # type: ignore[name-defined]
+        def call(self, inputs: Any) -> Any:
+            return 2 * inputs[:, 1:]
+
+        def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+            if flavour == "tf_keras":
+                return tf.reduce_any(tf.not_equal(inputs[:, 1:], 0), -1)
+            return keras.ops.any(keras.ops.not_equal(inputs[:, 1:], 0), -1)
+
+        def compute_output_shape(self, input_shape: Any) -> Any:
+            return (input_shape[0], 4, 3)
+
+    made: Any = Doubled()
+    if how == "Lambda":
+        own = Doubled().compute_mask
+        made = layers.Lambda(
+            lambda x: 2 * x[:, 1:], output_shape=(4, 3), mask=lambda x, mask=None: own(x)
+        )
+    inputs = keras.Input((5, 3))
+    x = layers.LSTM(2)(made(inputs))
+    model = keras.Model(inputs, layers.BatchNormalization()(x))
+    qat = rewriter.rewrite(model)
+    assert any(type(layer) is type(made) for layer in qat.layers)
+    data = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
+    data[:, 3:] = 0  # masked steps
+    np.testing.assert_array_equal(qat.predict(data, verbose=0), model.predict(data, verbose=0))
