@@ -113,6 +113,16 @@ def test_widths(keras, case, tmp_path):
     assert found.training.fault is None
 
 
+def test_a_row_of_pixels_is_not_pointwise(keras):
+    layers = keras.layers
+    stack = [
+        layers.Conv2D(3, size, name=f"k{number}")
+        for number, size in enumerate([1, (1, 3), (3, 1), (1, 1), 1])
+    ]
+    qat = rewriter.rewrite(keras.Sequential([keras.Input((8, 8, 3)), *stack]), "w4a8")
+    assert list(widths(qat).values()) == [[8], [8], [8], [4], [8]]  # the first and last: ends
+
+
 def test_one_scale_for_a_kernel(keras):
     qat = rewriter.rewrite(model(keras), "int8-per-tensor")
     assert {pair for found in bits(qat).values() for pair in found} == {(8, True)}

@@ -122,6 +122,15 @@ def test_entropy_leaves_outliers_out(seed):
     assert 2 < high < 20 and low >= seen(values)[0]
 
 
+def test_entropy_does_not_count_zeros():
+    """As after a ReLU: beside a peak of zeros nothing else would weigh anything."""
+    values = np.abs(np.random.default_rng(0).normal(size=20000))
+    some = range_methods.entropy((0.0, values.max()), recorded(values), STEPS)
+    many = np.concatenate([values, np.zeros(10**6)])
+    assert range_methods.entropy((0.0, values.max()), recorded(many), STEPS) == some
+    assert some[1] > 0.5 * values.max()
+
+
 @pytest.mark.parametrize("method", CALIBRATIONS)
 @pytest.mark.parametrize(
     "values", [np.zeros(100), np.ones(100), -np.ones(100), [0.0] * 99 + [1e6]], ids=str
