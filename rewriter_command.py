@@ -78,8 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     with contextlib.nullcontext() if args.debug else _quiet_libraries():
         from rewriter.cli import commands
-        from rewriter.errors import RewriterError
+        from rewriter.errors import RewriterError, RewriterWarning
 
+        if not args.debug:
+            warnings.simplefilter("always", RewriterWarning)
         try:
             commands.COMMANDS[args.command](args)
         except (RewriterError, OSError) as error:
@@ -115,6 +117,7 @@ def _quiet_libraries() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.showwarning = _show_warning
         for logger in loggers:
             logger.setLevel(logging.ERROR)
         try:
@@ -122,6 +125,11 @@ def _quiet_libraries() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """In one line, as errors are; those of the libraries are ignored before."""
+    sys.stderr.write(f"rewriter: warning: {' '.join(str(message).split())}\n")
 
 
 def _one_line(error: Exception) -> str:

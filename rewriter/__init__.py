@@ -8,7 +8,7 @@ from rewriter import layers
 from rewriter.checking.fold import fold
 from rewriter.checking.targets import check
 from rewriter.checking.verify import Verification, verify
-from rewriter.errors import RewriterError
+from rewriter.errors import RewriterError, RewriterWarning
 from rewriter.export import ExportReport, export_tflite
 from rewriter.quantization.fixed_point import Clip, FixedPoint, PowerOfTwo
 from rewriter.quantization.phases import get_phase, set_phase
@@ -44,6 +44,7 @@ __all__ = [
     "Quantized",
     "Recipe",
     "RewriterError",
+    "RewriterWarning",
     "Verification",
     "calibrate",
     "check",

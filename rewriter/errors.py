@@ -15,6 +15,10 @@ class LoadError(RewriterError):
     """A file could not be read as a Keras model or as data."""
 
 
+class RewriterWarning(UserWarning):
+    """Something that was done, but may not be what was meant; the command line shows it."""
+
+
 class SaveError(RewriterError):
     """A file could not hold a function of the model; the message names the layer."""
 

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import sys
-import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -237,18 +236,12 @@ def _load(args: Namespace) -> Any:
         except Exception as error:  # a module of the user's may raise anything
             raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
     probe.check(args.model)
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        model = load_model(
-            args.model,
-            flavour=args.keras,
-            allow_lambda=args.allow_lambda,
-            signature=args.signature,
-        )
-    for warning in said:
-        if issubclass(warning.category, UserWarning) and "lifted" in str(warning.message):
-            sys.stderr.write(f"rewriter: {warning.message}\n")
-    return model
+    return load_model(
+        args.model,
+        flavour=args.keras,
+        allow_lambda=args.allow_lambda,
+        signature=args.signature,
+    )
 
 
 def _source(

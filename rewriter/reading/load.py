@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter import keras_compat
-from rewriter.errors import LoadError, short
+from rewriter.errors import LoadError, RewriterWarning, short
 from rewriter.files import boundaries
 from rewriter.keras_compat import Flavour, flat_layers, stack, trust
 from rewriter.lifting import lift
@@ -88,6 +88,7 @@ def load_model(
             raise LoadError(f"{error} Nor can its graph be lifted: {second}") from error
         warnings.warn(
             f"The model is lifted from the graph of its signature, not loaded: {error}",
+            RewriterWarning,
             stacklevel=2,
         )
         return model

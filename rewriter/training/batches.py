@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter.errors import CalibrationError
+from rewriter.errors import CalibrationError, RewriterWarning
 from rewriter.keras_compat import input_of
 
 _WANTED = (
@@ -141,6 +141,7 @@ def _watched(batches: Iterator[Any]) -> Iterator[Any]:
             warnings.warn(
                 f"The data have given {_MANY} batches and do not say how many there are. If they "
                 "have no end, stop and give samples=.",
+                category=RewriterWarning,
                 stacklevel=4,
             )
         yield batch

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm.auto import tqdm
 
-from rewriter.errors import CalibrationError
+from rewriter.errors import CalibrationError, RewriterWarning
 from rewriter.keras_compat import input_of
 from rewriter.quantization import phases
 from rewriter.reading import from_keras
@@ -98,7 +98,7 @@ def calibrate(
         raise
     phases.set_phase(model, "quantize")
     if moving is not None:
-        warnings.warn(moving, stacklevel=2)
+        warnings.warn(moving, RewriterWarning, stacklevel=2)
     statistics.warn(model, first)
     return model
 

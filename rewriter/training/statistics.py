@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from rewriter.errors import RewriterWarning
 from rewriter.keras_compat.variables import read
 from rewriter.kernels.composed_norm import reestimating
 from rewriter.quantization import phases
@@ -98,5 +99,6 @@ def warn(model: Any, inputs: Any) -> None:
         "normalizes by the batch, and would be clipped by these ranges. Before training, run "
         "rewriter.set_phase(model, 'float') and rewriter.reestimate_batch_norm(model, data), and "
         "calibrate again; or freeze the statistics: rewriter.freeze_batch_norm(model).",
+        RewriterWarning,
         stacklevel=3,
     )

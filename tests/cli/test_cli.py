@@ -152,11 +152,16 @@ def test_convert_with_a_recipe_and_images(
         Image.new("RGB", (9, 9), (80 * i, 10, 10)).save(tmp_path / f"{i}.png")
     recipe = tmp_path / "recipe.json"
     recipe.write_text(rewriter.Recipe(range_momentum=0.5).to_json())
-    result = output_of(
-        capsys, "convert", folder / "keras.keras", "-o", tmp_path / "q.h5", "--recipe", recipe,
+    arguments = [
+        "convert", folder / "keras.keras", "-o", tmp_path / "q.h5", "--recipe", recipe,
         "--calibrate", tmp_path, "--scale", "1/255", "--offset", "-0.5", "--json",
-    )  # fmt: skip
-    assert json.loads(result)["calibrated"] is True
+    ]  # fmt: skip
+    assert main([str(argument) for argument in arguments]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["calibrated"] is True
+    # Three images, each of one colour: a warning of ours is shown, in one line; no one else's is.
+    assert shown.err.startswith("rewriter: warning: The moving statistics of ")
+    assert shown.err.count("\n") == 1
     assert rewriter.get_phase(load_model(tmp_path / "q.h5")) == "quantize"
 
 
