@@ -1,5 +1,5 @@
 """The command line: what its commands do, the data files that they read, and the demo.
 
-The parser is ``rewriter_command``, outside of the package. What may be done here: printing, and
+The parser is ``rewriter_parser``, outside of the package. What may be done here: printing, and
 anything that the other rooms offer; none of them imports this one.
 """

@@ -1,4 +1,4 @@
-"""What the commands do; their arguments are in :mod:`rewriter_command`."""
+"""What the commands do; their arguments are in :mod:`rewriter_parser`."""
 
 from __future__ import annotations
 
