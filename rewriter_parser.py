@@ -100,10 +100,7 @@ def parser() -> argparse.ArgumentParser:
             f"--{what}-type", choices=("int8", "uint8", "float32"),
             help=f"of all {what}s (default: {default[what]})",
         )  # fmt: skip
-    export.add_argument(
-        "--allow-float", action="store_true",
-        help="compute layers without an integer form in float, instead of refusing",
-    )  # fmt: skip
+    _allow_float(export)
     export.add_argument(
         "--batch", type=_batch, default=1, metavar="N",
         help="samples that the file takes at a time, or `any`: 1 until the application resizes "
@@ -191,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--seed", type=_count, default=0, metavar="N", help="of all that is random"
     )
-    _floating(quantize)
+    quantize.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+    _allow_float(quantize)
     quantize.add_argument(
         "--save-model", type=Path, metavar="FILE", help="keep the quantization-aware model, too"
     )
@@ -260,8 +258,7 @@ def _quantizing(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _floating(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--float-io", action="store_true", help="float inputs and outputs")
+def _allow_float(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-float", action="store_true",
         help="compute layers without an integer form in float, instead of refusing",

@@ -38,7 +38,7 @@ def original(flavour: str) -> Any:
     x = layers.ReLU()(norm(layers.Conv2D(4, 3, name="conv")(inputs)))
     x = layers.ReLU(6.0)(norm(layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)))
     y = norm(layers.SeparableConv2D(4, 3, padding="same", name="separable")(x))
-    x = layers.ReLU()(norm(layers.Add()([x, y]), name="alone"))
+    x = layers.ReLU()(norm(layers.Add()([x, y]), name="alone", epsilon=0.5))
     x = norm(layers.Conv2DTranspose(3, 2, strides=2, use_bias=False, name="transposed")(x))
     x = layers.AveragePooling2D(2)(x)
     x = layers.Conv2D(4, 1, activation="sigmoid", name="gate")(x)
