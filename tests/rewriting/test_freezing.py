@@ -52,6 +52,25 @@ def calibrated(flavour: str) -> Any:
 
 
 @both
+def test_every_layer_computes_the_same(flavour: str) -> None:
+    """Layer by layer: the normalization near the end would hide a wrong scale before it."""
+    keras = KERASES[flavour]
+    qat = calibrated(flavour)
+    frozen = rewriter.freeze(qat)
+    there = {layer.name for layer in frozen.layers}
+    names = [layer.name for layer in qat.layers[1:] if layer.name in there]
+    assert {"conv", "depthwise", "separable", "alone", "transposed", "gate", "steps"} <= set(names)
+    outputs = [
+        keras.Model(model.inputs, [model.get_layer(name).output for name in names])(X)
+        for model in (qat, frozen)
+    ]
+    for name, wanted, found in zip(names, *outputs, strict=True):
+        wanted, found = (np.asarray(value, np.float64) for value in (wanted, found))
+        noise = np.sum((found - wanted) ** 2)
+        assert 10 * np.log10(np.sum(wanted**2) / max(noise, 1e-30)) > 35, name
+
+
+@both
 def test_the_same_numbers(flavour: str, tmp_path: Path) -> None:
     """As the model in phase quantize, which stays as it is; and after saving."""
     qat = calibrated(flavour)
