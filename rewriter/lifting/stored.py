@@ -90,12 +90,16 @@ def _keys(meta: Any, where: str) -> dict[str, str]:
     flat = Flat(meta.graph_def, where, operators.ALLOWED | _RESTORING)
     flat.tensors([f"^{restore.partition(':')[0]}"])
     found = {}
+    texts: dict[Out, list[str]] = {}  # one list has the keys of all variables
     for node in flat.nodes:
         if node.op in ("Assign", "AssignVariableOp"):
             variable, value = (_behind(flat, out) for out in node.inputs[:2])
             source = flat.nodes[value.node]
             if source.op == "RestoreV2" and flat.nodes[variable.node].op in _VARIABLES:
-                names, slices = (_texts(flat, out) for out in source.inputs[1:3])
+                for out in source.inputs[1:3]:
+                    if out not in texts:
+                        texts[out] = _texts(flat, out)
+                names, slices = (texts[out] for out in source.inputs[1:3])
                 if value.index < min(len(names), len(slices)) and not slices[value.index]:
                     found[flat.nodes[variable.node].name] = names[value.index]
     return found
