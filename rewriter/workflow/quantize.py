@@ -12,8 +12,9 @@ import numpy as np
 
 from rewriter import keras_compat
 from rewriter.checking.verify import Verification, verify
-from rewriter.errors import RewriterError
+from rewriter.errors import ExportError, RewriterError
 from rewriter.export import ExportReport, export_tflite
+from rewriter.files import outputs as outputs_of_files
 from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import Plan, plan
 from rewriter.rewriting.recipe import Recipe
@@ -132,6 +133,10 @@ def quantize(
         out.
       OSError: if the file cannot be written.
     """
+    # Known before the work is done, not after.
+    refusal = outputs_of_files.refusal(output, (".tflite",), "A LiteRT file")
+    if refusal is not None:
+        raise ExportError(refusal)
     flavour = keras_compat.flavour_of(model)
     flavour.keras.utils.set_random_seed(seed)
     x = _inputs(model, data)

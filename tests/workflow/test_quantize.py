@@ -144,6 +144,18 @@ def test_bad_arguments(labels, options, message, data, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_output_that_cannot_be_is_known_before_the_work(data, tmp_path):
+    said = []
+    with pytest.raises(RewriterError, match="m.bin"):
+        rewriter.quantize(
+            rewriter.load_model(demo.MODEL),
+            data.x_train,
+            output=tmp_path / "m.bin",
+            say=said.append,
+        )
+    assert not said
+
+
 def test_the_command(data, tmp_path, capsys):
     np.savez(tmp_path / "train.npz", x=data.x_train, y=data.y_train)
     np.savez(tmp_path / "test.npz", x=data.x_test, y=data.y_test)
