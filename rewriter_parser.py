@@ -7,9 +7,15 @@ what a user reads with ``--help``, command by command.
 from __future__ import annotations
 
 import argparse
+import platform
 import textwrap
+from collections.abc import Sequence
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+import shtab
 
 # As in the package, which is not imported for them; a test compares.
 RECIPES = ("int8", "int8-per-tensor", "w4a8", "w4a8-small", "w2-dense")
@@ -20,7 +26,13 @@ TARGETS = (
     "nnapi",
 )  # fmt: skip
 
-_DATA_HELP = "an .npz or .npy file, or a folder of images"
+# What decides how a model is rewritten and computed: what a bug report should say.
+VERSIONS = ("tensorflow", "tf-keras", "keras", "ai-edge-litert", "numpy")
+
+_DATA_HELP = (
+    "an .npz or .npy file, a folder of images, a TFRecord file, or MODULE:FUNCTION, which returns "
+    "a tf.data.Dataset"
+)
 _QAT_HELP = "what `rewriter convert` wrote"
 
 _EXAMPLES = {
@@ -28,7 +40,8 @@ _EXAMPLES = {
         rewriter inspect trained.h5
         rewriter convert trained.h5 -o qat.keras --calibrate data.npz
         rewriter export qat.keras -o model.tflite
-        rewriter verify qat.keras model.tflite --data data.npz""",
+        rewriter verify qat.keras model.tflite --data data.npz
+        rewriter quantize trained.h5 --data train.npz --labels y --epochs 5 -o model.tflite""",
     "inspect": """
         rewriter inspect trained_saved_model
         rewriter inspect trained.keras --json""",
@@ -54,6 +67,10 @@ _EXAMPLES = {
         rewriter quantize saved_model --data images/ --labels folder --scale 1/255 -o model.tflite
         rewriter quantize trained.h5 --data train.npz --labels y --test test.npz --recipe w4a8 \\
             --epochs 10 --resume work/ -o model.tflite""",
+    "finetune": """
+        rewriter finetune qat.keras --data train.npz --labels y -o trained_qat.keras
+        rewriter finetune qat.keras --data images/ --teacher trained.keras --epochs 10 \\
+            --resume work/ -o trained_qat.keras""",
     "demo": """
         rewriter demo
         rewriter demo --epochs 2 --output demo_files""",
@@ -67,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a trained Keras model (tf_keras or Keras 3) into a quantization-aware "
         "one that can be fine-tuned, and that into an integer-only LiteRT file.",
         **_formatting("rewriter"),
+    )
+    top.add_argument("--version", action=_Version, help="show versions, for a bug report, and exit")
+    shtab.add_argument_to(
+        top, "--print-completion", help="print a completion script for this shell, and exit"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -154,40 +175,17 @@ def parser() -> argparse.ArgumentParser:
         "--data", type=Path, required=True, metavar="DATA",
         help=f"to calibrate and train on: {_DATA_HELP}",
     )  # fmt: skip
-    quantize.add_argument(
-        "--labels", metavar="NAME",
-        help="the array of the .npz files with the labels: classes, or numbers of the outputs' "
-        "shape; `folder`: each image's folder names its class",
-    )  # fmt: skip
+    _training_labels(quantize)
     quantize.add_argument(
         "--test", type=Path, metavar="DATA",
         help="to report on (default: every tenth sample, which is then not trained on)",
     )  # fmt: skip
     _quantizing(quantize)
-    training = quantize.add_argument_group("fine-tuning")
-    training.add_argument(
-        "--epochs", type=_count, default=0, metavar="N",
-        help="train so many; the best by the exported file's score is taken (default: none)",
-    )  # fmt: skip
-    training.add_argument(
-        "--learning-rate", type=_number, default=1e-4, metavar="X",
-        help="of Adam at the start; it falls to 0 as a cosine (default: %(default)s)",
-    )  # fmt: skip
-    training.add_argument(
-        "--batch-size", type=_positive, default=32, metavar="N",
-        help="samples in a step (default: %(default)s)",
-    )  # fmt: skip
+    training = _training(quantize, 0, "train so many (default: none)")
     training.add_argument(
         "--distill", action="store_true",
         help="train towards the trained model's outputs instead of the labels, as without any",
     )  # fmt: skip
-    training.add_argument(
-        "--resume", type=Path, metavar="DIR",
-        help="keep each epoch in this folder, and go on from what is there; removed at the end",
-    )  # fmt: skip
-    training.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of all that is random"
-    )
     quantize.add_argument("--float-io", action="store_true", help="float inputs and outputs")
     _allow_float(quantize)
     quantize.add_argument(
@@ -197,16 +195,57 @@ def parser() -> argparse.ArgumentParser:
     _loading(quantize)
     _json(quantize)
 
+    finetune = _command(commands, "finetune", "train a calibrated model, and keep the best epoch")
+    finetune.add_argument("model", type=Path, metavar="MODEL", help=_QAT_HELP)
+    _output(finetune, "FILE", "where to write: .keras or .h5; tf_keras: also a SavedModel folder")
+    finetune.add_argument(
+        "--data", type=Path, required=True, metavar="DATA", help=f"to train on: {_DATA_HELP}"
+    )
+    _training_labels(finetune)
+    finetune.add_argument(
+        "--teacher", type=Path, metavar="MODEL",
+        help="train towards the outputs of this model (the one before `convert`) instead of labels",
+    )  # fmt: skip
+    _training(finetune, 5, "train so many (default: %(default)s)")
+    _allow_float(finetune)
+    _data(finetune, "x, x_train, x_test", samples="all")
+    _loading(finetune)
+    _json(finetune)
+
     demo = _command(commands, "demo", "the whole way on handwritten digits, in about a minute")
     demo.add_argument(
         "--epochs", type=_positive, default=3, metavar="N",
         help="of fine-tuning (default: %(default)s)",
     )  # fmt: skip
     demo.add_argument("--output", type=Path, metavar="DIR", help="keep the files in this folder")
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
     return top
 
 
 _MODEL_HELP = "a SavedModel folder, a .keras file or an .h5 file"
+
+
+class _Version(argparse.Action):
+    """Writes the versions and ends; none of the packages is imported for it."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        lines = [f"rewriter {metadata.version('rewriter')}"]
+        lines += [f"  {name} {_installed(name)}" for name in VERSIONS]
+        lines.append(f"  Python {platform.python_version()} on {platform.platform()}")
+        parser.exit(0, "\n".join(lines) + "\n")
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "is not installed"
 
 
 def _formatting(command: str) -> dict:
@@ -258,6 +297,36 @@ def _quantizing(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _training_labels(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--labels", metavar="NAME",
+        help="the array or feature with the labels: classes, or numbers of the outputs' shape; "
+        "`folder`: each image's folder names its class",
+    )  # fmt: skip
+
+
+def _training(command: argparse.ArgumentParser, epochs: int, text: str) -> argparse._ArgumentGroup:
+    group = command.add_argument_group("fine-tuning")
+    group.add_argument(
+        "--epochs", type=_count, default=epochs, metavar="N",
+        help=f"{text}; the best by the exported file's score is taken",
+    )  # fmt: skip
+    group.add_argument(
+        "--learning-rate", type=_number, default=1e-4, metavar="X",
+        help="of Adam at the start; it falls to 0 as a cosine (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=_positive, default=32, metavar="N",
+        help="samples in a step (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="keep each epoch in this folder, and go on from what is there; removed at the end",
+    )  # fmt: skip
+    group.add_argument("--seed", type=_count, default=0, metavar="N", help="of all that is random")
+    return group
+
+
 def _allow_float(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-float", action="store_true",
@@ -297,6 +366,11 @@ def _data(command: argparse.ArgumentParser, preferred: str, samples: int | str =
         "--array", metavar="NAME",
         help="the array of the .npz file to use (default: the arrays called like the model's "
         f"inputs, or the only one, or the first of {preferred})",
+    )  # fmt: skip
+    group.add_argument(
+        "--features", type=Path, metavar="FILE",
+        help="what stands in the examples of a TFRecord file: JSON such as "
+        '{"image": {"type": "image"}, "label": {"type": "int64", "shape": []}}',
     )  # fmt: skip
     group.add_argument(
         "--samples", type=_samples, default=samples, metavar="N",

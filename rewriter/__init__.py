@@ -25,6 +25,7 @@ from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
+from rewriter.workflow.finetune import Finetuned, finetune
 from rewriter.workflow.quantize import Quantized, quantize
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "BatchNormPipeline",
     "Clip",
     "ExportReport",
+    "Finetuned",
     "FixedPoint",
     "LayerRule",
     "PerChannelQuantizer",
@@ -49,6 +51,7 @@ __all__ = [
     "calibrate",
     "check",
     "export_tflite",
+    "finetune",
     "fold",
     "freeze",
     "freeze_batch_norm",

@@ -28,6 +28,7 @@ from rewriter.rewriting.plan import plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
+from rewriter.workflow.finetune import finetune
 from rewriter.workflow.quantize import quantize
 
 
@@ -182,12 +183,37 @@ def _quantize(args: Namespace) -> None:
         allow_float=args.allow_float,
         resume=args.resume,
         progress=_progress(),
-        say=(lambda text: None) if args.json else lambda text: print(text, flush=True),
+        say=_say(args),
     )
     if args.save_model is not None:
         with replacing(args.save_model) as path:
             saving.save(result.model, path, args.save_model)
     _show(args, result, result.to_dict())
+
+
+def _finetune(args: Namespace) -> None:
+    _refuse_output(args, saving.MODELS, "A Keras model", args.data, args.teacher)
+    with replacing(args.output) as path:
+        model = _load(args)
+        read = data.read(
+            _source(args, args.data, data.FOR_CALIBRATION, args.labels), data.input_shapes(model)
+        )
+        result = finetune(
+            model,
+            read.inputs,
+            read.labels,
+            teacher=None if args.teacher is None else _load(args, args.teacher),
+            epochs=args.epochs,
+            learning_rate=args.learning_rate,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            allow_float=args.allow_float,
+            resume=args.resume,
+            say=_say(args),
+        )
+        saving.save(result.model, path, args.output)
+    values = {"path": str(args.output)} | result.to_dict()
+    _show(args, f"{result}\n{args.output}: the best epoch's model", values)
 
 
 def _demo(args: Namespace) -> None:
@@ -203,12 +229,17 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "check": _check,
     "verify": _verify,
     "quantize": _quantize,
+    "finetune": _finetune,
     "demo": _demo,
 }
 
 
 def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2) if args.json else text)
+
+
+def _say(args: Namespace) -> Callable[[str], None]:
+    return (lambda text: None) if args.json else lambda text: print(text, flush=True)
 
 
 def _input_shape(args: Namespace) -> Any:
@@ -227,7 +258,9 @@ def _progress() -> bool:
     return sys.stderr.isatty()
 
 
-def _load(args: Namespace) -> Any:
+def _load(args: Namespace, path: Path | None = None) -> Any:
+    """The model of the command, or the one at ``path``."""
+    path = args.model if path is None else path
     if args.imports and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
     for name in args.imports:
@@ -235,9 +268,9 @@ def _load(args: Namespace) -> Any:
             importlib.import_module(name)
         except Exception as error:  # a module of the user's may raise anything
             raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
-    probe.check(args.model)
+    probe.check(path)
     return load_model(
-        args.model,
+        path,
         flavour=args.keras,
         allow_lambda=args.allow_lambda,
         signature=args.signature,
@@ -255,6 +288,7 @@ def _source(
         offset=args.offset,
         samples=args.samples,
         preferred=preferred,
+        features=args.features,
     )
 
 

@@ -1,4 +1,4 @@
-"""Data for the command line: arrays from ``.npz`` and ``.npy`` files and folders of images."""
+"""Data for the command line: arrays from files, folders of images and functions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rewriter.cli import datasets
 from rewriter.errors import LoadError
 from rewriter.files import boundaries
 
@@ -26,8 +27,8 @@ class Source:
     """Where data comes from, and how stored values become the model's.
 
     Attributes:
-      path: an ``.npz`` or ``.npy`` file, or a folder of images (searched at all depths, in the
-        order of their names).
+      path: an ``.npz`` or ``.npy`` file, a folder of images (searched at all depths, in the order
+        of their names), a TFRecord file, or ``module:function`` (see :mod:`rewriter.cli.datasets`).
       array: the name of the array in an ``.npz`` file; None: all the model's inputs if they are
         there by name, else the only array, else the first of ``preferred`` that is there.
       labels: the name of the array with the labels; None for none. Of a folder of images,
@@ -36,6 +37,7 @@ class Source:
       offset: added after the factor.
       samples: use no more than this many, spread evenly over the data, as it is often sorted.
       preferred: see ``array``.
+      features: a JSON file that says what stands in a TFRecord file.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Source:
     offset: float = 0.0
     samples: int | None = None
     preferred: Sequence[str] = FOR_CALIBRATION
+    features: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +77,37 @@ def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
       LoadError: if there is no such file or array, or it cannot be read.
     """
     path = source.path
+    if datasets.is_function(path):
+        return _from_function(source, shapes)
     if not path.exists():
         raise LoadError(f"There is no file or folder {str(path)!r}.")
     with boundaries.data(path):
         if path.is_dir():
             return _from_images(source, shapes)
+        if datasets.is_records(path):
+            return _from_records(source, shapes)
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _from_array(source, loaded)
         with loaded:
             return _from_arrays(source, loaded, shapes)
+
+
+def _from_function(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+    for option, value in (("array", source.array), ("labels", source.labels)):
+        if value is not None:
+            raise LoadError(
+                f"{source.path} gives inputs, or pairs of inputs and labels: --{option} {value} "
+                "needs a file with names. Choose in the function."
+            )
+    values, labels = datasets.from_function(str(source.path), shapes, source.samples)
+    every = np.arange(len(next(iter(values.values()))))
+    return Data({name: _values(source, array, every) for name, array in values.items()}, labels)
+
+
+def _from_records(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+    columns = datasets.from_records(source.path, source.features, shapes, None, source.samples)
+    return _from_arrays(source, columns, shapes)
 
 
 def _from_array(source: Source, array: np.ndarray) -> Data:
@@ -97,7 +121,7 @@ def _from_array(source: Source, array: np.ndarray) -> Data:
 
 
 def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
-    names = _input_names(source, list(arrays.files), list(shapes))
+    names = _input_names(source, list(arrays), list(shapes))
     raw = {name: _samples(source, arrays[name], name) for name in names}
     labels = None
     if source.labels is not None:
@@ -142,8 +166,8 @@ def _no_array(source: Source, name: str, there: list[str]) -> str:
 
 
 def _labels(source: Source, arrays: Any) -> np.ndarray:
-    if source.labels not in arrays.files:
-        raise LoadError(_no_array(source, str(source.labels), list(arrays.files)))
+    if source.labels not in arrays:
+        raise LoadError(_no_array(source, str(source.labels), list(arrays)))
     labels = np.asarray(arrays[source.labels])
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]

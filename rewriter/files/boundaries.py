@@ -38,7 +38,7 @@ def model(path: object) -> contextlib.AbstractContextManager[None]:
 
 def data(path: object) -> contextlib.AbstractContextManager[None]:
     """Within, data are read from a file: raises LoadError only."""
-    expected = "Expected an .npz or .npy file of numbers, or a folder of images."
+    expected = "Expected an .npz or .npy file of numbers, a TFRecord file or a folder of images."
     return _boundary(LoadError, f"{str(path)!r} cannot be read as data", expected)
 
 

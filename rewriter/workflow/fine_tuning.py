@@ -59,9 +59,9 @@ class Progress:
         state = {"epochs": self.epochs, "best": self.best}
         write_bytes(self.folder / _STATE, json.dumps(state).encode())
 
-    def remove(self) -> None:
-        """Remove the folder, now that the output is there."""
-        if self.folder is not None and self.folder.is_dir():
+    def done(self, epochs: int) -> None:
+        """Remove the folder if so many have been run: now that the output is there."""
+        if self.epochs >= epochs and self.folder is not None and self.folder.is_dir():
             for name in (_STATE, _BEST, _LAST):
                 (self.folder / name).unlink(missing_ok=True)
             self.folder.rmdir()

@@ -12,17 +12,17 @@ import numpy as np
 
 from rewriter import keras_compat
 from rewriter.checking.verify import Verification, verify
-from rewriter.errors import ExportError, RewriterError
+from rewriter.errors import ExportError
 from rewriter.export import ExportReport, export_tflite
 from rewriter.files import outputs as outputs_of_files
-from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import Plan, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
-from rewriter.training.schedule import freeze_batch_norm
 from rewriter.workflow import tasks
-from rewriter.workflow.fine_tuning import Progress, fine_tune, run_file
+from rewriter.workflow.fine_tuning import run_file
+from rewriter.workflow.finetune import Training, train
+from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
 
 _VERIFIED = 256  # samples
 
@@ -139,113 +139,42 @@ def quantize(
         raise ExportError(refusal)
     flavour = keras_compat.flavour_of(model)
     flavour.keras.utils.set_random_seed(seed)
-    x = _inputs(model, data)
+    x = inputs_of(model, data)
     count = len(x[0])
-    train, held = _split(count)
-    if epochs and (not len(train) or not len(held)):
-        raise RewriterError(f"Fine-tuning needs at least 10 samples. Received: {count}.")
+    _, held = split(count)
+    if epochs:
+        check_enough(count)
     planned = plan(model)
     say(str(planned))
     qat = rewrite(model, recipe)
     sample = np.arange(min(calibration_samples, count)) * count // min(calibration_samples, count)
     structured = [values[sample] for values in x]
-    calibrate(qat, _packed(structured), method=method, progress=progress)
+    calibrate(qat, packed(structured), method=method, progress=progress)
     task, outputs = None, None
     if labels is not None or epochs:
-        outputs = _predicted(model, x)
-        if len(model.outputs) != 1:
-            raise RewriterError(
-                f"Labels and fine-tuning need a model with one output. Received: "
-                f"{len(model.outputs)}. Train it by your own loop, between calibrate and "
-                "export_tflite."
-            )
-        if labels is not None:
-            task = tasks.find(outputs, labels)
-            if len(task.labels) != count:
-                raise RewriterError(
-                    f"Data and labels differ in number. Received: {count} samples and "
-                    f"{len(task.labels)} labels."
-                )
-            say(f"task: {task.name}")
+        outputs = predicted(model, x)
+        task = tasks.of(model, outputs, labels, say)
     scores: list[float] = []
-    kept: Progress | None = None
+    kept = None
     if epochs and outputs is not None:
         aim = task if task is not None and not distill else tasks.imitation(outputs)
-        kept = Progress(None if resume is None else Path(resume), load_model)
-        if kept.read():
-            qat = kept.model()
-            say(f"going on after epoch {kept.epochs}")
-        freeze_batch_norm(qat)
-        held_out = (_packed([v[held] for v in x]), aim.labels[held])
-        scores = fine_tune(
-            qat,
-            dataclasses.replace(aim, labels=aim.labels[train]),
-            _packed([v[train] for v in x]),
-            held_out,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            kept=kept,
-            allow_float=allow_float,
-            say=say,
-        )
+        training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
+        qat, scores, kept = train(qat, aim, x, training)
     report = export_tflite(
         qat, output, float_io=float_io, allow_float=allow_float, batch_size=file_batch
     )
     test_x, test_labels = _test(model, task, test, x, held)
     few = [values[:_VERIFIED] for values in test_x]
-    verification = verify(qat, output, _packed(few), progress=progress)
+    verification = verify(qat, output, packed(few), progress=progress)
     found: dict[str, float] = {}
     if task is not None and test_labels is not None:
         for name, tested in (("float model", model), ("quantized model", qat)):
-            found[name] = task.score(_predicted(tested, test_x), test_labels)
+            found[name] = task.score(predicted(tested, test_x), test_labels)
         found["file"] = task.score(run_file(Path(output), list(test_x)), test_labels)
-    if kept is not None and kept.epochs >= epochs:
-        kept.remove()
+    if kept is not None:
+        kept.done(epochs)
     named = None if task is None else task.name
     return Quantized(qat, planned, report, verification, named, found, tuple(scores))
-
-
-def _inputs(model: Any, data: Any) -> list[np.ndarray]:
-    """The arrays in the order of the model's inputs."""
-    names = [tensor.name.split(":")[0] for tensor in model.inputs]
-    if isinstance(data, Mapping):
-        missing = [name for name in names if name not in data]
-        if missing:
-            raise RewriterError(
-                f"The data lacks the input {missing[0]!r}. Received: {sorted(data)}."
-            )
-        values = [np.asarray(data[name]) for name in names]
-    else:
-        several = data if isinstance(data, (list, tuple)) else [data]
-        values = [np.asarray(value) for value in several]
-    if len(values) != len(names):
-        raise RewriterError(
-            f"The model has {len(names)} inputs, {names}. Received: {len(values)} arrays."
-        )
-    lengths = {len(v) for v in values if v.ndim}
-    if len(lengths) != 1 or 0 in lengths:
-        raise RewriterError(
-            "All inputs need the same number of samples, at least one. "
-            f"Received: {sorted(lengths)}."
-        )
-    return values
-
-
-def _packed(values: list[np.ndarray]) -> Any:
-    return values[0] if len(values) == 1 else values
-
-
-def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The samples to train on, and every tenth, which is held out."""
-    held = np.arange(count) % 10 == 9
-    return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def _predicted(model: Any, x: list[np.ndarray]) -> np.ndarray:
-    outputs = model.predict(_packed(x), verbose=0)
-    first: np.ndarray = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-    return first
 
 
 def _test(
@@ -259,7 +188,7 @@ def _test(
     if test is None:
         places = held if len(held) else np.arange(len(x[0]))
         return [v[places] for v in x], None if task is None else task.labels[places]
-    inputs = _inputs(model, test[0])
+    inputs = inputs_of(model, test[0])
     if task is None or test[1] is None:
         return inputs, None
-    return inputs, tasks.find(_predicted(model, inputs), test[1]).labels
+    return inputs, tasks.find(predicted(model, inputs), test[1]).labels

@@ -36,6 +36,36 @@ class Task:
     shown: Callable[[float], str]
 
 
+def of(model: Any, outputs: np.ndarray, labels: Any, say: Callable[[str], None]) -> Task | None:
+    """The task of a model, or None where there are no labels.
+
+    Args:
+      model: with one output.
+      outputs: of all samples (N, ...).
+      labels: of the same, see :func:`find`, or None.
+      say: gets a line with its name.
+
+    Raises:
+      RewriterError: the model has several outputs, or the labels fit no task or these samples.
+    """
+    if len(model.outputs) != 1:
+        raise RewriterError(
+            f"Labels and fine-tuning need a model with one output. Received: "
+            f"{len(model.outputs)}. Train it by your own loop, between calibrate and "
+            "export_tflite."
+        )
+    if labels is None:
+        return None
+    task = find(outputs, labels)
+    if len(task.labels) != len(outputs):
+        raise RewriterError(
+            f"Data and labels differ in number. Received: {len(outputs)} samples and "
+            f"{len(task.labels)} labels."
+        )
+    say(f"task: {task.name}")
+    return task
+
+
 def find(outputs: np.ndarray, labels: Any) -> Task:
     """The task of a model with one output.
 

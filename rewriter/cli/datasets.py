@@ -1,0 +1,237 @@
+"""Data for the command line that TensorFlow reads: functions of the user's, and TFRecord files.
+
+Both are read into arrays: what calibrates, trains or verifies is chosen by number afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from rewriter.errors import LoadError, short
+
+Shapes = Mapping[str, tuple[int | None, ...]]
+RECORDS = (".tfrecord", ".tfrecords")
+_FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
+
+
+def is_function(path: Path) -> bool:
+    """Whether ``path`` is written as ``module:function``, and is no file."""
+    return bool(_FUNCTION.fullmatch(str(path))) and not path.exists()
+
+
+def is_records(path: Path) -> bool:
+    """Whether ``path`` is called like a TFRecord file, compressed or not."""
+    return bool(set(path.suffixes) & set(RECORDS))
+
+
+# --- functions --------------------------------------------------------------------------------
+
+
+def from_function(
+    name: str, shapes: Shapes, samples: int | None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Inputs by name and labels, from the dataset that a user's function returns.
+
+    Args:
+      name: ``module:function``; the module is looked for in the working directory, too. The
+        function takes no arguments and returns a ``tf.data.Dataset`` of inputs, or of pairs of
+        inputs and labels, in batches or one by one.
+      shapes: of the model's inputs, without the batch, by name.
+      samples: no more than the first so many; None: all that there are.
+
+    Raises:
+      LoadError: there is no such function, what it returns is no dataset for these inputs, or it
+        has no end and ``samples`` is None.
+    """
+    dataset = _called(name)
+    if not isinstance(dataset, tf.data.Dataset):
+        raise LoadError(f"{name} returns a tf.data.Dataset. Received: {type(dataset).__name__}.")
+    if samples is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise LoadError(f"The dataset of {name} has no end. Say how much to use: --samples 1000.")
+    rows: list[list[np.ndarray]] = []
+    count = 0
+    for inputs, labels in _elements(name, dataset, shapes):
+        rows.append([*inputs, *([] if labels is None else [labels])])
+        count += len(inputs[0])
+        if samples is not None and count >= samples:
+            break
+    if not rows:
+        raise LoadError(f"The dataset of {name} is empty.")
+    columns = [np.concatenate(parts)[:samples] for parts in zip(*rows, strict=True)]
+    values = dict(zip(shapes, columns, strict=False))
+    return values, columns[len(shapes)] if len(columns) > len(shapes) else None
+
+
+def _called(name: str) -> Any:
+    found = _FUNCTION.fullmatch(name)
+    if found is None:
+        raise LoadError(f"A function is written as module:function. Received: {name!r}.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
+    try:
+        function = getattr(importlib.import_module(found["module"]), found["function"])
+        return function()
+    except Exception as error:  # a module of the user's may raise anything
+        raise LoadError(f"{name}: {type(error).__name__}: {short(error)}.") from error
+
+
+def _elements(
+    name: str, dataset: tf.data.Dataset, shapes: Shapes
+) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
+    """Batches of the inputs in the model's order, and of the labels."""
+    for element in dataset:
+        # As in fit: a tuple is (inputs, labels[, weights]).
+        pair = isinstance(element, tuple)
+        inputs, labels = (
+            (element[0], element[1] if len(element) > 1 else None) if pair else (element, None)
+        )
+        values = _inputs(name, inputs, shapes)
+        first = next(iter(shapes.values()))
+        single = values[0].ndim == len(first)
+        if single:
+            values = [value[None] for value in values]
+        found = None if labels is None else np.asarray(labels)
+        yield values, found[None] if single and found is not None else found
+
+
+def _inputs(name: str, inputs: Any, shapes: Shapes) -> list[np.ndarray]:
+    if isinstance(inputs, Mapping):
+        missing = [key for key in shapes if key not in inputs]
+        if missing:
+            raise LoadError(
+                f"What {name} gives lacks the input {missing[0]!r}. Received: {sorted(inputs)}."
+            )
+        values = [inputs[key] for key in shapes]
+    else:
+        values = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+    if len(values) != len(shapes):
+        raise LoadError(
+            f"The model has the inputs {list(shapes)}. Received from {name}: {len(values)}."
+        )
+    arrays = [np.asarray(value) for value in values]
+    for (key, shape), array in zip(shapes.items(), arrays, strict=True):
+        if array.ndim not in (len(shape), len(shape) + 1):
+            raise LoadError(
+                f"The input {key!r} has the shape {shape}, with or without an axis of samples. "
+                f"Received from {name}: {array.shape}."
+            )
+    return arrays
+
+
+# --- TFRecord ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """How a feature of an example is stored, and what becomes of it."""
+
+    stored: tf.DType
+    shaped: bool  # whether the file says the shape, or the value itself does
+    value: Callable[[tf.Tensor, tuple[int, ...]], tf.Tensor]
+
+
+def _image(value: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    channels = shape[-1] if len(shape) == 3 else 0
+    pixels = tf.io.decode_image(value, channels=channels, expand_animations=False)
+    if len(shape) != 3:
+        return pixels
+    resized = tf.image.resize(pixels, shape[:2], antialias=True)
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def _bytes(value: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+    return tf.reshape(tf.io.decode_raw(value, tf.uint8), shape)
+
+
+_KINDS = {
+    "image": _Kind(tf.string, False, _image),
+    "bytes": _Kind(tf.string, False, _bytes),
+    "float32": _Kind(tf.float32, True, lambda value, shape: value),
+    "int64": _Kind(tf.int64, True, lambda value, shape: value),
+}
+
+
+def from_records(
+    path: Path, spec: Path | None, shapes: Shapes, wanted: list[str] | None, samples: int | None
+) -> dict[str, np.ndarray]:
+    """Columns of a TFRecord file by their names.
+
+    Args:
+      path: the file, compressed if it ends in ``.gz``.
+      spec: a JSON file, ``{name: {"type": ..., "shape": [...]}}`` for each feature. Types are
+        ``image`` (JPEG, PNG, BMP or GIF, resized to the model's input), ``bytes`` (raw uint8),
+        ``float32`` and ``int64``.
+      shapes: of the model's inputs, without the batch, by name.
+      wanted: the features to read; None: all.
+      samples: no more than the first so many; None: all.
+
+    Raises:
+      LoadError: the spec is missing or wrong, or an example does not fit it.
+    """
+    features = _spec(path, spec)
+    names = list(features) if wanted is None else wanted
+    for name in names:
+        if name not in features:
+            raise LoadError(f"{str(spec)!r} has no feature {name!r}. Received: {list(features)}.")
+    only = next(iter(shapes.values())) if len(shapes) == 1 else ()
+    described = {
+        name: tf.io.FixedLenFeature(
+            features[name][1] if features[name][0].shaped else (), features[name][0].stored
+        )
+        for name in names
+    }
+
+    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = tf.io.parse_single_example(record, described)
+        found = {}
+        for name, value in example.items():
+            kind, shape = features[name]
+            inner = tuple(int(size or 0) for size in shapes.get(name, only))
+            found[name] = kind.value(value, inner if kind is _KINDS["image"] else shape)
+        return found
+
+    compression = "GZIP" if path.suffix == ".gz" else ""
+    records = tf.data.TFRecordDataset(str(path), compression_type=compression)
+    records = records.take(-1 if samples is None else samples)
+    rows = list(records.map(parse, tf.data.AUTOTUNE).as_numpy_iterator())
+    if not rows:
+        raise LoadError(f"{str(path)!r} holds no examples.")
+    return {name: np.stack([row[name] for row in rows]) for name in names}
+
+
+def _spec(path: Path, spec: Path | None) -> dict[str, tuple[_Kind, tuple[int, ...]]]:
+    form = '{"name": {"type": "float32", "shape": [8, 8, 1]}, ...}'
+    if spec is None:
+        raise LoadError(
+            f"What stands in the examples of {str(path)!r} is not in the file. Say it: --features "
+            f"SPEC.json, with {form}; types are {', '.join(_KINDS)}."
+        )
+    try:
+        values = json.loads(spec.read_text())
+    except ValueError as error:
+        raise LoadError(f"{str(spec)!r} is no JSON: {error}. Expected {form}.") from error
+    if not isinstance(values, dict) or not values:
+        raise LoadError(f"{str(spec)!r} names no features. Expected {form}.")
+    found = {}
+    for name, value in values.items():
+        described = value if isinstance(value, dict) else {}
+        kind, shape = _KINDS.get(str(described.get("type"))), described.get("shape", [])
+        whole = isinstance(shape, list) and all(isinstance(s, int) and s > 0 for s in shape)
+        if kind is None or not whole:
+            raise LoadError(
+                f"{str(spec)!r}: the feature {name!r} is not as in {form}, with a type of "
+                f"{', '.join(_KINDS)}. Received: {value!r}."
+            )
+        found[name] = kind, tuple(shape)
+    return found

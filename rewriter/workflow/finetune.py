@@ -1,0 +1,154 @@
+"""Fine-tuning by itself: a calibrated model is trained, and its best epoch kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rewriter import keras_compat
+from rewriter.errors import RewriterError
+from rewriter.reading.load import load_model
+from rewriter.training.schedule import freeze_batch_norm
+from rewriter.workflow import tasks
+from rewriter.workflow.fine_tuning import Progress, fine_tune
+from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How to train; see :func:`finetune`."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    allow_float: bool
+    resume: str | Path | None
+    say: Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What :func:`finetune` has done.
+
+    Attributes:
+      model: with the weights of the best epoch.
+      task: what it was trained for.
+      epochs: the scores of the exported file after each epoch, the calibrated model's first, on
+        samples that were not trained on.
+      shown: those scores for people.
+    """
+
+    model: Any
+    task: str
+    epochs: tuple[float, ...]
+    shown: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only."""
+        return {"task": self.task, "epochs": list(self.epochs)}
+
+    def to_json(self) -> str:
+        """JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def __str__(self) -> str:
+        if not self.epochs:
+            return f"{self.task}: nothing was left to do"
+        best = max(range(len(self.epochs)), key=self.epochs.__getitem__)
+        return (
+            f"{self.task}: the file {self.shown[0]} before, {self.shown[best]} after the best epoch"
+        )
+
+
+def finetune(
+    qat: Any,
+    data: Any,
+    labels: Any = None,
+    *,
+    teacher: Any = None,
+    epochs: int = 5,
+    learning_rate: float = 1e-4,
+    batch_size: int = 32,
+    seed: int = 0,
+    allow_float: bool = False,
+    resume: str | Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Finetuned:
+    """Train a calibrated model; the best epoch by the exported file's score is kept.
+
+    Adam with a cosine from ``learning_rate`` to 0, the statistics of the normalizations frozen.
+    Every tenth sample is not trained on but scored on, by the file in LiteRT, after each epoch.
+
+    Args:
+      qat: a model in phase ``quantize``, as :func:`rewriter.calibrate` leaves it. It is trained.
+      data: inputs: an array (N, ...), or a list, tuple or dict of arrays by the model's inputs.
+      labels: of ``data``, see :func:`rewriter.quantize`.
+      teacher: train towards the outputs of this model instead (distillation, Hinton et al. 2015,
+        arXiv:1503.02531); labels are not needed then.
+      epochs: how many.
+      learning_rate: at the start.
+      batch_size: samples in a step.
+      seed: of all that is random.
+      allow_float: see :func:`rewriter.export_tflite`.
+      resume: a folder in which each epoch is kept, and from which training goes on. It is removed
+        when all are done.
+      say: gets a line after each epoch.
+
+    Raises:
+      RewriterError: neither labels nor a teacher, labels that fit no task, a model that is not
+        calibrated or has several outputs, or too few samples to hold some out.
+    """
+    if labels is None and teacher is None:
+        raise RewriterError("Fine-tuning needs labels, or a teacher. Received: neither.")
+    keras_compat.flavour_of(qat).keras.utils.set_random_seed(seed)
+    x = inputs_of(qat, data)
+    check_enough(len(x[0]))
+    if teacher is not None:
+        aim = tasks.imitation(predicted(teacher, inputs_of(teacher, data)))
+    else:
+        outputs = predicted(qat, x)
+        aim = tasks.of(qat, outputs, labels, say) or tasks.imitation(outputs)
+    training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
+    model, scores, kept = train(qat, aim, x, training)
+    kept.done(epochs)
+    return Finetuned(model, aim.name, tuple(scores), tuple(map(aim.shown, scores)))
+
+
+def train(
+    qat: Any, aim: tasks.Task, x: list[Any], training: Training
+) -> tuple[Any, list[float], Progress]:
+    """Go on from what is kept, or begin.
+
+    Args:
+      qat: a calibrated model.
+      aim: with a label for every sample.
+      x: the inputs in the model's order.
+      training: how.
+
+    Returns:
+      The model (another one if something was kept), the scores of the epochs run here, and what is
+      kept: for the caller to remove when its output is there.
+    """
+    rows, held = split(len(x[0]))
+    resume = training.resume
+    kept = Progress(None if resume is None else Path(resume), load_model)
+    if kept.read():
+        qat = kept.model()
+        training.say(f"going on after epoch {kept.epochs}")
+    freeze_batch_norm(qat)
+    scores = fine_tune(
+        qat,
+        dataclasses.replace(aim, labels=aim.labels[rows]),
+        packed([values[rows] for values in x]),
+        (packed([values[held] for values in x]), aim.labels[held]),
+        epochs=training.epochs,
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+        kept=kept,
+        allow_float=training.allow_float,
+        say=training.say,
+    )
+    return qat, scores, kept

@@ -1,0 +1,116 @@
+"""Every block of code in the README and the documentation runs, page by page, from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import documentation
+import rewriter
+import rewriter_command
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# What is no command of ours: installing and tests are what continuous integration does itself.
+_ELSEWHERE = re.compile(r"python3\.11 -m venv|pip install|\.ci/|python benchmarks/|mkdocs ")
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of the page's blocks."""
+    return [(match[1], match[2]) for match in _BLOCK.finditer(page.read_text())]
+
+
+def runnable(page: Path) -> bool:
+    return any(language in ("python", "sh") for language, _ in blocks(page))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return documentation.files(tmp_path_factory.mktemp("documentation"))
+
+
+@pytest.fixture
+def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of its own with the files that pages speak of."""
+    there = tmp_path / "page"
+    shutil.copytree(files, there)
+    monkeypatch.chdir(there)
+    monkeypatch.syspath_prepend(str(there))
+    yield there
+    sys.modules.pop(documentation.MODULE, None)
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if runnable(p)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = documentation.names()
+    for number, (language, text) in enumerate(blocks(page)):
+        place = f"{page.name}, block {number + 1}"
+        if language == "python":
+            exec(compile(text, place, "exec"), values)
+            documentation.keep(values, folder)
+        if language == "sh":
+            for line in text.replace("\\\n", " ").splitlines():
+                _run(line, place, capsys)
+
+
+def _run(line: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line, comments=True)
+    if not words or _ELSEWHERE.search(line):
+        return
+    assert words[0] == "rewriter", f"{place}: {line}"
+    if words[1:] == ["demo"]:
+        return  # has tests of its own
+    capsys.readouterr()
+    try:
+        code = rewriter_command.main(words[1:])
+    except SystemExit as end:  # as --version ends
+        code = end.code
+    assert code in (0, None), f"{place}: {line}\n{capsys.readouterr().err}"
+
+
+def test_the_pages_name_files_that_are_there() -> None:
+    missing = [
+        f"{page.name}: {target}"
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
+    assert not missing
+
+
+def test_every_error_has_its_entry() -> None:
+    """A class of errors without a heading and its messages in docs/errors.md."""
+    text = (ROOT / "docs" / "errors.md").read_text()
+    names = [
+        name
+        for name, value in vars(rewriter.errors).items()
+        if isinstance(value, type) and issubclass(value, (rewriter.RewriterError, UserWarning))
+    ]
+    assert len(names) > 8
+    assert [
+        n for n in names if f"## {n}\n" not in text or f"{{{{messages {n}}}}}" not in text
+    ] == []
+
+
+def test_every_command_has_its_entry() -> None:
+    from rewriter.cli import commands
+
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    assert [name for name in commands.COMMANDS if f"`rewriter {name}" not in text] == []
+
+
+def test_names_are_as_pages_expect_them() -> None:
+    values = documentation.names()
+    assert values["x_train"].dtype == np.float32 and len(values["x_train"]) == len(
+        values["y_train"]
+    )
