@@ -231,3 +231,27 @@ def test_help_does_not_wait_for_tensorflow() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert f"rewriter {rewriter.__version__}" in said
+    for version in (f"keras {keras.__version__}", f"numpy {np.__version__}"):
+        assert version in said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    script = tmp_path / "completion"
+    script.write_text(capsys.readouterr().out)
+    assert "--min-identical" in script.read_text()
+    if shell == "bash":  # completes as a shell would
+        line = f"source {script}; COMP_WORDS=(rewriter export --tar); COMP_CWORD=2; "
+        line += '_shtab_rewriter 2>/dev/null; echo "${COMPREPLY[@]}"'
+        found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert found.stdout.split() == ["--target"]
