@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.checking import probe, targets
+from rewriter.checking import targets
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
-from rewriter.cli import data, saving
+from rewriter.cli import arguments, data, saving
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
 from rewriter.files.replacing import replacing
 from rewriter.lifting import lift
-from rewriter.reading.load import load_model
 from rewriter.rewriting.plan import plan
-from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.workflow.finetune import finetune
@@ -33,7 +28,7 @@ from rewriter.workflow.quantize import quantize
 
 
 def _inspect(args: Namespace) -> None:
-    model = _load(args)
+    model = arguments.model(args)
     result = plan(model)
     how = lift.of(model)
     text = f"{result}\n{how}" if how is not None else str(result)
@@ -42,17 +37,19 @@ def _inspect(args: Namespace) -> None:
 
 
 def _convert(args: Namespace) -> None:
-    recipe, file = _recipe(args.recipe)
-    _refuse_output(args, saving.MODELS, "A Keras model", file, args.calibrate)
+    recipe, file = arguments.recipe(args.recipe)
+    arguments.refuse_output(args, saving.MODELS, "A Keras model", file, args.calibrate)
     # Entered first: an output that cannot be written is known before the work is done.
     with replacing(args.output) as path:
-        model = _load(args)
-        source = _source(args, args.calibrate, data.FOR_CALIBRATION) if args.calibrate else None
-        planned = plan(model, recipe, input_shape=_input_shape(args))
-        qat = rewrite(model, recipe, input_shape=_input_shape(args))
+        model = arguments.model(args)
+        source = (
+            arguments.source(args, args.calibrate, data.FOR_CALIBRATION) if args.calibrate else None
+        )
+        planned = plan(model, recipe, input_shape=arguments.input_shape(args))
+        qat = rewrite(model, recipe, input_shape=arguments.input_shape(args))
         if source is not None:
             values = data.read(source, data.input_shapes(qat)).inputs
-            calibrate(qat, values, progress=_progress(), method=args.method)
+            calibrate(qat, values, progress=arguments.progress(), method=args.method)
         saving.save(qat, path, args.output)
     state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
     text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
@@ -64,20 +61,10 @@ def _convert(args: Namespace) -> None:
     )
 
 
-def _recipe(given: str | None) -> tuple[Recipe | None, Path | None]:
-    """The recipe of that name or in that file, and the file."""
-    if given is None:
-        return None, None
-    file = Path(given)
-    if file.exists() or file.suffix:
-        return Recipe.load(file), file
-    return Recipe.named(given), None
-
-
 def _export(args: Namespace) -> None:
-    _refuse_output(args, (".tflite",), "A LiteRT file")
+    arguments.refuse_output(args, (".tflite",), "A LiteRT file")
     report = export_tflite(
-        _load(args),
+        arguments.model(args),
         args.output,
         float_io=args.float_io,
         input_type=args.input_type,
@@ -86,7 +73,7 @@ def _export(args: Namespace) -> None:
         batch_size=args.batch,
         c_array=args.c_array,
         target=args.target,
-        input_shape=_input_shape(args),
+        input_shape=arguments.input_shape(args),
     )
     _show(args, report, report.to_dict())
 
@@ -99,10 +86,12 @@ def _check(args: Namespace) -> None:
 
 
 def _verify(args: Namespace) -> None:
-    model = _load(args)
-    source = _source(args, args.data, data.FOR_VERIFICATION, args.labels)
+    model = arguments.model(args)
+    source = arguments.source(args, args.data, data.FOR_VERIFICATION, args.labels)
     read = data.read(source, data.input_shapes(model))
-    result = verify(model, args.file, read.inputs, kernels=args.kernels, progress=_progress())
+    result = verify(
+        model, args.file, read.inputs, kernels=args.kernels, progress=arguments.progress()
+    )
     text, values = str(result), result.to_dict()
     if read.labels is not None:
         if read.labels.ndim != 1 or read.labels.dtype.kind not in "iu":
@@ -153,18 +142,20 @@ def _require_identical(comparison: Comparison, share: float) -> None:
 
 
 def _quantize(args: Namespace) -> None:
-    recipe, file = _recipe(args.recipe)
-    _refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
+    recipe, file = arguments.recipe(args.recipe)
+    arguments.refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
     if args.save_model is not None:
         refusal = outputs.refusal(args.save_model, saving.MODELS, "A Keras model", (args.model,))
         if refusal is not None:
             raise RewriterError(refusal)
-    model = _load(args)
+    model = arguments.model(args)
     shapes = data.input_shapes(model)
-    read = data.read(_source(args, args.data, data.FOR_CALIBRATION, args.labels), shapes)
+    read = data.read(arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels), shapes)
     test = None
     if args.test is not None:
-        found = data.read(_source(args, args.test, data.FOR_VERIFICATION, args.labels), shapes)
+        found = data.read(
+            arguments.source(args, args.test, data.FOR_VERIFICATION, args.labels), shapes
+        )
         test = (found.inputs, found.labels)
     result = quantize(
         model,
@@ -182,8 +173,8 @@ def _quantize(args: Namespace) -> None:
         float_io=args.float_io,
         allow_float=args.allow_float,
         resume=args.resume,
-        progress=_progress(),
-        say=_say(args),
+        progress=arguments.progress(),
+        say=arguments.say(args),
     )
     if args.save_model is not None:
         with replacing(args.save_model) as path:
@@ -192,24 +183,25 @@ def _quantize(args: Namespace) -> None:
 
 
 def _finetune(args: Namespace) -> None:
-    _refuse_output(args, saving.MODELS, "A Keras model", args.data, args.teacher)
+    arguments.refuse_output(args, saving.MODELS, "A Keras model", args.data, args.teacher)
     with replacing(args.output) as path:
-        model = _load(args)
+        model = arguments.model(args)
         read = data.read(
-            _source(args, args.data, data.FOR_CALIBRATION, args.labels), data.input_shapes(model)
+            arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels),
+            data.input_shapes(model),
         )
         result = finetune(
             model,
             read.inputs,
             read.labels,
-            teacher=None if args.teacher is None else _load(args, args.teacher),
+            teacher=None if args.teacher is None else arguments.model(args, args.teacher),
             epochs=args.epochs,
             learning_rate=args.learning_rate,
             batch_size=args.batch_size,
             seed=args.seed,
             allow_float=args.allow_float,
             resume=args.resume,
-            say=_say(args),
+            say=arguments.say(args),
         )
         saving.save(result.model, path, args.output)
     values = {"path": str(args.output)} | result.to_dict()
@@ -236,67 +228,6 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 
 def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
     print(json.dumps(values, indent=2) if args.json else text)
-
-
-def _say(args: Namespace) -> Callable[[str], None]:
-    return (lambda text: None) if args.json else lambda text: print(text, flush=True)
-
-
-def _input_shape(args: Namespace) -> Any:
-    """Of the only input, or by name; None if none was given."""
-    if not args.input_shape:
-        return None
-    named = dict(args.input_shape)
-    if len(args.input_shape) == 1 and None in named:
-        return named[None]
-    if None in named or len(named) < len(args.input_shape):
-        raise RewriterError("--input-shape of several inputs: give each once, as NAME=SIZES.")
-    return named
-
-
-def _progress() -> bool:
-    return sys.stderr.isatty()
-
-
-def _load(args: Namespace, path: Path | None = None) -> Any:
-    """The model of the command, or the one at ``path``."""
-    path = args.model if path is None else path
-    if args.imports and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
-    for name in args.imports:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a module of the user's may raise anything
-            raise LoadError(f"--import {name}: {type(error).__name__}: {error}.") from error
-    probe.check(path)
-    return load_model(
-        path,
-        flavour=args.keras,
-        allow_lambda=args.allow_lambda,
-        signature=args.signature,
-    )
-
-
-def _source(
-    args: Namespace, path: Path, preferred: tuple[str, ...], labels: str | None = None
-) -> data.Source:
-    return data.Source(
-        path,
-        array=args.array,
-        labels=labels,
-        scale=args.scale,
-        offset=args.offset,
-        samples=args.samples,
-        preferred=preferred,
-        features=args.features,
-    )
-
-
-def _refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: Any) -> None:
-    """Before the work is done: outputs that would take the place of something else."""
-    refusal = outputs.refusal(args.output, suffixes, what, (args.model, *more))
-    if refusal is not None:
-        raise RewriterError(refusal)
 
 
 def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:

@@ -72,7 +72,10 @@ def test_inputs_alone(here: Path) -> None:
 @pytest.mark.parametrize("name", ["named", "several"])
 def test_several_inputs(name: str, here: Path) -> None:
     found = read(function(name), TWO).inputs
-    assert [(k, v.shape, v.mean()) for k, v in found.items()] == [("a", (5, 2), 0), ("b", (5, 3), 1)]
+    assert [(k, v.shape, v.mean()) for k, v in found.items()] == [
+        ("a", (5, 2), 0),
+        ("b", (5, 3), 1),
+    ]
 
 
 def test_no_more_than_asked(here: Path) -> None:
@@ -193,7 +196,11 @@ def test_without_a_spec(tmp_path: Path) -> None:
 
 
 def test_damaged(tmp_path: Path) -> None:
-    source = records(tmp_path / "a.tfrecord", [{"a": np.float32([1, 2])}], {"a": {"type": "float32", "shape": [2]}})
+    source = records(
+        tmp_path / "a.tfrecord",
+        [{"a": np.float32([1, 2])}],
+        {"a": {"type": "float32", "shape": [2]}},
+    )
     source.path.write_bytes(source.path.read_bytes()[:-3])
     with pytest.raises(LoadError, match="damaged or incomplete"):
         read(source, {"a": (2,)})
