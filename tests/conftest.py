@@ -17,21 +17,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TF_ENABLE_ONEDNN_OPTS=1 pytest -m kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-_PARTS = 8  # of what is marked as wide: one a day
+_PARTS = {"wide": 8, "slow": 3}  # of what is marked so one part runs, another one every day
 _KERNELS = ("kernels", "layers", "training")  # folders
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     everything = os.environ.get("REWRITER_WIDE", "0") != "0"
-    today = datetime.date.today().toordinal() % _PARTS
+    today = datetime.date.today().toordinal()
     kept, left = [], []
     for item in items:
         if item.path.parent.name in _KERNELS:
             item.add_marker(pytest.mark.kernels)
+        parts = max((n for name, n in _PARTS.items() if item.get_closest_marker(name)), default=1)
         # The part of a test depends on its name alone.
-        part = zlib.crc32(item.nodeid.encode()) % _PARTS
-        left_out = not everything and item.get_closest_marker("wide") and part != today
-        (left if left_out else kept).append(item)
+        part = zlib.crc32(item.nodeid.encode()) % parts
+        (kept if everything or part == today % parts else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
 

@@ -173,6 +173,7 @@ def test_files_of_the_peers() -> None:
     assert all(len(values) == 3 and min(values) > 0 for values in times.values())
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_conversion_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,7 +208,6 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_process_writes_one_line_and_fails(tmp_path: Path) -> None:
     result = command("inspect", str(tmp_path / "nothing.keras"))
     assert result.returncode == 1
@@ -216,7 +215,6 @@ def test_a_process_writes_one_line_and_fails(tmp_path: Path) -> None:
     assert result.stderr.startswith("rewriter: error: ") and result.stderr.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_process_writes_json_only(converted: tuple[Path, Path], folder: Path) -> None:
     result = command("verify", *map(str, converted), "--data", f"{folder}/data.npz", "--json")
     assert (result.returncode, result.stderr) == (0, "")

@@ -24,7 +24,6 @@ def test_the_shipped_model_is_small() -> None:
     assert sum(f.stat().st_size for f in demo.MODEL.rglob("*") if f.is_file()) < 300_000
 
 
-@pytest.mark.slow
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "new" / "folder"
     assert main(["demo", "--epochs", "1", "--output", str(output)]) == 0

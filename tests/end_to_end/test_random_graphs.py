@@ -166,6 +166,7 @@ def check(keras: ModuleType, draw: Any, seed: int) -> None:
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERASES)
 def test_random_graphs_are_rewritten_exactly(name: str) -> None:
     @settings(

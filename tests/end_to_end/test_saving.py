@@ -186,6 +186,7 @@ def test_clone_model(kind):
     assert np.array_equal(np.asarray(again(X, training=False)), np.asarray(qat(X, training=False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KERASES)
 def test_a_model_deeper_than_the_recursion_limit(kind, tmp_path, request):
     # Keras walks graphs by recursion: the original is just within Python's limit.

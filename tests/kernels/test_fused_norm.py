@@ -200,6 +200,7 @@ print("outside for XLA:", sum(op.type == "FusedBatchNormV3" for op in ops))
     assert "outside for XLA: 0" in done.stdout
 
 
+@pytest.mark.slow
 def test_with_the_kernels_of_onednn():
     """All of the above where TensorFlow really exchanges them."""
     done = subprocess.run(

@@ -120,6 +120,7 @@ def test_a_batch_is_quantized_within_its_range(kind):
         np.testing.assert_allclose(part, expected, atol=1e-3 * (high - low) / 255)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KERASES)
 def test_wide_and_narrow_tensors_of_a_concatenation(kind):
     """Training does not cut off what calibration has seen."""
