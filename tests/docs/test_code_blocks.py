@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -61,6 +62,18 @@ def test_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         if language == "sh":
             for line in text.replace("\\\n", " ").splitlines():
                 _run(line, place, capsys)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda page: page.stem)
+def test_notebooks(page: Path, folder: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib", reason="plots: pip install -e '.[samples]'")
+    matplotlib.use("Agg")
+    values = {"__name__": "notebook"}
+    for number, cell in enumerate(json.loads(page.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{page.name}, cell {number}", "exec"), values)
+            assert cell["outputs"] or number < 3, f"{page.name}: cell {number} has not been run"
+    assert values["shares"]["w4_tuned.tflite"] > values["shares"]["w4.tflite"]
 
 
 def _run(line: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:
