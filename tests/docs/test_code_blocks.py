@@ -19,6 +19,7 @@ import rewriter_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FIRST = ("README.md", "index.md")  # which are always run
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What is no command of ours: installing and tests are what continuous integration does itself.
 _ELSEWHERE = re.compile(r"python3\.11 -m venv|pip install|\.ci/|python benchmarks/|mkdocs ")
@@ -49,8 +50,17 @@ def folder(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     sys.modules.pop(documentation.MODULE, None)
 
 
+def _named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if runnable(p)], ids=lambda page: str(page.relative_to(ROOT))
+    "page",
+    [
+        pytest.param(p, id=_named(p), marks=[] if p.name in FIRST else [pytest.mark.slow])
+        for p in PAGES
+        if runnable(p)
+    ],
 )
 def test_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = documentation.names()
