@@ -133,8 +133,8 @@ ROWS: dict[str, tuple[int, Callable[..., dict[str, float]]]] = {
     "float": (1, float_model),
     "TensorFlow PTQ int8": (1, tensorflow_ptq),
     **{f"calibrated int8, {m}": (1, calibrated("int8", m)) for m in CALIBRATIONS},
-    **{f"calibrated {r}, minmax": (1, calibrated(r, "minmax")) for r in TUNED[1:]},
-    **{f"fine-tuned {r}, minmax": (3, fine_tuned(r, "minmax")) for r in TUNED},
+    **{f"calibrated {r}, percentile": (1, calibrated(r, "percentile")) for r in TUNED[1:]},
+    "fine-tuned int8, minmax": (3, fine_tuned("int8", "minmax")),
     **{f"fine-tuned {r}, percentile": (3, fine_tuned(r, "percentile")) for r in TUNED},
 }
 

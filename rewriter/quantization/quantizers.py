@@ -29,8 +29,9 @@ from rewriter.quantization.scalars import initializer
 UNSET_MIN = float("inf")  # the neutral elements of min and max: nothing observed yet
 UNSET_MAX = float("-inf")
 
-# How calibration makes a range of what it has seen; the first is the default.
+# How calibration makes a range of what it has seen; the first is what a range is without any.
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
+DEFAULT_CALIBRATION = "percentile"  # of a recipe, by benchmarks/ACCURACY.md
 
 
 def calibration_method(name: Any) -> str:

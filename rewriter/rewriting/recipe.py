@@ -18,7 +18,8 @@ from rewriter.reading.hosts import Kernel
 from rewriter.reading.roles import Host
 from rewriter.rewriting import layer_rules
 
-_LATER = ("calibration", "layers", "end_bits")  # fields that the first recipes had not
+# Fields that the first recipes had not, and what those meant: a file without them means that still.
+_LATER: dict[str, Any] = {"calibration": "minmax", "layers": (), "end_bits": grids.BITS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Recipe:
         and ``phases`` if wanted), a :class:`BatchNormPipeline`, or several of them; of several
         that match a layer the first counts.
       calibration: how calibration makes ranges of what it has seen; see
-        :func:`rewriter.calibrate`.
+        :func:`rewriter.calibrate`. The default is what keeps most of a model's decisions
+        (``benchmarks/ACCURACY.md``); JSON without this field means ``"minmax"``.
       layers: rules for single layers, as :class:`LayerRule` or mappings:
         ``[{"match": "block_*", "kernel_bits": 4}]``.
       end_bits: width of the kernels of the first and the last linear layer where a rule for more
@@ -52,7 +54,7 @@ class Recipe:
     activation_quantizer: Any = None
     range_momentum: float = 0.99
     batch_norm_pipeline: Any = None
-    calibration: str = quantizers.CALIBRATIONS[0]
+    calibration: str = quantizers.DEFAULT_CALIBRATION
     layers: Any = ()
     end_bits: int = grids.BITS
 
@@ -81,7 +83,7 @@ class Recipe:
         result: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in _LATER and value == field.default:
+            if field.name in _LATER and value == _LATER[field.name]:
                 continue  # so that an earlier version reads it, too
             if field.name == "batch_norm_pipeline":
                 value = [pipeline.to_dict() for pipeline in value]
@@ -106,7 +108,7 @@ class Recipe:
         if unknown:
             raise RecipeError(f"Unknown recipe field {unknown[0]!r}. Known fields: {known}.")
         with boundaries.recipe("The recipe"):
-            return cls(**values)
+            return cls(**_LATER | dict(values))
 
     def to_json(self) -> str:
         """The recipe as JSON text."""
