@@ -12,7 +12,7 @@ import numpy as np
 
 from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour
-from rewriter.reading import contractions, stock_activations, stock_functions
+from rewriter.reading import contractions, layer_norms, stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import Operation, affine, axes_of, is_floating, reshape, resize
 from rewriter.reading.stock_activations import Reader
@@ -218,6 +218,7 @@ _IDENTITIES = (
 
 LAYERS: dict[str, Reader] = {
     **stock_activations.LAYERS,
+    **layer_norms.LAYERS,
     **dict.fromkeys(_IDENTITIES, _named("identity")),
     "PReLU": _prelu,
     "Add": _named("add"),
