@@ -6,6 +6,7 @@ multiplication takes halves away from zero (``reference/integer_ops``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 from rewriter.errors import RewriterError
 from rewriter.grid import BITS
 from rewriter.litert.integer_elementwise import operands
-from rewriter.litert.integer_fixed_point import multiply_tensor, quantize_multiplier
+from rewriter.litert.integer_fixed_point import multiply_by, multiply_tensor, quantize_multiplier
 from rewriter.program import Operator, Quantization
 
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
@@ -83,17 +84,15 @@ def _batch_matmul(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
 
 
 def _mean(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """A sum in int32 over the count, halves away from zero: LiteRT's, where both grids are one."""
+    """An integer sum, and one fixed-point multiplication that divides by the count, too."""
     source, output = _grids(operator)
-    if source != output:
-        raise RewriterError(
-            "MEAN of int16 is computed where input and output share one quantization. "
-            f"Received: {source} and {output}."
-        )
     axes = [axis % q.shape.rank for axis in operator.attributes["axes"]]
-    count = tf.reduce_prod(tf.gather(tf.shape(q), axes))
+    count = math.prod(int(q.shape[axis]) for axis in axes)
     sums = tf.reduce_sum(q, axis=axes, keepdims=operator.attributes.get("keepdims", False))
-    return tf.sign(sums) * ((tf.abs(sums) + count // 2) // count)
+    multiplier, shift = quantize_multiplier(_ratio(source, output))
+    more = min(count.bit_length() - 1, 32, 31 + shift)
+    result = multiply_by(sums, (multiplier << more) // count, shift - more)
+    return tf.clip_by_value(result, _LOWEST, _HIGHEST)
 
 
 def _reciprocal_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:

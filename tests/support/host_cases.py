@@ -88,7 +88,7 @@ CASES: dict[str, Case] = {
     "Dense_rank_5": Case(lambda k: k.Dense(5), VOLUME),
     "EinsumDense": Case(lambda k: k.EinsumDense("abc,cd->abd", (11, 5), bias_axes="d"), LINE),
     "EinsumDense_two_sums": Case(
-        lambda k: k.EinsumDense("...xy,xyz->...z", (7, 5), bias_axes="z"), IMAGE
+        lambda k: k.EinsumDense("abxy,xyz->abz", (7, 5), bias_axes="z"), IMAGE
     ),
     "TimeDistributed_Dense": Case(lambda k: k.TimeDistributed(k.Dense(5)), LINE),
     "TimeDistributed_Conv2D": Case(
