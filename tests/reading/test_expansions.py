@@ -67,3 +67,14 @@ def test_masked_attention_stays_in_float(given: Any, flavour: str) -> None:
     qat = rewriter.rewrite(model)
     np.testing.assert_allclose(np.asarray(qat(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
     assert not np.allclose(np.asarray(qat(x)), np.asarray(_weights(k, {})(x)))
+
+
+@both
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_softmax_with_a_mask_stays_in_float(keyword: bool, flavour: str) -> None:
+    k = KERASES[flavour]
+    k.backend.clear_session()
+    x, mask = k.Input((6, 4)), k.Input((6, 4), dtype="bool")
+    softmax = k.layers.Softmax(name="softmax")
+    y = softmax(x, mask=mask) if keyword else softmax(x, mask)
+    assert rewriter.plan(k.Model([x, mask], y)).float_layers == ("softmax",)
