@@ -190,6 +190,13 @@ class Flavour(Names, Calls):
         """Whether this stock layer puts the n/(n-1) corrected variance into its average."""
         raise NotImplementedError
 
+    def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
+        """Whether a ``TimeDistributed`` calls its layer for one step after the other.
+
+        ``batch``: the number of samples, where it is fixed.
+        """
+        raise NotImplementedError
+
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         """Whether the stock layer would use the fused kernel for this axis (from 0 on)."""
         raise NotImplementedError

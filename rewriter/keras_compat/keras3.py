@@ -97,6 +97,9 @@ class Keras3(Flavour):
     def bessel_correction(self, batch_norm: Any) -> bool:
         return False
 
+    def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
+        return True
+
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         return False
 

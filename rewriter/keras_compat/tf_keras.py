@@ -18,13 +18,17 @@ from rewriter.keras_compat.base import Flavour, variable_dtype
 # By the names of ``keras.ops``: it puts an operation of its own around each.
 _FUNCTIONS: dict[str, Any] = {
     "clip": tf.clip_by_value,
+    "einsum": tf.einsum,
     "gelu_tanh": functools.partial(tf.nn.gelu, approximate=True),
     "max": tf.reduce_max,
     "maximum": tf.maximum,
     "mean": tf.reduce_mean,
     "minimum": tf.minimum,
+    "multiply": tf.multiply,
     "negative": tf.negative,
     "pad": tf.pad,
+    "reshape": tf.reshape,
+    "softmax": tf.nn.softmax,
     "square": tf.square,
     "stack": tf.stack,
     "sum": tf.reduce_sum,
@@ -123,6 +127,9 @@ class TfKeras(Flavour):
 
     def bessel_correction(self, batch_norm: Any) -> bool:
         return bool(batch_norm.fused)
+
+    def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
+        return bool(batch) and not wrapper._always_use_reshape
 
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         return rank in (4, 5) and axis in (1, rank - 1) and dtype != "float64"

@@ -26,6 +26,7 @@ from rewriter.litert.integer_kernels import delegated, product, vectorized
 from rewriter.program import Operator
 from rewriter.quantization import phases, quantizers
 from rewriter.quantization.pipeline import VARIABLES
+from rewriter.reading import hosts
 
 _PER_CHANNEL, _PER_TENSOR, _KEPT = "per channel", "per tensor", "kept"  # where a scale comes from
 
@@ -70,13 +71,23 @@ class _Operator:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the kernel in the layer."""
-        return tuple(getattr(self.host.host, self.host.kernel_names[self.index]).shape)
+        shape = tuple(getattr(self.host.host, self.host.kernel_names[self.index]).shape)
+        return hosts.flat_sizes(shape, self._axes) if self._is_matrix else shape
+
+    @property
+    def _axes(self) -> tuple[int, ...]:
+        return self.host.row.kernels[self.index].channel_axes
+
+    @property
+    def _is_matrix(self) -> bool:
+        """Whether it is a matrix product on the device, whatever axes the kernel has."""
+        return self.kind == "FULLY_CONNECTED"
 
     @property
     def grid(self) -> Grid:
         """Of the kernel; its axes count from the end."""
         bits = grids.of(self.host.kernel_quantizers[self.index]).bits
-        return grids.kernel(bits, self.host.row.kernels[self.index].channel_axes)
+        return grids.kernel(bits, (-1,) if self._is_matrix else self._axes)
 
     @property
     def folded(self) -> bool:
@@ -105,8 +116,9 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     twice = tf.constant(rounded_twice, tf.float32)
     none = tf.zeros_like(twice)
     bias, norm, epsilon = none, [none + 1, none, none, none + 1], 0.0  # in the order of VARIABLES
-    if operator.last and host.host.use_bias:
+    if operator.last and hosts.uses_bias(host.host):
         bias = tf.cast(tf.convert_to_tensor(host.bias), tf.float32)
+        bias = _every_channel(operator, bias)
     if operator.last and host.batch_norm is not None:
         epsilon, values = host.batch_norm.epsilon, host.batch_norm.variables_in(phase)
         norm = [tf.cast(values[name], tf.float32) for name in VARIABLES]
@@ -120,10 +132,19 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
         tuple(float(grids.of(layer.quantizer).steps) for layer in layers),
     )
     kept = _reach(operator) if scales == _KEPT else none
-    value = tf.cast(arithmetic.tensor(kernel), tf.float32)
+    value = tf.reshape(tf.cast(arithmetic.tensor(kernel), tf.float32), operator.shape)
     given = [value, bias, *norm, twice, kept, *ends]
     found = tf.cond(phase >= phases.QUANTIZE, lambda: rounding(*given), lambda: none)
     return tf.stop_gradient(found)
+
+
+def _every_channel(operator: _Operator, bias: Any) -> Any:
+    """A bias with a number for each channel; that of an ``EinsumDense`` may serve several."""
+    (kernel,) = operator.host.row.kernels[-1:]
+    if len(kernel.channel_axes) == 1 or operator.kind != "FULLY_CONNECTED":
+        return bias
+    sizes = [operator.host.kernel.shape[axis] for axis in kernel.channel_axes]
+    return tf.reshape(tf.broadcast_to(bias, sizes), [-1])
 
 
 def _scales(operator: _Operator) -> str | None:

@@ -9,12 +9,12 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
-from rewriter.layers import coarse_bias
+from rewriter.layers import channels, coarse_bias
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
 from rewriter.quantization import phases, quantizer_names, quantizers
-from rewriter.reading.hosts import HOSTS
+from rewriter.reading import hosts
 
 
 class QuantizedHostMixin(PhasedMixin):
@@ -58,7 +58,7 @@ class QuantizedHostMixin(PhasedMixin):
         parts = {"host": self.host, "batch_norm": self.batch_norm}
         self._frozen = tuple(name for name, p in parts.items() if p is not None and not p.trainable)
         self.distributed = bool(distributed)
-        self.row = HOSTS[type(self.host).__name__]
+        self.row = hosts.known(self.host)
         # The axes are the row's, also where a quantizer made elsewhere says otherwise.
         loaded = [
             quantizer_names.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
@@ -223,9 +223,11 @@ class QuantizedHostMixin(PhasedMixin):
             return self.between(x, training=training)
 
         y = LINEAR[self.row.name](self.host, x, kernels, between)
+        if shift is not None and channels.is_einsum(self):
+            shift = tf.reshape(shift, channels.sizes(self))
         norm, mask = self.batch_norm, self.compute_mask(inputs, mask)
         taken = {} if shift is None else {"shift": shift}
-        if self.host.use_bias:
+        if hosts.uses_bias(self.host):
             bias = tf.convert_to_tensor(self.host.bias)
             if norm is None and shift is not None:
                 bias = bias + tf.cast(shift, bias.dtype)
@@ -256,13 +258,15 @@ class QuantizedHostMixin(PhasedMixin):
     def _add(self, y: Any, bias: Any) -> Any:
         if getattr(self.host, "data_format", "channels_last") == "channels_first":
             return y + tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
-        return tf.nn.bias_add(y, bias)
+        return y + bias if channels.is_einsum(self) else tf.nn.bias_add(y, bias)
 
     def _clamps(self) -> bool:
         # The quantizer of the output applies the activation.
         return self.output_quantizer is not None and self.output_quantizer.clamp != "none"
 
     def compute_output_shape(self, input_shape: Any) -> Any:
+        if channels.is_einsum(self) and self.host.built:
+            return channels.output_shape(self, input_shape)
         if not self.distributed:
             return self.host.compute_output_shape(input_shape)
         shape = self.host.compute_output_shape(_without_steps(input_shape))

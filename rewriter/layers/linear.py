@@ -165,6 +165,10 @@ def _dense(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any
     return y
 
 
+def _einsum(layer: Any, x: Any, kernels: Sequence[Any], between: Callable) -> Any:
+    return tf.einsum(layer.equation, x, arithmetic.connected(*kernels))
+
+
 LINEAR: dict[str, Linear] = {
     "Conv1D": _convolution,
     "Conv2D": _convolution,
@@ -177,6 +181,7 @@ LINEAR: dict[str, Linear] = {
     "Conv2DTranspose": _transposed,
     "Conv3DTranspose": _transposed,
     "Dense": _dense,
+    "EinsumDense": _einsum,
 }
 
 if unknown := set(HOSTS) ^ set(LINEAR):

@@ -21,6 +21,7 @@ from rewriter.litert import (
     integer_resize,
     integer_spatial,
     integer_tables,
+    integer_wide,
 )
 from rewriter.program import Operator
 
@@ -57,6 +58,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "DEQUANTIZE": integer_tables.dequantize,
     **dict.fromkeys(integer_tables.FILLERS, integer_tables.lookup),
     "QUANTIZE": integer_tables.quantize,
+    "RSQRT": integer_wide.compute,
 }
 
 SUPPORTED = frozenset(_KERNELS)
@@ -81,4 +83,6 @@ def compute(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
         raise RewriterError(
             f"No integer kernel for {operator.kind!r}. Supported: {sorted(SUPPORTED)}."
         )
+    if integer_wide.takes(operator):
+        return integer_wide.compute(operator, *q)
     return _KERNELS[operator.kind](operator, *q)

@@ -95,6 +95,13 @@ def multiply_tensor(
     return tf.cast(rounded, tf.int32)
 
 
+def multiply_by(x: tf.Tensor, multiplier: int, shift: int) -> tf.Tensor:
+    """An int32 tensor times ``multiplier * 2**(shift - 31)``, as :func:`multiply` does."""
+    product = tf.cast(x, tf.int64) * tf.constant(multiplier << max(shift, 0), tf.int64)
+    high = _half_away(product, tf.constant(2**31, tf.int64))
+    return tf.cast(_half_away(high, tf.constant(1 << max(-shift, 0), tf.int64)), tf.int32)
+
+
 def _half_up(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
     """``x / divisor`` in int64, halves upwards."""
     return tf.math.floordiv(x + divisor // 2, divisor)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import ExportError
+from rewriter.layers import channels as output_channels
 from rewriter.layers.linear import LINEAR
 from rewriter.lowering import precisions
 from rewriter.lowering.linear import normalization
@@ -103,8 +104,8 @@ def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
     kernels = [np.asarray(kernel) for kernel in layer.quantized_kernels()]
     channels = call.shapes[0][-1] or 0
     factor, bias = np.ones(channels), np.zeros(channels)
-    if layer.host.use_bias:
-        bias = np.asarray(layer.host.bias, np.float64)
+    own = output_channels.bias(layer)
+    bias = bias if own is None else own
     if layer.batch_norm is not None:
         factor, bias = normalization(layer.batch_norm, bias)
 

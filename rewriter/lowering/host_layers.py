@@ -199,6 +199,20 @@ def _dense(low: ProgramBuilder, call: Call, x: Value) -> Value:
     return linear(low, call, x, "FULLY_CONNECTED", _shape(call), kernel, True, **options)
 
 
+def _einsum(low: ProgramBuilder, call: Call, x: Value) -> Value:
+    """The axes that are summed as one, and the channels as one, which their axes then are again."""
+    (kernel,) = kernels(call.layer, call.path)
+    flat = kernel.flat()
+    summed, channels = flat.integers.shape
+    low.static(x.shape, call)
+    leading = x.shape[: len(x.shape) - kernel.integers.ndim + len(kernel.grid.axes)]
+    x = low.reshape(call, x, (*leading, summed))
+    options = {"keep_num_dims": True} if len(x.shape) > 2 else {}
+    shape = (*leading, channels)
+    value = linear(low, call, x, "FULLY_CONNECTED", shape, flat, True, **options)
+    return low.reshaped(call, value, _shape(call))
+
+
 _OPERATORS: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {
     "Conv1D": _conv1d,
     "Conv2D": _conv2d,
@@ -209,6 +223,7 @@ _OPERATORS: dict[str, Callable[[ProgramBuilder, Call, Value], Value]] = {
     "Conv1DTranspose": _transposed1d,
     "Conv2DTranspose": _transposed2d,
     "Dense": _dense,
+    "EinsumDense": _einsum,
 }
 
 # Every host has an integer form, or says that it has none.

@@ -12,6 +12,7 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
+from rewriter.layers import channels
 from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -19,6 +20,7 @@ from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization
 from rewriter.quantization import phases, quantizers
 from rewriter.quantization.pipeline import VARIABLES
+from rewriter.reading import hosts
 from rewriter.reading.graph import Call
 
 
@@ -56,6 +58,12 @@ class QuantizedKernel:
     def lifted(self) -> QuantizedKernel:
         """With an axis of size 1 in front: axes are counted from the end."""
         return dataclasses.replace(self, integers=self.integers[None])
+
+    def flat(self) -> QuantizedKernel:
+        """As a matrix, its last axes being those of the channels: one row for each sum."""
+        sizes = hosts.flat_sizes(self.integers.shape, self.grid.axes)
+        grid = grids.kernel(self.grid.bits, (-1,))
+        return QuantizedKernel(self.integers.reshape(sizes), self.scale, grid)
 
 
 _POINTWISE = {"strides": [1, 1], "padding": "VALID", "dilations": [1, 1]}
@@ -132,8 +140,8 @@ def linear(
     layer = call.layer
     bias = np.zeros(len(kernel.scale))
     if last:
-        if layer.host.use_bias:
-            bias = read(layer.host.bias).astype(np.float64)
+        own = channels.bias(layer)
+        bias = bias if own is None else own
         if layer.batch_norm is not None:
             factor, bias = normalization(layer.batch_norm, bias)
             if not layer.folds_first:

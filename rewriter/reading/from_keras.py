@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import chains, inside, paddings_inside, roles
+from rewriter.reading import chains, expansions, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 
 _PLAIN = (str, bytes, int, float, type(None))
@@ -100,15 +100,6 @@ def _trace(flavour: Flavour, model: Any, args: tuple, kwargs: dict[str, Any]) ->
         ) from error
 
 
-def _masks(flavour: Flavour, layer: Any) -> bool:
-    """Whether a layer may make a mask of its own."""
-    if flavour.is_lambda(layer):
-        return getattr(layer, "mask", None) is not None
-    base = flavour.keras.layers.Layer
-    stock = bool(flavour.class_name(layer))
-    return not stock and type(layer).compute_mask is not base.compute_mask
-
-
 class _Reader:
     def __init__(self, flavour: Flavour):
         self.flavour = flavour
@@ -135,7 +126,7 @@ class _Reader:
                 refs = self._nested(layer, path, args, {**inherited, **kwargs})
             else:
                 for key, value in inherited.items():
-                    if key not in kwargs and _accepts(layer, key):
+                    if kwargs.get(key) is None and _accepts(layer, key):
                         kwargs[key] = value
                 refs = self._opened(layer, path, args, kwargs, flat) or self._kept(
                     layer, path, args, kwargs, flat
@@ -197,42 +188,50 @@ class _Reader:
             return None
         if flavour.own_variables(layer):
             return None
-        return self._traced(layer, path, args, kwargs)
+        return self._traced(layer, path, args, kwargs, layer.call)
 
     def _replaced(self, call: Call) -> list[Ref] | None:
-        """The calls inside a user's function or layer, the last call so far, in its place.
+        """The calls inside a layer that is several, the last call so far, in its place.
 
-        Only where each of them has an integer form, and the layer does nothing else: it has no
-        variables of its own, makes no mask, and does not ask whether it trains.
+        Only where each of them has an integer form, or there are normalizations among them, and
+        the layer does nothing else, and has no variables of its own.
         """
         layer, flavour = call.layer, self.flavour
-        if not isinstance(call.role, roles.Opaque) or not inside.may_be_read(flavour, call):
+        if not isinstance(call.role, roles.Opaque):
             return None
+        stock = expansions.function(flavour, call)
+        function = stock or expansions.of_user(flavour, call)
         if (
-            getattr(layer, "activity_regularizer", None) is not None
-            or (not flavour.class_name(layer) and "training" in inside.parameters(layer))
+            function is None
+            or getattr(layer, "activity_regularizer", None) is not None
             or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
-            or not flavour.is_layer(layer)
-            or flavour.own_variables(layer)
-            or _masks(flavour, layer)
+            or (flavour.is_layer(layer) and flavour.own_variables(layer))
         ):
             return None
         self.calls.pop()
         before, regularized = len(self.calls), len(self.regularized)
-        refs = self._traced(layer, call.path, call.args, call.kwargs, losses=False)
-        added = self.calls[before:]
-        if refs is not None and not any(isinstance(each.role, roles.Opaque) for each in added):
+        refs = self._traced(layer, call.path, call.args, call.kwargs, function, losses=False)
+        added = [each.role for each in self.calls[before:]]
+        normalizes = stock is not None and any(isinstance(r, roles.BatchNorm) for r in added)
+        whole = normalizes or not any(isinstance(role, roles.Opaque) for role in added)
+        if refs is not None and whole and len(refs) == len(call.shapes):
             return refs
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
         return None
 
     def _traced(
-        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], losses: bool = True
+        self,
+        layer: Any,
+        path: str,
+        args: tuple,
+        kwargs: dict[str, Any],
+        function: Callable[..., Any],
+        losses: bool = True,
     ) -> list[Ref] | None:
         """The calls that a layer makes, appended; None if it cannot be traced.
 
-        ``losses``: whether it may add some.
+        ``function``: makes them. ``losses``: whether it may add some.
         """
         flavour = self.flavour
         refs = list(dict.fromkeys(Call.tensors((args, kwargs))))
@@ -247,7 +246,7 @@ class _Reader:
         options.pop("training", None)
         try:
             with flavour.added_losses(layer) as added:
-                outputs = layer.call(*symbolic, **options)
+                outputs = function(*symbolic, **options)
             model = flavour.keras.Model(list(symbols.values()), outputs)
             for loss in added:
                 model.add_loss(loss)

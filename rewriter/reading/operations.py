@@ -77,8 +77,13 @@ def axes_of(axis: Any, rank: int) -> list[int]:
 
 
 def reshape(call: Call, x: Any) -> Operation | None:
-    """The same values in the call's output shape, if every sample keeps its own."""
+    """The same values in the call's output shape, if every sample keeps its own.
+
+    Or if each has the same number of rows, or had: the steps of a ``TimeDistributed`` layer.
+    """
     before, after = call.input_shapes[0][1:], call.shapes[0][1:]
+    if None not in (*before, *after) and (before[1:] == after or after[1:] == before):
+        return Operation("reshape", (x,))
     sizes = [[n for n in shape if n is not None] for shape in (before, after)]
     known = len(sizes[0]) == len(before) and len(sizes[1]) == len(after)
     if known and math.prod(sizes[0]) != math.prod(sizes[1]):

@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts, inside, layer_norms, stock_activations, stock_layers
+from rewriter.reading import hosts, inside, stock_activations, stock_layers
 from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
 
@@ -26,11 +26,6 @@ class Input:
 @dataclasses.dataclass(frozen=True)
 class BatchNorm:
     """A batch normalization: a stock one, or ours in a model that was built with it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerNorm:
-    """A stock layer normalization that has an integer form."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +82,7 @@ class Opaque:
     """Anything else: it trains as it is, and has no integer form."""
 
 
-Role: TypeAlias = Input | BatchNorm | LayerNorm | Host | Operation | Ours | Within | Opaque
+Role: TypeAlias = Input | BatchNorm | Host | Operation | Ours | Within | Opaque
 
 
 def classify(flavour: Flavour, call: Call) -> Role:
@@ -112,6 +107,4 @@ def classify(flavour: Flavour, call: Call) -> Role:
         row, inner, distributed = found
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
-    if layer_norms.takes(flavour, call):
-        return LayerNorm()
     return stock_layers.read(flavour, call) or inside.operation(flavour, call) or Opaque()

@@ -12,7 +12,7 @@ import numpy as np
 
 from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour
-from rewriter.reading import contractions, stock_activations, stock_functions
+from rewriter.reading import contractions, layer_norms, stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import Operation, affine, axes_of, is_floating, reshape, resize
 from rewriter.reading.stock_activations import Reader
@@ -218,6 +218,7 @@ _IDENTITIES = (
 
 LAYERS: dict[str, Reader] = {
     **stock_activations.LAYERS,
+    **layer_norms.LAYERS,
     **dict.fromkeys(_IDENTITIES, _named("identity")),
     "PReLU": _prelu,
     "Add": _named("add"),
@@ -274,7 +275,13 @@ def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
     if name == "Activation":
         return stock_activations.function(flavour, call, layer.activation, call.refs[0])
     reader = LAYERS.get(name)
-    if reader is None or (name in _HEED_MASKS and call.masked):
+    if reader is None or (name in _HEED_MASKS and _under_mask(call)):
         return None
     given = [value for key, value in call.kwargs.items() if key not in ("mask", "training")]
     return reader(layer, call, tuple(Call.tensors((call.args, given))))
+
+
+def _under_mask(call: Call) -> bool:
+    """Whether a mask comes with a tensor, or is given: by keyword, or after the input."""
+    given = (call.kwargs.get("mask"), *call.args[1:2])
+    return call.masked or any(value is not None for value in given)

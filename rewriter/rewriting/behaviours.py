@@ -15,7 +15,7 @@ from collections.abc import Callable
 from rewriter.grid import BYTES, FUSED_ACTIVATIONS, HARD_RANGE, TANH_RANGE, UNIT_RANGE
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
-from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Opaque, Ours, Role, Within
+from rewriter.reading.roles import BatchNorm, Host, Input, Opaque, Ours, Role, Within
 
 INPUT = "input"  # a model input
 FREE = "free"  # the output has a range of its own
@@ -68,7 +68,7 @@ def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[...
 _KINDS = {
     IDENTITY: "identity",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
-    "hard_silu abs exp log squared_difference contract",
+    "hard_silu abs exp log squared_difference contract normalize",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad slice split repeat "
     "upsample min unstack take tile depth_to_space space_to_depth",
     ROUNDED: "rounded_pool",
@@ -97,7 +97,7 @@ def behaviour(role: Role) -> Behaviour:
     match role:
         case Input():
             return Behaviour(INPUT)
-        case BatchNorm() | LayerNorm() | Host():
+        case BatchNorm() | Host():
             return Behaviour(FREE)
         case Ours(quantizes=True):
             return Behaviour(QUANTIZES)

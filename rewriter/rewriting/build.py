@@ -13,7 +13,7 @@ from rewriter.keras_compat import stack
 from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
-from rewriter.reading.roles import BatchNorm, Host, Input, LayerNorm, Role
+from rewriter.reading.roles import BatchNorm, Host, Input, Role
 from rewriter.rewriting import behaviours, layer_rules, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
@@ -22,7 +22,6 @@ from rewriter.rewriting.recipe import Recipe
 _ARGUMENTS: dict[type, tuple[str, ...]] = {
     Host: ("training",),
     BatchNorm: ("training", "mask"),
-    LayerNorm: (),
 }
 
 
@@ -137,8 +136,7 @@ class Builder:
         """Whether the new model has a layer of ours that the old one has not."""
         places = [*self.placement.after, *self.placement.edges]
         return bool(places) or any(
-            isinstance(job.role, (Host, LayerNorm)) or job.batch_norm is not None
-            for job in self.jobs
+            isinstance(job.role, Host) or job.batch_norm is not None for job in self.jobs
         )
 
     # Building
@@ -289,8 +287,6 @@ class Builder:
                 )
             case BatchNorm():
                 return self.factory.batch_norm(job.layer, name, job.path)
-            case LayerNorm():
-                return self.factory.layer_norm(job.layer, name)
         new = self.factory.clone(job.layer, name)
         self.flavour.complete_shape(new, self.graph.calls[job.call].input_shapes)
         return new

@@ -12,6 +12,7 @@ from rewriter import layers
 from rewriter.errors import UnsupportedModelError
 from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.keras_compat import Flavour
+from rewriter.layers import channels
 from rewriter.lowering import folding
 from rewriter.lowering.linear import QuantizedKernel, kernels, normalization
 from rewriter.lowering.lower import require_ranges
@@ -98,9 +99,9 @@ class _Maker:
     def _host(self, call: Call) -> list[tuple[Any, Any]]:
         layer = call.layer
         found = kernels(layer, call.path)
-        bias = np.zeros(len(found[-1].scale))
-        if layer.host.use_bias:
-            bias = np.asarray(layer.host.bias, np.float64)
+        bias: np.ndarray = np.zeros(len(found[-1].scale))
+        own = channels.bias(layer)
+        bias = bias if own is None else own
         if layer.batch_norm is not None:
             factor, bias = normalization(layer.batch_norm, bias)
             if not layer.folds_first:
@@ -112,6 +113,11 @@ class _Maker:
         if layer.between is None:
             host = self.flavour.clone(layer.host)
             host.use_bias, host.activation = True, self.flavour.keras.activations.linear
+            if hasattr(host, "bias_axes"):  # for each of the axes that the kernel adds
+                axes = layer.row.kernels[-1].channel_axes
+                host.bias_axes = host.equation.replace(" ", "")[-len(axes) :]
+                bias = bias.reshape(values[-1].shape[-len(axes) :])
+                self.flavour.complete_shape(host, [call.input_shapes[0]])
             names = (*layer.kernel_names, "bias")
             chain.append((host, dict(zip(names, (*values, bias), strict=True))))
         else:

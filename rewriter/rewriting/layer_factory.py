@@ -69,17 +69,6 @@ class LayerFactory:
         self._copy_later(new, original)
         return new
 
-    def layer_norm(self, original: Any, name: str) -> Any:
-        """A stock layer normalization between the quantizers of its parts."""
-        return self.classes.QuantizedLayerNormalization(
-            self.clone(original),
-            self.quantize("mean", "float32"),
-            self.quantize("centred", "float32"),
-            name=name,
-            dtype="float32",  # whatever the global policy
-            activity_regularizer=getattr(original, "activity_regularizer", None),
-        )
-
     def host(
         self,
         host: Host,

@@ -201,6 +201,8 @@ def _used_elsewhere(scene: _Scene, first: Call, indices: list[int], hosts: list[
 def _wrong_axis(scene: _Scene, first: Call, indices: list[int], hosts: list[int]) -> str | None:
     call = scene.graph.calls[hosts[0]]
     rank = len(call.shapes[0])
+    if _host(call).row.name == "EinsumDense" and len(_host(call).row.kernels[0].channel_axes) > 1:
+        return f"the kernel of {call.path!r} has its channels on several axes"
     axis = first.layer.axis
     axis = axis if isinstance(axis, int) else axis[0]
     expected = _host(call).channel_axis(rank)

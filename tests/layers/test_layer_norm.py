@@ -29,7 +29,7 @@ def test_float_is_the_original_to_the_bit(name: str, flavour: str) -> None:
             rewriter.set_phase(qat, phase)
             expected = np.asarray(model(x, training=training))
             np.testing.assert_array_equal(np.asarray(qat(x, training=training)), expected)
-    original, inner = model.get_layer("norm"), norm_of(qat).norm
+    original, inner = model.get_layer("norm"), norm_of(qat)
     assert [tuple(v.shape) for v in inner.variables] == [tuple(v.shape) for v in original.variables]
 
 
@@ -53,7 +53,7 @@ def test_training_in_float_is_the_original_to_the_bit(flavour: str) -> None:
     for each in (model, qat):
         each.compile(k.optimizers.SGD(0.1), "mse", jit_compile=False)
         each.fit(data, target, batch_size=16, epochs=2, shuffle=False, verbose=0)
-    inner, original = norm_of(qat).norm, model.get_layer("norm")
+    inner, original = norm_of(qat), model.get_layer("norm")
     for key in ("gamma", "beta"):
         trained = np.asarray(getattr(original, key))
         assert np.ptp(trained) > 0.01
@@ -95,7 +95,7 @@ def test_the_file_is_the_twin(name: str, flavour: str, tmp_path: Path) -> None:
     rewriter.calibrate(qat, x, progress=False)
     report = rewriter.export_tflite(qat, tmp_path / "m.tflite")
     assert not report.float_tensors
-    assert report.ops["L2_NORMALIZATION"] == 1
+    assert report.ops["RSQRT"] >= 1 and "L2_NORMALIZATION" not in report.ops
     for kernels in ("xnnpack", "reference"):
         found = rewriter.verify(
             qat, tmp_path / "m.tflite", x, kernels=kernels, progress=False
@@ -108,8 +108,8 @@ def test_the_file_is_the_twin(name: str, flavour: str, tmp_path: Path) -> None:
 
 
 @both
-def test_a_mean_that_is_always_zero(flavour: str, tmp_path: Path) -> None:
-    """Two in a row: the second mean is rounding, finer than a grid of the converter's can be."""
+def test_a_mean_that_is_nothing_but_rounding(flavour: str, tmp_path: Path) -> None:
+    """Two in a row: the mean that the second takes off is rounding."""
     k = KERASES[flavour]
     k.backend.clear_session()
     inputs = k.Input((6, 16))
@@ -183,7 +183,7 @@ def _left(k: Any, shape: tuple[int, ...], **options: Any) -> Any:
     [
         ((4, 5, 6), {"axis": 1}),
         ((4, 5, 6), {"axis": [1, 3]}),
-        ((20000,), {}),
+        ((70000,), {}),
         ((4, 6), {"dtype": "float16"}),
         ((4, 6), {"dtype": "mixed_bfloat16"}),
         ((4, 6), {"rms_scaling": True}),

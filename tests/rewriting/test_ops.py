@@ -246,6 +246,21 @@ def _attention(k: Any, x: Any, y: Any) -> Any:
 
 
 case("attention_written", _attention, "line", inner=lambda x, y: y)
+case("MultiHeadAttention", lambda k, x, y: k.layers.MultiHeadAttention(2, 3, dropout=0.1)(x, y),
+     "line")  # fmt: skip
+case("MultiHeadAttention_scores", lambda k, x, y: k.layers.MultiHeadAttention(1, 3)(
+    x, value=x, return_attention_scores=True), "line")  # fmt: skip
+case("MultiHeadAttention_plain", lambda k, x, y: k.layers.MultiHeadAttention(2, 3)(x, y, x), "line")
+case("Attention", lambda k, x, y: k.layers.Attention()([x, y]), "line")
+case("AdditiveAttention", lambda k, x, y: k.layers.AdditiveAttention(use_scale=False)([x, y]),
+     "line")  # fmt: skip
+case("dot_product_attention", lambda k, x, y: k.ops.dot_product_attention(x, y, y, scale=0.3),
+     only="keras")  # fmt: skip
+case("EinsumDense_heads", lambda k, x, y: k.layers.EinsumDense(
+    "abc,cde->abde", (10, 2, 3), bias_axes="e", activation="relu")(x), "line")  # fmt: skip
+for _inner in ("MaxPooling1D", "GlobalAveragePooling1D", "Flatten", "ReLU"):
+    case(f"TimeDistributed_{_inner}", lambda k, x, y, i=_inner: k.layers.TimeDistributed(
+        getattr(k.layers, i)())(x))  # fmt: skip
 case("ops_swap", lambda k, x, y: k.ops.swapaxes(k.ops.moveaxis(x, 3, 1), 2, 3), only="keras")
 case("tf_add_n", lambda k, x, y: tf.add_n([x, y]), only="tf_keras")
 case("tf_bias", lambda k, x, y: tf.nn.bias_add(x, np.float32([1, 2, 3, 4])), only="tf_keras")

@@ -61,6 +61,6 @@ def test_subclasses_are_refused(flavour: str) -> None:
 @pytest.mark.parametrize("wrapper", ["TimeDistributed"])
 def test_norms_inside_wrappers_are_refused(flavour: str, wrapper: str) -> None:
     keras = KERASES[flavour]
-    inputs = keras.Input((3, 6, 4))
+    inputs = keras.Input((None, 6, 4))  # how many steps is not known
     outer = getattr(keras.layers, wrapper)(bn(keras), name="outer")
     _refused(keras.Model(inputs, outer(inputs)), "outer/bn", "inside TimeDistributed 'outer'")

@@ -12,7 +12,7 @@ from topologies import SHAPE, Case, block, fused
 def _attention(k: Any) -> Any:
     inputs = k.Input(SHAPE)
     x = k.layers.Reshape((48, 4))(block(k, inputs, "a"))
-    y = k.layers.MultiHeadAttention(2, 2, name="attention")(query=x, value=x)
+    y = k.layers.MultiHeadAttention(2, 2, name="attention")(query=x, value=x, use_causal_mask=True)
     y = k.layers.Add()([x, y])
     y = k.layers.Reshape(SHAPE)(y)
     return k.Model(inputs, block(k, y, "b"))
@@ -77,7 +77,7 @@ def _custom(k: Any) -> Any:
 _NO_FORM = "Layer '{}' has no integer form"
 
 CASES: dict[str, Case] = {
-    "attention": Case(
+    "causal": Case(
         _attention, fused("a", "b"), _NO_FORM.format("attention"), True, floats=("attention",)
     ),
     "recurrent": Case(_recurrent, fused("a", "b"), _NO_FORM.format("lstm"), True, floats=("lstm",)),

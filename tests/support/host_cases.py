@@ -86,6 +86,10 @@ CASES: dict[str, Case] = {
     "Dense_rank_3": Case(lambda k: k.Dense(5, use_bias=False), LINE),
     "Dense_rank_4": Case(lambda k: k.Dense(5), IMAGE),
     "Dense_rank_5": Case(lambda k: k.Dense(5), VOLUME),
+    "EinsumDense": Case(lambda k: k.EinsumDense("abc,cd->abd", (11, 5), bias_axes="d"), LINE),
+    "EinsumDense_two_sums": Case(
+        lambda k: k.EinsumDense("abxy,xyz->abz", (7, 5), bias_axes="z"), IMAGE
+    ),
     "TimeDistributed_Dense": Case(lambda k: k.TimeDistributed(k.Dense(5)), LINE),
     "TimeDistributed_Conv2D": Case(
         lambda k: k.TimeDistributed(k.Conv2D(5, 3, padding="same")), (3, *IMAGE)

@@ -140,6 +140,52 @@ def _border(kind):
     return lambda rng: Case(Operator(kind, (grid(rng),), None), [IMAGE])
 
 
+def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attributes):
+    """Of int16 tensors, whose scales and then the output's are ``ratios`` of a random one.
+
+    ``constant``: shape of a constant second operand. ``narrow``: which of the tensors is int8.
+    """
+
+    def build(rng):
+        unit = np.exp(rng.uniform(np.log(1e-5), np.log(1e-3)))
+        grids = [Quantization(float(np.float32(unit * ratio)), 0, 16) for ratio in ratios]
+        if narrow is not None:
+            grids[narrow] = Quantization(grids[narrow].scale, int(rng.integers(-128, 128)))
+        given = dict(attributes)
+        if constant is not None:
+            own = Quantization(float(np.float32(unit * 1.3)), 0, 16)
+            given["constant"] = rng.uniform(*own.range, constant).tolist()
+            given["constant_quantization"] = {"scale": own.scale, "zero_point": 0, "bits": 16}
+        *sources, output = grids
+        if kind in ("MUL", "BATCH_MATMUL"):
+            second = own if constant is not None else sources[-1]
+            step = 2e4 * sources[0].scale * second.scale * ratios[-1]
+            output = Quantization(float(np.float32(step)), 0, 16)
+        if kind == "RSQRT":
+            lowest = sources[0].scale * 512
+            output = Quantization(float(np.float32(lowest**-0.5 / 32767)), 0, 16)
+        return Case(Operator(kind, tuple(sources), output, given), [*shapes])
+
+    return build
+
+
+ROW, REST = (7, 33), (7, 1)
+CASES |= {
+    "wide_quantize": _wide("QUANTIZE", (128, 1), narrow=0),
+    "wide_quantize_finer": _wide("QUANTIZE", (100, 1), narrow=0),
+    "wide_quantize_back": _wide("QUANTIZE", (1, 200), narrow=1),
+    "wide_mean": _wide("MEAN", (1, 1), [(40, 33)], axes=[2], keepdims=True),
+    "wide_mean_long": _wide("MEAN", (1, 1), [(30, 3000)], axes=[2], keepdims=True),
+    "wide_subtract": _wide("SUB", (1, 1, 1), (ROW, REST)),
+    "wide_subtract_rescaled": _wide("SUB", (1, 0.3, 1.1), (ROW, REST)),
+    "wide_add": _wide("ADD", (1, 2.7, 3), (ROW, ROW)),
+    "wide_add_constant": _wide("ADD", (1, 1.2), [ROW], constant=(33,)),
+    "wide_multiply": _wide("MUL", (1, 2.7, 1), (ROW, REST)),
+    "wide_multiply_constant": _wide("MUL", (1, 1), [ROW], constant=(33,)),
+    "wide_matmul": _wide("BATCH_MATMUL", (1, 1, 1), [(7, 1, 33), (7, 1, 33)], transposed=True),
+    "wide_maximum": _wide("MAXIMUM", (1.3, 1.3), [ROW], constant=()),
+    "wide_root": _wide("RSQRT", (1, 1), [(40, 90)]),
+}
 HWC = (3, 3, 8, 16)
 CASES |= {
     "conv": _conv(HWC),

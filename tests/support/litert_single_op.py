@@ -61,7 +61,7 @@ def inspect(model: bytes) -> tuple[list[str], Counter, tuple]:
 
 
 def random_inputs(case: Case, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Full-range int8 inputs; for float inputs, twice the output's range."""
+    """Full-range int8 or int16 inputs; for float inputs, twice the output's range."""
     arrays = []
     for shape, grid in zip(case.shapes, case.operator.inputs, strict=True):
         if grid is None:
@@ -69,8 +69,11 @@ def random_inputs(case: Case, batch: int, rng: np.random.Generator) -> list[np.n
             span = high - low
             array = rng.uniform(low - span / 2, high + span / 2, (batch, *shape))
             arrays.append(array.astype(np.float32))
-        else:
+        elif grid.bits == 8:
             arrays.append(rng.integers(-128, 128, (batch, *shape)).astype(np.int8))
+        else:
+            low = 0 if case.operator.kind == "RSQRT" else -(2**15)  # LiteRT refuses others
+            arrays.append(rng.integers(low, 2**15, (batch, *shape)).astype(np.int16))
     return arrays
 
 

@@ -6,7 +6,14 @@ call, the operation and its operands that returns a value, or one for each outpu
 
 from __future__ import annotations
 
-from rewriter.lowering.operators import activations, arithmetic, contractions, moves, pooling
+from rewriter.lowering.operators import (
+    activations,
+    arithmetic,
+    contractions,
+    moves,
+    normalizations,
+    pooling,
+)
 from rewriter.lowering.operators.activations import activate
 from rewriter.lowering.operators.rows import Row
 
@@ -15,6 +22,7 @@ ROWS: dict[str, Row] = {
     **arithmetic.ROWS,
     **contractions.ROWS,
     **moves.ROWS,
+    **normalizations.ROWS,
     **pooling.ROWS,
 }
 

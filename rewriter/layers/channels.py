@@ -1,0 +1,35 @@
+"""The output channels of a QuantizedHost, where its kernel may have them on several axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rewriter.keras_compat.variables import read
+from rewriter.reading import hosts
+
+
+def is_einsum(layer: Any) -> bool:
+    """Whether the host is an ``EinsumDense``, whose channels may be on several axes."""
+    return layer.row.name == "EinsumDense"
+
+
+def sizes(layer: Any) -> tuple[int, ...]:
+    """The sizes of the axes that the last kernel has its channels on."""
+    return tuple(int(layer.kernel.shape[axis]) for axis in layer.row.kernels[-1].channel_axes)
+
+
+def bias(layer: Any) -> np.ndarray | None:
+    """The host's bias as float64, one number for each output channel; None without one."""
+    if not hosts.uses_bias(layer.host):
+        return None
+    found = read(layer.host.bias).astype(np.float64)
+    return np.broadcast_to(found, sizes(layer)).ravel() if is_einsum(layer) else found
+
+
+def output_shape(layer: Any, input_shape: Any) -> tuple[int | None, ...]:
+    """Of an ``EinsumDense`` that is built: the stock layer leaves sizes open."""
+    made = sizes(layer)
+    summed = len(layer.kernel.shape) - len(made)
+    return (*tuple(input_shape)[:-summed], *made)

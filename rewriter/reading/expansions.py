@@ -1,0 +1,126 @@
+"""Stock layers and operations that are others one after the other: read as those.
+
+An attention layer is four projections, two products and a softmax between them; ``TimeDistributed``
+is the layer in it on a batch of steps. Each row gives a function that makes these calls on symbolic
+tensors, and computes what the layer does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from rewriter.keras_compat import Flavour
+from rewriter.reading import inside
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import is_floating
+
+Function = Callable[..., Any]
+
+# Steps that are called one by one, each with operators of its own in the file.
+_MOST_STEPS = 32
+
+
+def function(flavour: Flavour, call: Call) -> Function | None:
+    """What makes the calls that ``call`` is; None if it is one of a kind, or none of these."""
+    maker = _MAKERS.get(flavour.class_name(call.layer))
+    tensors = (*call.dtypes, *call.input_dtypes)
+    if maker is None or call.masked or not all(map(is_floating, tensors)):
+        return None
+    return maker(flavour, call)
+
+
+def _own_call(flavour: Flavour, call: Call) -> Function | None:
+    """The layers inside it are called by its own ``call``."""
+    return call.layer.call
+
+
+def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
+    """``softmax(q k / sqrt(d)) v`` for every head (Vaswani et al. 2017, arXiv:1706.03762)."""
+    layer, shapes = call.layer, call.input_shapes
+    plain = not layer.is_causal and layer.attn_logits_soft_cap is None
+    if not plain or len(call.refs) != 3 or {len(shape) for shape in shapes} != {4}:
+        return None
+    if len({shape[2] for shape in shapes}) != 1 or shapes[1][3] is None:
+        return None  # heads that share keys
+    width = shapes[1][3]
+    einsum, softmax, multiply = map(flavour.function, ("einsum", "softmax", "multiply"))
+
+    def attend(
+        query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, scale: Any = None
+    ) -> Any:
+        if bias is not None or mask is not None:
+            raise NotImplementedError
+        given = 1 / math.sqrt(width) if scale is None else scale
+        scores = multiply(einsum("btnh,bsnh->bnts", query, key), given)
+        return einsum("bnts,bsnh->btnh", softmax(scores), value)
+
+    return attend
+
+
+def _every_step(flavour: Flavour, call: Call) -> Function | None:
+    """The layer on steps and samples together.
+
+    Keras 3 calls the layer for one step after the other, which makes a difference to a batch
+    normalization: each call has statistics of its own. There it is called so, too.
+    """
+    layer, shape = call.layer, call.input_shapes[0]
+    if len(call.refs) != 1 or len(shape) < 3 or None in shape[1:] or len(call.shapes) != 1:
+        return None
+    inner, steps = layer.layer, int(shape[1] or 0)
+    normalizes = any(map(flavour.is_batch_norm, [inner, *flavour.sublayers(inner)]))
+    if not normalizes:
+        return _together(flavour, inner, shape)
+    if flavour.steps_apart(layer, shape[0]):
+        return _apart(flavour, inner, steps) if steps <= _MOST_STEPS else None
+    return _together(flavour, inner, shape)
+
+
+def _together(flavour: Flavour, inner: Any, shape: tuple[int | None, ...]) -> Function:
+    reshape = flavour.function("reshape")
+
+    def call(inputs: Any, **options: Any) -> Any:
+        joined = inner(reshape(inputs, (-1, *shape[2:])))
+        return reshape(joined, (-1, shape[1], *tuple(joined.shape)[1:]))
+
+    return call
+
+
+def _apart(flavour: Flavour, inner: Any, steps: int) -> Function:
+    def call(inputs: Any, **options: Any) -> Any:
+        return flavour.function("stack")([inner(inputs[:, step]) for step in range(steps)], axis=1)
+
+    return call
+
+
+_MAKERS: dict[str, Callable[[Flavour, Call], Function | None]] = {
+    "MultiHeadAttention": _own_call,
+    "Attention": _own_call,
+    "AdditiveAttention": _own_call,
+    "ops.DotProductAttention": _scaled_product,
+    "TimeDistributed": _every_step,
+}
+
+
+def of_user(flavour: Flavour, call: Call) -> Function | None:
+    """The ``call`` of a user's layer, where it does nothing that is not seen from outside.
+
+    It does not ask whether it trains, and makes no mask.
+    """
+    layer = call.layer
+    if not inside.may_be_read(flavour, call) or not flavour.is_layer(layer):
+        return None
+    if _masks(flavour, layer):
+        return None
+    asks = not flavour.class_name(layer) and "training" in inside.parameters(layer)
+    return None if asks else layer.call
+
+
+def _masks(flavour: Flavour, layer: Any) -> bool:
+    """Whether a layer may make a mask of its own."""
+    if flavour.is_lambda(layer):
+        return getattr(layer, "mask", None) is not None
+    base = flavour.keras.layers.Layer
+    stock = bool(flavour.class_name(layer))
+    return not stock and type(layer).compute_mask is not base.compute_mask

@@ -1,0 +1,80 @@
+"""Layers that are read as the calls inside them: whole models in them, and what is left alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rewriter
+from checks import KERASES, both, everything
+
+
+def _small(k: Any) -> Any:
+    layers = k.layers
+    return k.Sequential(
+        [
+            layers.Conv2D(4, 3, name="conv"),
+            layers.BatchNormalization(name="bn"),
+            layers.ReLU(name="relu"),
+            layers.GlobalAveragePooling2D(name="pool"),
+        ],
+        name="small",
+    )
+
+
+def _film(k: Any) -> Any:
+    inputs = k.Input((3, 6, 5, 2), name="film")
+    x = k.layers.TimeDistributed(_small(k), name="steps")(inputs)
+    x = k.layers.TimeDistributed(k.layers.BatchNormalization(name="own"), name="norm")(x)
+    return k.Model(inputs, k.layers.Dense(3, name="end")(x))
+
+
+@both
+def test_a_model_for_every_step(flavour: str, tmp_path: Path) -> None:
+    """Its normalization is fused; float phase, training, file and twin as everywhere."""
+    plan = everything(
+        flavour,
+        _film,
+        {"steps/small/bn": "steps/small/conv", "norm/own": "standalone"},
+        tmp_path,
+        dead=False,
+        steps=2,
+    )
+    assert not plan.float_layers
+
+
+def _weights(k: Any, given: Any) -> Any:
+    x = k.Input((6, 4))
+    y = k.layers.MultiHeadAttention(2, 3, name="attention")(x, x, **given)
+    return k.Model(x, y)
+
+
+@both
+@pytest.mark.parametrize(
+    "given", [{"use_causal_mask": True}, {"attention_mask": np.tri(6, dtype=bool)[None]}],
+    ids=["causal", "mask"],
+)  # fmt: skip
+def test_masked_attention_stays_in_float(given: Any, flavour: str) -> None:
+    """A mask takes positions out of the softmax, which no int8 grid of scores can say."""
+    k = KERASES[flavour]
+    k.backend.clear_session()
+    model = _weights(k, given)
+    assert rewriter.plan(model).float_layers == ("attention",)
+    x = np.random.default_rng(0).normal(size=(4, 6, 4)).astype(np.float32)
+    qat = rewriter.rewrite(model)
+    np.testing.assert_allclose(np.asarray(qat(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(np.asarray(qat(x)), np.asarray(_weights(k, {})(x)))
+
+
+@both
+@pytest.mark.parametrize("keyword", [True, False])
+def test_a_softmax_with_a_mask_stays_in_float(keyword: bool, flavour: str) -> None:
+    k = KERASES[flavour]
+    k.backend.clear_session()
+    x, mask = k.Input((6, 4)), k.Input((6, 4), dtype="bool")
+    softmax = k.layers.Softmax(name="softmax")
+    y = softmax(x, mask=mask) if keyword else softmax(x, mask)
+    assert rewriter.plan(k.Model([x, mask], y)).float_layers == ("softmax",)
