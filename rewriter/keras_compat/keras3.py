@@ -20,6 +20,7 @@ class Keras3(Flavour):
     name = "keras"
     symbols = symbols.KERAS3
     slope_argument = "negative_slope"
+    overrides_training = True
     activation_names: ClassVar[Mapping[str, str]] = {}
 
     @functools.cached_property

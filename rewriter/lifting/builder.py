@@ -35,14 +35,20 @@ class Builder:
       recognised: for each layer by name: the operators that it stands for.
       kept: the layers that hold operators as they are.
       fixed_batch: how many samples the signature takes, where it takes no other number.
+      trains: whether the graph is one that trains, so that what computes the same in inference
+        only may not stand for it.
     """
 
-    def __init__(self, graph: Graph, flavour: Flavour, where: str, operation: Any):
+    def __init__(
+        self, graph: Graph, flavour: Flavour, where: str, operation: Any, trains: bool = False
+    ):
         self.graph, self.flavour, self.where = graph, flavour, where
+        self.trains = trains
         self.layers = flavour.keras.layers
         self.domains = values.Domains(graph)
         self.evaluator = values.Evaluator(graph)
-        self.norms = affine.Finder(graph, self.domains, self.evaluator).find()
+        found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
+        self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
         self.pieces = elementwise.Finder(
             graph, self.domains, self.evaluator, _named(flavour), self.done
@@ -59,6 +65,16 @@ class Builder:
         self._names: set[str] = set()
         self._shared: dict[Any, Any] = {}
         self._weights: list[tuple[Any, Weights]] = []
+
+    @property
+    def weighted(self) -> list[tuple[Any, Weights]]:
+        """The layers that have weights, with those."""
+        return [(layer, weights) for layer, weights in self._weights if weights]
+
+    def share(self, layers: dict[Any, Any]) -> None:
+        """Take layers that were made for the same variables before, and add new ones there."""
+        self._shared = layers
+        self._names |= {layer.name for layer in layers.values()}
 
     # Values
 

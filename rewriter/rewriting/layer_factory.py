@@ -69,6 +69,12 @@ class LayerFactory:
         self._copy_later(new, original)
         return new
 
+    def freeze(self, layer: Any) -> None:
+        """Let the normalization that a layer is, or has, keep its statistics in training."""
+        norm = layer if self.flavour.is_batch_norm(layer) else getattr(layer, "batch_norm", None)
+        if norm is not None:
+            norm.frozen.assign(1)
+
     def layer_norm(self, original: Any, name: str) -> Any:
         """A stock layer normalization between the quantizers of its parts."""
         return self.classes.QuantizedLayerNormalization(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import stack
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.roles import Input
+from rewriter.rewriting import parts
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -42,6 +45,11 @@ def retrace(
     layers: dict[int, Any] = {}
     losses: list[Any] = []
     names = {graph.calls[ref.call].layer.name for ref in refs}
+    kept = {call.layer.name for call in graph.calls}
+    nested = graph if make is None else dataclasses.replace(graph, parts=())
+    handles = parts.Parts(
+        nested, range(len(graph.calls)), lambda name: parts.unique(name, kept | names)
+    )
     for index, call in enumerate(graph.calls):
         ref = Ref(index)
         if isinstance(call.role, Input):
@@ -52,6 +60,12 @@ def retrace(
                 name=call.layer.name,
             )
             continue
+        if call.always is not None and flavour.overrides_training:
+            raise UnsupportedModelError(
+                f"The layer {call.path!r} is always called with training={call.always} by the code "
+                "around it, which a copy with other sizes would not keep. Build the model with its "
+                "sizes, or call the layer without the argument."
+            )
         args, kwargs = map_refs((call.args, dict(call.kwargs)), tensors.__getitem__)
         if flavour.is_added_loss(call.layer):
             losses.append(args[0])
@@ -65,7 +79,9 @@ def retrace(
             layer = layers[id(call.layer)] = made or factory.clone(call.layer, own)
         outputs = tf.nest.flatten(layer(*args, **kwargs))
         tensors.update((Ref(index, i), value) for i, value in enumerate(outputs))
+        handles.mark(ref, tensors)
         factory.finish_copies()
+    handles.name_members(layers)
     with stack.room_for(2 * len(graph.calls)):
         built = flavour.keras.Model(
             inputs=map_refs(graph.inputs, tensors.__getitem__),
