@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,17 +14,19 @@ class Cloning:
 
     keras: ModuleType
 
-    def clone(self: Any, layer: Any, name: str | None = None) -> Any:
-        """A new, unbuilt layer of the same configuration (weights are not copied).
+    def clone(
+        self: Any, layer: Any, name: str | None = None, changes: Mapping[str, Any] | None = None
+    ) -> Any:
+        """A new, unbuilt layer of the same configuration (weights are not copied), with changes.
 
         Functions and objects of a user's are the layer's own, by reference. A layer that its
         configuration does not make is copied as an object, variables and all. A file that could not
         hold either is refused (``SaveError``) when the configuration of the new layer is asked for.
         """
         try:
-            new = self._from_configuration(layer, name)
+            new = self._from_configuration(layer, name, changes)
         except Exception as error:  # of a user's class: whatever it raises, the layer is copied
-            if not self.is_layer(layer) or not layer.built:
+            if changes or not self.is_layer(layer) or not layer.built:
                 raise
             new = copying.copied(layer)
             self.rename(new, name or layer.name)
@@ -37,13 +40,16 @@ class Cloning:
         if not self.is_layer(layer) or not layer.built or self.class_name(layer):
             return ""
         try:
-            self._from_configuration(layer, None)
+            self._from_configuration(layer, None, None)
         except Exception as error:  # of a user's class
             return copying.unsaved(self, layer, error)
         return ""
 
-    def _from_configuration(self: Any, layer: Any, name: str | None) -> Any:
+    def _from_configuration(
+        self: Any, layer: Any, name: str | None, changes: Mapping[str, Any] | None
+    ) -> Any:
         config, named = references.configuration(self, layer)
+        config = {**config, **(changes or {})}
         if name is not None:
             config = {**config, "name": name}
         # The code is in this process already.

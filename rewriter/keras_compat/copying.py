@@ -56,7 +56,11 @@ def _mend(layer: Any) -> None:
 
 
 def refuse_saving(flavour: Any, layer: Any, original: Any, error: BaseException) -> None:
-    """Have the configuration of a copy refused, with the reason that it has none."""
+    """Have the configuration of a copy refused, with the reason that it has none.
+
+    Raises:
+      SaveError: not here: when the copy is asked for its configuration.
+    """
     message = unsaved(flavour, original, error)
 
     def refused() -> dict[str, Any]:

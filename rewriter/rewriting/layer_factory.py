@@ -32,9 +32,9 @@ class LayerFactory:
         copy.start()
         self.copies.append(copy)
 
-    def clone(self, original: Any, name: str | None = None) -> Any:
-        """The same layer again."""
-        new = self.flavour.clone(original, name)
+    def clone(self, original: Any, name: str | None = None, changes: Any = None) -> Any:
+        """The same layer again; ``changes``: other values in its configuration."""
+        new = self.flavour.clone(original, name, changes)
         self._copy_later(new, original)
         return new
 
