@@ -225,7 +225,7 @@ def _check(graph: Graph, layer: Any) -> None:
         if "_gradient_op_type" in node.definition.attr:
             raise ClosedError("its call has a gradient of its own (tf.custom_gradient)")
         definition = private_tensorflow.op_definition(node.op)
-        passive = ("Placeholder", "ReadVariableOp", "VarHandleOp")
+        passive = ("Placeholder", "ReadVariableOp", "ResourceGather", "VarHandleOp")
         if definition is not None and definition.is_stateful and node.op not in passive:
             raise ClosedError(f"its call has {node.op}, which gives another result every time")
         reads = [out.node for out in node.inputs]

@@ -124,6 +124,20 @@ def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
     return [Symbol(b.apply(node, b.layers.Add, tensors))] if len(tensors) > 1 else None
 
 
+def embedding(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Rows of a table, by their numbers."""
+    table, numbers = b.known(node.inputs[0]), b.value(node.inputs[1])
+    axis = b.known(node.inputs[2]) if len(node.inputs) > 2 else None
+    along_rows = axis is None or int(axis.array) == 0
+    if table is None or table.variable is None or not isinstance(numbers, Symbol):
+        return None
+    if table.array.ndim != 2 or node.attribute("batch_dims", 0) or not along_rows:
+        return None
+    rows, width = table.array.shape
+    weights, sizes = {"embeddings": table}, {"input_dim": rows, "output_dim": width}
+    return [Symbol(b.apply(node, b.layers.Embedding, numbers.tensor, weights, **sizes))]
+
+
 def fused_norm(b: Builder, number: int, node: Node) -> list[Value] | None:
     """A batch normalization in one operator.
 
@@ -226,6 +240,8 @@ ROWS: dict[str, Row] = {
     "Neg": functions.negative,
     "Square": functions.square,
     "Pow": functions.power,
+    "ResourceGather": embedding,
+    "GatherV2": embedding,
     "Reshape": shapes.reshape,
     "Squeeze": shapes.squeeze,
     "ExpandDims": shapes.expand_dims,

@@ -126,6 +126,11 @@ def _transposed(size: int, padding: str, computed: bool) -> Any:
     return make
 
 
+def _embedding(v: Variables) -> Function:
+    table = v("embedding/table", 5, 6)
+    return lambda x: tf.gather(table, tf.cast(tf.clip_by_value(x + 2, 0, 4), tf.int32))
+
+
 def _padded_by_hand(v: Variables) -> Function:
     kernel = v("conv/kernel", 3, 3, 4, 6)
     return lambda x: tf.nn.conv2d(tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel, 1, "VALID")
@@ -297,6 +302,7 @@ CASES: dict[str, Case] = {
     "transposed, valid": Case(_transposed(17, "VALID", False), layers=("Conv2DTranspose",)),
     "transposed, valid, larger": Case(_transposed(18, "VALID", False)),
     "transposed, computed": Case(_transposed(0, "SAME", True), layers=("Conv2DTranspose",)),
+    "embedding": Case(_embedding, layers=("Embedding",)),
     "padded by hand": Case(_padded_by_hand, layers=("Conv2D",)),
     "reflected": Case(_reflected, layers=("Conv2D",)),
     "dense": Case(_dense(), (4,), ("Dense",)),
@@ -420,7 +426,7 @@ CASES: dict[str, Case] = {
 
 
 # Those of which an operator stays as it is.
-KEPT = {"reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
+KEPT = {"embedding", "reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
         "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
         "depth to space", "space to depth", "tile", "broadcast", "reverse", "l2 normalized",
         "attention", "layer norm by hand", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
