@@ -37,7 +37,8 @@ class Cloning:
 
     def unsaved(self: Any, layer: Any) -> str:
         """Why a layer of a user's cannot be saved with its model, and what to do; "" if it can."""
-        if not self.is_layer(layer) or not layer.built or self.class_name(layer):
+        stock = self.is_layer(layer) and self.class_name(layer) and not self.sublayers(layer)
+        if stock or not self.is_layer(layer) or not layer.built:
             return ""
         try:
             self._from_configuration(layer, None, None)

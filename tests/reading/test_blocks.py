@@ -95,7 +95,10 @@ def test_a_block_is_opened(keras: Any, name: str, tmp_path: Path) -> None:
 def test_a_subclassed_model_of_blocks(keras: Any, name: str, tmp_path: Path) -> None:
     model = subclassed(keras, user_blocks.OPENED[name](keras))
     builders.randomise_all(model, 1)
+    before = model.get_weights()
     assert not rewriter.plan(model).count("refused")
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
     qat = rewriter.rewrite(model)
     follows(keras, model, qat)
     if name == "raw":
