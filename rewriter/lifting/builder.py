@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import affine, elementwise, operators, values
+from rewriter.lifting import affine, elementwise, layer_norm, operators, values
 from rewriter.lifting.graph import Graph, Node, Out
 from rewriter.lifting.values import Known, Sizes, Symbol, Value
 
@@ -28,6 +28,7 @@ class Builder:
       layers: its module of layers.
       domains: what depends on the inputs.
       norms: the batch normalizations that are in pieces.
+      layer_norms: the layer normalizations that are in pieces.
       pieces: the activation functions that are in pieces.
       done: the nodes that a row for another has taken in.
       dilated: of convolutions that are dilated through the batch: the rates and the padding.
@@ -50,8 +51,14 @@ class Builder:
         found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
         self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
+        self.layer_norms: dict[int, layer_norm.Norm] = {}
+        if not trains:
+            finder = layer_norm.Finder(graph, self.domains, self.evaluator, self.done)
+            self.layer_norms = finder.find()
+            self.done |= {n for norm in self.layer_norms.values() for n in norm.nodes}
+        stops = {n for n, node in enumerate(graph.nodes) if trains and node.op == "StopGradient"}
         self.pieces = elementwise.Finder(
-            graph, self.domains, self.evaluator, _named(flavour), self.done
+            graph, self.domains, self.evaluator, _named(flavour), self.done | stops
         ).find()
         self.done |= {n for match in self.pieces.values() for n in match.nodes}
         self.dilated: dict[int, tuple[tuple[int, int], str]] = {}

@@ -171,6 +171,9 @@ def visit(b: Builder, number: int) -> None:
         for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
             b.set(Out(number, index), value)
         return
+    if number in b.layer_norms:
+        b.set(Out(number), rows.layer_norm_in_pieces(b, number, b.layer_norms[number]))
+        return
     if number in b.pieces:
         match = b.pieces.pop(number)
         whole = functions.in_pieces(b, number, match)

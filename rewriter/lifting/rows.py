@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import LoadError
-from rewriter.lifting import dilation, functions, operators, shapes
+from rewriter.lifting import dilation, functions, layer_norm, operators, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
@@ -183,6 +183,22 @@ def norm_in_pieces(b: Builder, number: int, norm: Norm) -> list[Value]:
         weights["moving_mean"] = Known(np.zeros(channels, np.float32))
     node = b.graph.nodes[number]
     return _norm(b, node, norm.base, weights, norm.epsilon, norm.axis)
+
+
+def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> Value:
+    """A layer normalization that :mod:`rewriter.lifting.layer_norm` has found.
+
+    Raises:
+      LoadError: what it normalizes is no tensor of the model.
+    """
+    node, value = b.graph.nodes[number], b.value(norm.of)
+    if not isinstance(value, Symbol):
+        raise b.refusal(node, "what it normalizes is no tensor of the model")
+    pairs = (("gamma", norm.gamma), ("beta", norm.beta))
+    weights = {name: known for name, known in pairs if known is not None}
+    options = {"epsilon": norm.epsilon, "scale": "gamma" in weights, "center": "beta" in weights}
+    made = b.apply(node, b.layers.LayerNormalization, value.tensor, weights, axis=-1, **options)
+    return Symbol(made, value.rows)
 
 
 def _norm(

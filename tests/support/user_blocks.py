@@ -114,6 +114,27 @@ def scaled(keras: Any) -> Any:
     return Scaled(name="block")
 
 
+def stopped(keras: Any) -> Any:
+    """Written as another function than the one whose gradient it has."""
+
+    class Stopped(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            _parts(keras, self)
+
+        def build(self, shape: Any) -> None:
+            self.shift = self.add_weight(name="shift", shape=(4,), initializer="ones")
+            self.conv.build(shape)
+            self.bn.build(shape)
+            super().build(shape)
+
+        def call(self, x: Any, training: Any = None) -> Any:
+            y = self.bn(self.conv(x), training=training) + self.shift
+            return y + tf.stop_gradient(tf.nn.relu(y) - y)
+
+    return Stopped(name="block")
+
+
 def own_kernel(keras: Any) -> Any:
     """A convolution with a kernel of its own, before a normalization."""
 
@@ -216,6 +237,7 @@ OPENED: dict[str, Build] = {
     "decorated": decorated,
     "scaled": scaled,
     "own_kernel": own_kernel,
+    "stopped": stopped,
     "in_build": in_build,
     "nested": nested,
     "held": held,
