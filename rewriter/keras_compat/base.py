@@ -10,9 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.errors import LoadError
-from rewriter.keras_compat import references, trust
+from rewriter.keras_compat import trust
 from rewriter.keras_compat.adapter import QuantizerAdapter
 from rewriter.keras_compat.calls import Calls
+from rewriter.keras_compat.cloning import Cloning
 from rewriter.keras_compat.names import Names
 
 _TENSORFLOW_FUNCTIONS = {tf.identity: "linear"} | {
@@ -23,7 +24,7 @@ _TENSORFLOW_FUNCTIONS = {tf.identity: "linear"} | {
 PACKAGE = "rewriter"  # the namespace under which layers are registered for saving
 
 
-class Flavour(Names, Calls):
+class Flavour(Names, Calls, Cloning):
     """What the package needs from one Keras.
 
     Attributes:
@@ -94,6 +95,10 @@ class Flavour(Names, Calls):
         """Whether it is of a class of ours."""
         return type(layer) in self.registered.values()
 
+    def is_part(self, layer: Any) -> bool:
+        """Whether it is our handle for a model that was inside the original one."""
+        return type(layer) is self.registered.get("ModelPart")
+
     def is_layer(self, layer: Any) -> bool:
         """Whether it is a layer of this Keras."""
         return isinstance(layer, self.keras.layers.Layer)
@@ -127,29 +132,13 @@ class Flavour(Names, Calls):
         self.registered[cls.__name__] = cls
         return self.keras.saving.register_keras_serializable(package=PACKAGE)(cls)
 
-    def clone(self, layer: Any, name: str | None = None) -> Any:
-        """A new, unbuilt layer of the same configuration (weights are not copied).
-
-        Functions and objects of a user's are the layer's own, by reference. A file that could not
-        hold them is refused (``SaveError``) when the configuration of the new layer is asked for.
-        """
-        config, named = references.configuration(self, layer)
-        if name is not None:
-            config = {**config, "name": name}
-        # The code is in this process already.
-        with self.keras.saving.custom_object_scope(named), self.allow_lambda():
-            new = type(layer).from_config(config)
-        if name is not None and new.name != name:
-            new._name = name  # a TensorFlowOpLayer puts a prefix before it
-        references.guard(self, new, layer.name)
-        return new
-
     def is_layer_class(self, value: Any) -> bool:
         """Whether it is a class of layers of this Keras."""
         return isinstance(value, type) and issubclass(value, self.keras.layers.Layer)
 
     # What subclasses supply.
     symbols: Mapping[str, str]
+    overrides_training = False  # whether a functional model gives every layer its own flag
     batch_norm_classes: tuple[type, ...]
 
     def _operation_name(self, layer: Any) -> str:

@@ -20,6 +20,7 @@ class Keras3(Flavour):
     name = "keras"
     symbols = symbols.KERAS3
     slope_argument = "negative_slope"
+    overrides_training = True
     activation_names: ClassVar[Mapping[str, str]] = {}
 
     @functools.cached_property
@@ -88,11 +89,9 @@ class Keras3(Flavour):
         shapes = getattr(model, "_build_shapes_dict", None)
         if not shapes:
             return None
-        values = list(shapes.values())
-        spec = values[0] if len(values) == 1 else values
-        if isinstance(spec, (tuple, list)) and all(isinstance(d, (int, type(None))) for d in spec):
-            return (tuple(spec), "float32")
-        return None
+        if len(shapes) != 1:
+            return None  # of several arguments
+        return _specification(next(iter(shapes.values())))
 
     def bessel_correction(self, batch_norm: Any) -> bool:
         return False
@@ -203,3 +202,16 @@ class Keras3(Flavour):
 
     def allow_lambda(self) -> Any:
         return importlib.import_module("keras.src.saving").serialization_lib.SafeModeScope(False)
+
+
+def _specification(shapes: Any) -> Any:
+    """``(shape, dtype)`` in the place of every shape; None if there is anything else."""
+    if isinstance(shapes, Mapping):
+        found: Any = {key: _specification(value) for key, value in shapes.items()}
+        return None if None in found.values() else found
+    if not isinstance(shapes, (tuple, list)):
+        return None
+    if all(isinstance(size, (int, type(None))) for size in shapes):
+        return tuple(shapes), "float32"
+    found = [_specification(value) for value in shapes]
+    return None if None in found else found

@@ -16,6 +16,7 @@ from rewriter.layers.batch_norm import FusedBatchNormalizationMixin
 from rewriter.layers.fake_quantize import FakeQuantizeMixin
 from rewriter.layers.host import QuantizedHostMixin
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
+from rewriter.layers.model_part import ModelPartMixin
 from rewriter.layers.operator import IntegerOperatorMixin, QuantizeInputMixin
 from rewriter.layers.quantize import QuantizeMixin
 
@@ -31,6 +32,7 @@ class Layers:
     IntegerOperator: Any
     QuantizeInput: Any
     FakeQuantize: Any
+    ModelPart: Any
 
 
 def _define(flavour: Flavour) -> Layers:
@@ -42,6 +44,7 @@ def _define(flavour: Flavour) -> Layers:
         IntegerOperatorMixin,
         QuantizeInputMixin,
         FakeQuantizeMixin,
+        ModelPartMixin,
     )
     base = flavour.keras.layers.Layer
     classes = {}

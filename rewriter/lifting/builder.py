@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import affine, elementwise, operators, values
+from rewriter.lifting import affine, elementwise, layer_norm, operators, values
 from rewriter.lifting.graph import Graph, Node, Out
 from rewriter.lifting.values import Known, Sizes, Symbol, Value
 
@@ -28,6 +28,7 @@ class Builder:
       layers: its module of layers.
       domains: what depends on the inputs.
       norms: the batch normalizations that are in pieces.
+      layer_norms: the layer normalizations that are in pieces.
       pieces: the activation functions that are in pieces.
       done: the nodes that a row for another has taken in.
       dilated: of convolutions that are dilated through the batch: the rates and the padding.
@@ -35,17 +36,29 @@ class Builder:
       recognised: for each layer by name: the operators that it stands for.
       kept: the layers that hold operators as they are.
       fixed_batch: how many samples the signature takes, where it takes no other number.
+      trains: whether the graph is one that trains, so that what computes the same in inference
+        only may not stand for it.
     """
 
-    def __init__(self, graph: Graph, flavour: Flavour, where: str, operation: Any):
+    def __init__(
+        self, graph: Graph, flavour: Flavour, where: str, operation: Any, trains: bool = False
+    ):
         self.graph, self.flavour, self.where = graph, flavour, where
+        self.trains = trains
         self.layers = flavour.keras.layers
         self.domains = values.Domains(graph)
         self.evaluator = values.Evaluator(graph)
-        self.norms = affine.Finder(graph, self.domains, self.evaluator).find()
+        found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
+        self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
+        self.layer_norms: dict[int, layer_norm.Norm] = {}
+        if not trains:
+            finder = layer_norm.Finder(graph, self.domains, self.evaluator, self.done)
+            self.layer_norms = finder.find()
+            self.done |= {n for norm in self.layer_norms.values() for n in norm.nodes}
+        stops = {n for n, node in enumerate(graph.nodes) if trains and node.op == "StopGradient"}
         self.pieces = elementwise.Finder(
-            graph, self.domains, self.evaluator, _named(flavour), self.done
+            graph, self.domains, self.evaluator, _named(flavour), self.done | stops
         ).find()
         self.done |= {n for match in self.pieces.values() for n in match.nodes}
         self.dilated: dict[int, tuple[tuple[int, int], str]] = {}
@@ -59,6 +72,16 @@ class Builder:
         self._names: set[str] = set()
         self._shared: dict[Any, Any] = {}
         self._weights: list[tuple[Any, Weights]] = []
+
+    @property
+    def weighted(self) -> list[tuple[Any, Weights]]:
+        """The layers that have weights, with those."""
+        return [(layer, weights) for layer, weights in self._weights if weights]
+
+    def share(self, layers: dict[Any, Any]) -> None:
+        """Take layers that were made for the same variables before, and add new ones there."""
+        self._shared = layers
+        self._names |= {layer.name for layer in layers.values()}
 
     # Values
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour, stack
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import functions, operation, rows, source, values
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Graph, Out
@@ -143,7 +144,7 @@ def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> An
         builder.take(name)
     with stack.room_for(2 * len(graph.nodes)):
         for number in range(len(graph.nodes)):
-            _visit(builder, number)
+            visit(builder, number)
         outputs = {name: _output(builder, name, out) for name, out in graph.outputs.items()}
         model = flavour.keras.Model(
             _alone(inputs), _alone(outputs, names=False), name=_model_name(where)
@@ -153,11 +154,25 @@ def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> An
     return model
 
 
-def _visit(b: Builder, number: int) -> None:
+# In training they are something else than in inference.
+_INFERENCE_ONLY = words(
+    "StopGradient PreventGradient FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3"
+)
+
+
+def visit(b: Builder, number: int) -> None:
+    """Make what a node of the graph is: a layer, a size, or nothing where another has taken it in.
+
+    Raises:
+      LoadError: it cannot be lifted.
+    """
     node = b.graph.nodes[number]
     if number in b.norms:
         for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
             b.set(Out(number, index), value)
+        return
+    if number in b.layer_norms:
+        b.set(Out(number), rows.layer_norm_in_pieces(b, number, b.layer_norms[number]))
         return
     if number in b.pieces:
         match = b.pieces.pop(number)
@@ -167,7 +182,7 @@ def _visit(b: Builder, number: int) -> None:
             return
         b.done -= set(match.nodes)  # no layer takes it: each of its operators by itself
         for piece in match.nodes[:-1]:
-            _visit(b, piece)
+            visit(b, piece)
     if number in b.done or not b.needed(number):
         return
     if not b.domains.symbolic(Out(number)):
@@ -179,7 +194,7 @@ def _visit(b: Builder, number: int) -> None:
         return
     if number in {n for n, _, _ in b.graph.inputs.values()}:
         return
-    row = rows.ROWS.get(node.op)
+    row = None if b.trains and node.op in _INFERENCE_ONLY else rows.ROWS.get(node.op)
     made = row(b, number, node) if row is not None else None
     for index, value in enumerate(b.keep(node) if made is None else made):
         b.set(Out(number, index), value)

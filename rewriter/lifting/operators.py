@@ -19,10 +19,11 @@ PASSING = words(
     """Identity IdentityN StopGradient PreventGradient CheckNumerics EnsureShape Snapshot
     PlaceholderWithDefault"""
 )
-# Of the graph itself: inputs, constants, variables and calls, which inlining resolves.
+# Of the graph itself: inputs, constants, variables and what reads them, and calls, which inlining
+# resolves.
 STRUCTURE = words(
-    """Placeholder Const VarHandleOp ReadVariableOp VariableV2 Variable NoOp PartitionedCall
-    StatefulPartitionedCall"""
+    """Placeholder Const VarHandleOp ReadVariableOp ResourceGather VariableV2 Variable NoOp
+    PartitionedCall StatefulPartitionedCall"""
 )
 # They compute values of tensors from values of tensors, and do nothing else.
 ALLOWED = (

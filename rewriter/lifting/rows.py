@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import LoadError
-from rewriter.lifting import dilation, functions, operators, shapes
+from rewriter.lifting import dilation, functions, layer_norm, operators, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
@@ -124,6 +124,20 @@ def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
     return [Symbol(b.apply(node, b.layers.Add, tensors))] if len(tensors) > 1 else None
 
 
+def embedding(b: Builder, number: int, node: Node) -> list[Value] | None:
+    """Rows of a table, by their numbers."""
+    table, numbers = b.known(node.inputs[0]), b.value(node.inputs[1])
+    axis = b.known(node.inputs[2]) if len(node.inputs) > 2 else None
+    along_rows = axis is None or int(axis.array) == 0
+    if table is None or table.variable is None or not isinstance(numbers, Symbol):
+        return None
+    if table.array.ndim != 2 or node.attribute("batch_dims", 0) or not along_rows:
+        return None
+    rows, width = table.array.shape
+    weights, sizes = {"embeddings": table}, {"input_dim": rows, "output_dim": width}
+    return [Symbol(b.apply(node, b.layers.Embedding, numbers.tensor, weights, **sizes))]
+
+
 def fused_norm(b: Builder, number: int, node: Node) -> list[Value] | None:
     """A batch normalization in one operator.
 
@@ -169,6 +183,22 @@ def norm_in_pieces(b: Builder, number: int, norm: Norm) -> list[Value]:
         weights["moving_mean"] = Known(np.zeros(channels, np.float32))
     node = b.graph.nodes[number]
     return _norm(b, node, norm.base, weights, norm.epsilon, norm.axis)
+
+
+def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> Value:
+    """A layer normalization that :mod:`rewriter.lifting.layer_norm` has found.
+
+    Raises:
+      LoadError: what it normalizes is no tensor of the model.
+    """
+    node, value = b.graph.nodes[number], b.value(norm.of)
+    if not isinstance(value, Symbol):
+        raise b.refusal(node, "what it normalizes is no tensor of the model")
+    pairs = (("gamma", norm.gamma), ("beta", norm.beta))
+    weights = {name: known for name, known in pairs if known is not None}
+    options = {"epsilon": norm.epsilon, "scale": "gamma" in weights, "center": "beta" in weights}
+    made = b.apply(node, b.layers.LayerNormalization, value.tensor, weights, axis=-1, **options)
+    return Symbol(made, value.rows)
 
 
 def _norm(
@@ -226,6 +256,8 @@ ROWS: dict[str, Row] = {
     "Neg": functions.negative,
     "Square": functions.square,
     "Pow": functions.power,
+    "ResourceGather": embedding,
+    "GatherV2": embedding,
     "Reshape": shapes.reshape,
     "Squeeze": shapes.squeeze,
     "ExpandDims": shapes.expand_dims,

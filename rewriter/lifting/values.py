@@ -123,6 +123,9 @@ class Evaluator:
         if node.op in ("ReadVariableOp", "Identity"):
             self._values[out] = inputs[0]
             return
+        if node.op == "ResourceGather":
+            self._values[out] = Known(inputs[0].array[inputs[1].array])
+            return
         with tf.init_scope(), tf.device("cpu:0"):
             results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
         variable = inputs[0].variable if node.op in _VIEWS and inputs else None

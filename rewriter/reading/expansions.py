@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import inside
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import is_floating
 
@@ -26,7 +25,15 @@ def function(flavour: Flavour, call: Call) -> Function | None:
     """What makes the calls that ``call`` is; None if it is one of a kind, or none of these."""
     maker = _MAKERS.get(flavour.class_name(call.layer))
     tensors = (*call.dtypes, *call.input_dtypes)
-    if maker is None or call.masked or not all(map(is_floating, tensors)):
+    layer = call.layer
+    if (
+        maker is None
+        or call.masked
+        or not all(map(is_floating, tensors))
+        or getattr(layer, "activity_regularizer", None) is not None
+        or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
+        or (flavour.is_layer(layer) and flavour.own_variables(layer))
+    ):
         return None
     return maker(flavour, call)
 
@@ -101,26 +108,3 @@ _MAKERS: dict[str, Callable[[Flavour, Call], Function | None]] = {
     "ops.DotProductAttention": _scaled_product,
     "TimeDistributed": _every_step,
 }
-
-
-def of_user(flavour: Flavour, call: Call) -> Function | None:
-    """The ``call`` of a user's layer, where it does nothing that is not seen from outside.
-
-    It does not ask whether it trains, and makes no mask.
-    """
-    layer = call.layer
-    if not inside.may_be_read(flavour, call) or not flavour.is_layer(layer):
-        return None
-    if _masks(flavour, layer):
-        return None
-    asks = not flavour.class_name(layer) and "training" in inside.parameters(layer)
-    return None if asks else layer.call
-
-
-def _masks(flavour: Flavour, layer: Any) -> bool:
-    """Whether a layer may make a mask of its own."""
-    if flavour.is_lambda(layer):
-        return getattr(layer, "mask", None) is not None
-    base = flavour.keras.layers.Layer
-    stock = bool(flavour.class_name(layer))
-    return not stock and type(layer).compute_mask is not base.compute_mask

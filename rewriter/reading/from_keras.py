@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import chains, expansions, paddings_inside, roles
+from rewriter.reading import chains, expansions, inside, models, opening, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 
 _PLAIN = (str, bytes, int, float, type(None))
@@ -32,10 +31,10 @@ def read(model: Any) -> Graph:
             "Wrap it: Model(inputs, layer(inputs))."
         )
     names = getattr(model, "output_names", None)
-    functional = _functional(flavour, model)
+    functional, flags = models.functional(flavour, model)
     reader = _Reader(flavour)
     inputs, outputs = flavour.structure(functional)
-    reader.inline(functional, prefix="", env=reader.env, inherited={})
+    reader.inline(functional, "", reader.env, {}, flags)
     graph_outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], outputs)
     names = names or flavour.output_names(functional)
     graph = Graph(
@@ -47,57 +46,10 @@ def read(model: Any) -> Graph:
         output_names=tuple(names),
         regularized=tuple(reader.regularized),
         reopened=reader.reopened,
+        parts=reader.nests.parts(reader.calls),
     )
     chains.join(graph)
     return graph
-
-
-def _functional(flavour: Flavour, model: Any) -> Any:
-    """``model`` itself, or the functional model that its ``call`` traces into."""
-    if flavour.is_functional(model):
-        return model
-    spec = flavour.input_spec_of(model)
-    if spec is None:
-        raise UnsupportedModelError(
-            f"The model {model.name!r} has not been built: its input shape is unknown. "
-            "Call it once on a batch of data, then rewrite it. If it has been called, Keras "
-            "could not trace its call on symbolic inputs: write it with Keras layers and "
-            "operations only, or build it with the functional API."
-        )
-    leaves = _is_spec
-    inputs = _map_spec(
-        spec, lambda s: flavour.keras.Input(shape=s[0][1:], dtype=s[1]), is_leaf=leaves
-    )
-    return _trace(flavour, model, (inputs,), {})
-
-
-def _is_spec(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], str)
-
-
-def _map_spec(spec: Any, function: Callable, is_leaf: Callable[[Any], bool]) -> Any:
-    if is_leaf(spec):
-        return function(spec)
-    if isinstance(spec, Mapping):
-        return {key: _map_spec(value, function, is_leaf) for key, value in spec.items()}
-    return [_map_spec(value, function, is_leaf) for value in spec]
-
-
-def _trace(flavour: Flavour, model: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """A functional model that makes the calls that ``model.call`` makes."""
-    try:
-        with flavour.added_losses(model) as losses:
-            outputs = model.call(*args, **kwargs)
-        functional = flavour.keras.Model(args[0], outputs, name=model.name)
-        for loss in losses:
-            functional.add_loss(loss)
-        return functional
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"The subclassed model {model.name!r} ({type(model).__qualname__}) cannot be traced "
-            f"on symbolic inputs: {error}. Write its call with Keras layers and operations only "
-            "(no Python control flow on tensor values), or build it with the functional API."
-        ) from error
 
 
 class _Reader:
@@ -108,28 +60,60 @@ class _Reader:
         self.regularized: list[str] = []
         self.reopened = False
         self._masked: set[Ref] = set()
+        self.nests = models.Nests()
         self._keep: list[Any] = []  # traced models: their tensors' ids must stay unique
+        self._reasons: dict[int, str] = {}  # by id of a layer: why it is not opened
+        self._shared: dict[int, dict[Any, Any]] = {}  # by id of an opened layer: its new layers
 
     def inline(
-        self, model: Any, prefix: str, env: dict[int, Ref], inherited: dict[str, Any]
+        self,
+        model: Any,
+        prefix: str,
+        env: dict[int, Ref],
+        inherited: dict[str, Any],
+        flags: models.Flags = None,
+        always: bool = False,
     ) -> None:
-        """Append the calls of ``model``; ``env`` maps its tensors and holds its inputs if bound."""
+        """Append the calls of ``model``.
+
+        Args:
+          model: a functional one.
+          prefix: before the names of its layers.
+          env: where its tensors come from; holds its inputs if they are bound.
+          inherited: ``training``, if the model is called with it.
+          flags: the ``training`` of the calls of an opened layer.
+          always: whether it is a user's code that gives the inherited flag.
+        """
         self._keep.append(model)
         for layer, args, kwargs, outputs in self.flavour.nodes(model):
             flat = tf.nest.flatten(outputs)
             if all(id(t) in env for t in flat):
                 continue  # an input of a nested model, bound by the caller
             args = tuple(self._resolve(value, env) for value in args)
+            if self.flavour.is_part(layer):
+                self.nests.handles.append(layer)
+                env[id(flat[0])] = args[0]
+                continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name
+            own = False
+            if flags is not None and id(flat[0]) in flags:
+                flag = flags[id(flat[0])]
+                kwargs.pop("training", None)
+                if flag is not None:
+                    kwargs["training"], own = flag, True
+            held = own or (always and "training" not in kwargs)
             if self.flavour.is_model(layer):
-                refs = self._nested(layer, path, args, {**inherited, **kwargs})
+                refs = self._nested(layer, path, args, {**inherited, **kwargs}, held)
             else:
                 for key, value in inherited.items():
-                    if kwargs.get(key) is None and _accepts(layer, key):
+                    if kwargs.get(key) is None and key in inside.parameters(layer):
                         kwargs[key] = value
-                refs = self._opened(layer, path, args, kwargs, flat) or self._kept(
-                    layer, path, args, kwargs, flat
+                held = held and "training" in kwargs
+                refs = (
+                    self._opened(layer, path, args, kwargs, flat, held)
+                    or (models.passed_on(self.flavour, layer, path, args, kwargs) if held else None)
+                    or self._kept(layer, path, args, kwargs, flat, held)
                 )
             for tensor, ref in zip(flat, refs, strict=True):
                 env[id(tensor)] = ref
@@ -143,9 +127,17 @@ class _Reader:
         return leaf(structure) if plain else tf.nest.map_structure(leaf, structure)
 
     def _kept(
-        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
+        self,
+        layer: Any,
+        path: str,
+        args: tuple,
+        kwargs: dict[str, Any],
+        outputs: list[Any],
+        held: bool = False,
     ) -> list[Ref]:
         refs = self._append(layer, path, args, kwargs, outputs)
+        self.calls[-1].always = kwargs["training"] if held else None
+        self.calls[-1].closed = self._reasons.pop(id(layer), "")
         return self._replaced(self.calls[-1]) or refs
 
     def _append(
@@ -170,11 +162,17 @@ class _Reader:
         return refs
 
     def _opened(
-        self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
+        self,
+        layer: Any,
+        path: str,
+        args: tuple,
+        kwargs: dict[str, Any],
+        outputs: list[Any],
+        held: bool,
     ) -> list[Ref] | None:
-        """The calls inside a user's layer that holds normalizations, if it can be traced.
+        """The calls inside a user's layer that holds normalizations, if it can be opened.
 
-        Only where all its variables belong to layers inside it: they go on as those layers'.
+        ``held``: whether its ``training`` is given by a user's code.
         """
         flavour = self.flavour
         padding = paddings_inside.padding(flavour, layer, args, kwargs, outputs, self.calls)
@@ -186,31 +184,26 @@ class _Reader:
             or not any(flavour.is_batch_norm(inner) for inner in flavour.sublayers(layer))
         ):
             return None
-        if flavour.own_variables(layer):
+        if inside.masks(flavour, layer):
+            self._reasons[id(layer)] = "it makes a mask of its own"
             return None
-        return self._traced(layer, path, args, kwargs, layer.call)
+        return self._traced(layer, path, args, kwargs, held=held)
 
     def _replaced(self, call: Call) -> list[Ref] | None:
         """The calls inside a layer that is several, the last call so far, in its place.
 
-        Only where each of them has an integer form, or there are normalizations among them, and
-        the layer does nothing else, and has no variables of its own.
+        Only where each of them has an integer form, or a stock layer has normalizations among
+        them, and the layer does nothing else, and has no variables of its own.
         """
         layer, flavour = call.layer, self.flavour
         if not isinstance(call.role, roles.Opaque):
             return None
         stock = expansions.function(flavour, call)
-        function = stock or expansions.of_user(flavour, call)
-        if (
-            function is None
-            or getattr(layer, "activity_regularizer", None) is not None
-            or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
-            or (flavour.is_layer(layer) and flavour.own_variables(layer))
-        ):
+        if stock is None and not inside.may_be_replaced(flavour, call):
             return None
         self.calls.pop()
         before, regularized = len(self.calls), len(self.regularized)
-        refs = self._traced(layer, call.path, call.args, call.kwargs, function, losses=False)
+        refs = self._traced(layer, call.path, call.args, call.kwargs, losses=False, function=stock)
         added = [each.role for each in self.calls[before:]]
         normalizes = stock is not None and any(isinstance(r, roles.BatchNorm) for r in added)
         whole = normalizes or not any(isinstance(role, roles.Opaque) for role in added)
@@ -226,49 +219,61 @@ class _Reader:
         path: str,
         args: tuple,
         kwargs: dict[str, Any],
-        function: Callable[..., Any],
         losses: bool = True,
+        held: bool = False,
+        function: expansions.Function | None = None,
     ) -> list[Ref] | None:
-        """The calls that a layer makes, appended; None if it cannot be traced.
+        """The calls that a layer makes, appended; None if it cannot be opened.
 
-        ``function``: makes them. ``losses``: whether it may add some.
+        Args:
+          layer, path, args, kwargs: of the call.
+          losses: whether it may add some.
+          held: whether its ``training`` is given by a user's code.
+          function: makes the calls; None: the layer's own ``call``.
         """
         flavour = self.flavour
         refs = list(dict.fromkeys(Call.tensors((args, kwargs))))
-        symbols = {}
+        symbols = []
         for ref in refs:
             call = self.calls[ref.call]
             shape = call.shapes[ref.index]
-            symbols[ref] = flavour.keras.Input(
-                shape=shape[1:], batch_size=shape[0], dtype=call.dtypes[ref.index]
+            symbols.append(
+                flavour.keras.Input(
+                    shape=shape[1:], batch_size=shape[0], dtype=call.dtypes[ref.index]
+                )
             )
-        symbolic, options = map_refs((args, kwargs), symbols.__getitem__)
-        options.pop("training", None)
+        places = {ref: opening.Place(i) for i, ref in enumerate(refs)}
+        symbolic, options = map_refs((args, kwargs), places.__getitem__)
+        training = options.pop("training", None)
+        shared = self._shared.setdefault(id(layer), {})
         try:
-            with flavour.added_losses(layer) as added:
-                outputs = function(*symbolic, **options)
-            model = flavour.keras.Model(list(symbols.values()), outputs)
-            for loss in added:
-                model.add_loss(loss)
-        except Exception:
-            return None  # it stays one call, and normalizations inside it are refused by name
-        if added and not losses:
+            if function is None:
+                found = opening.opened(flavour, layer, symbols, symbolic, options, shared)
+            else:
+                found = opening.expanded(flavour, layer, function, symbols, symbolic, options)
+        except opening.ClosedError as error:
+            # It stays one call, and normalizations inside it are refused by name.
+            self._reasons[id(layer)] = str(error)
             return None
-        env = {id(tensor): ref for tensor, ref in zip(tf.nest.flatten(model.inputs), refs,
-                                                      strict=True)}  # fmt: skip
+        model = found.model
+        if not losses and any(flavour.is_added_loss(n[0]) for n in flavour.nodes(model)):
+            return None
+        env = {id(t): ref for t, ref in zip(tf.nest.flatten(model.inputs), refs, strict=True)}
         if getattr(layer, "activity_regularizer", None) is not None:
             self.regularized.append(path)
-        training = kwargs.get("training")
-        self.inline(model, path + "/", env, {} if training is None else {"training": training})
+        inherited = {} if training is None else {"training": training}
+        self.inline(model, path + "/", env, inherited, found.flags, held)
         return [env[id(t)] for t in tf.nest.flatten(flavour.structure(model)[1])]
 
-    def _nested(self, model: Any, path: str, args: tuple, kwargs: dict[str, Any]) -> list[Ref]:
+    def _nested(
+        self, model: Any, path: str, args: tuple, kwargs: dict[str, Any], held: bool
+    ) -> list[Ref]:
         # `training` and `mask` given to a nested model hold for the layers inside it.
         inherited = {k: v for k, v in kwargs.items() if k == "training" and v is not None}
         read = args[0] if args else kwargs.get("inputs")
         given = tf.nest.flatten(read)
-        if not self.flavour.is_functional(model):
-            model = _functional(self.flavour, model)
+        nested = model
+        model, flags = models.functional(self.flavour, model)
         inputs, outputs = self.flavour.structure(model)
         if isinstance(inputs, Mapping) and isinstance(read, Mapping):
             given = [read[key] for key in sorted(inputs)]
@@ -285,12 +290,7 @@ class _Reader:
             outer = self.calls[ref.call].shapes[ref.index]
             sizes = zip(tuple(tensor.shape)[1:], outer[1:], strict=False)
             self.reopened |= any(inner is None and size is not None for inner, size in sizes)
-        self.inline(model, path + "/", env, inherited)
+        before = len(self.calls)
+        self.inline(model, path + "/", env, inherited, flags, held)
+        self.nests.add(nested, range(before, len(self.calls)))
         return [env[id(t)] for t in tf.nest.flatten(outputs)]
-
-
-def _accepts(layer: Any, argument: str) -> bool:
-    try:
-        return argument in inspect.signature(layer.call).parameters
-    except (TypeError, ValueError):  # a callable without a readable signature takes no extras
-        return False

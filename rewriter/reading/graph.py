@@ -43,6 +43,8 @@ class Call:
       dtypes: dtype names of the flattened outputs.
       input_shapes, input_dtypes: static shapes and dtype names of :attr:`refs`.
       masked: whether it is called under a mask, given to it or attached to an input.
+      always: the ``training`` that a user's code gives it, whatever the model's; else None.
+      closed: why a layer of a user's with layers inside could not be opened; "" for others.
       role: what it is to us.
     """
 
@@ -55,6 +57,8 @@ class Call:
     input_shapes: tuple[tuple[int | None, ...], ...] = ()
     input_dtypes: tuple[str, ...] = ()
     masked: bool = False
+    always: bool | None = None
+    closed: str = ""
     role: Role = dataclasses.field(init=False)
 
     @functools.cached_property
@@ -68,6 +72,21 @@ class Call:
         return [leaf for leaf in tf.nest.flatten(structure) if isinstance(leaf, Ref)]
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A model inside the model.
+
+    Attributes:
+      name: its own, without those of the models around it.
+      calls: of its layers, as indices.
+      trainable: its flag.
+    """
+
+    name: str
+    calls: list[int]
+    trainable: bool
+
+
 @dataclasses.dataclass(eq=False)
 class Graph:
     """All calls of a model in topological order.
@@ -78,6 +97,7 @@ class Graph:
       calls: topologically sorted; the index of a call is its identity.
       inputs, outputs: the model's inputs and outputs, nested as the user gave them, as Refs.
       output_names: one per flattened output, as Keras names them.
+      parts: the models inside that have weights.
       reopened: whether a model inside leaves sizes open that the tensors have that it is given.
       regularized: layers that were opened, and have an activity regularizer, which no call has.
     """
@@ -90,6 +110,7 @@ class Graph:
     output_names: tuple[str, ...]
     regularized: tuple[str, ...] = ()
     reopened: bool = False
+    parts: tuple[Part, ...] = ()
 
     def consumers(self) -> dict[Ref, list[int]]:
         """For every tensor the calls that read it (a call appears once per use)."""

@@ -35,6 +35,32 @@ def may_be_read(flavour: Flavour, call: Call) -> bool:
     return not masked and bool(call.input_dtypes) and given and all(map(is_floating, call.dtypes))
 
 
+def masks(flavour: Flavour, layer: Any) -> bool:
+    """Whether a layer may make a mask of its own."""
+    if flavour.is_lambda(layer):
+        return getattr(layer, "mask", None) is not None
+    base = flavour.keras.layers.Layer
+    stock = bool(flavour.class_name(layer))
+    return not stock and type(layer).compute_mask is not base.compute_mask
+
+
+def may_be_replaced(flavour: Flavour, call: Call) -> bool:
+    """Whether a user's function or layer is nothing but the calls inside it.
+
+    It has no variables of its own, makes no mask, and does not ask whether it trains.
+    """
+    layer = call.layer
+    return (
+        may_be_read(flavour, call)
+        and getattr(layer, "activity_regularizer", None) is None
+        and (bool(flavour.class_name(layer)) or "training" not in parameters(layer))
+        and all(dtype == getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
+        and flavour.is_layer(layer)
+        and not flavour.own_variables(layer)
+        and not masks(flavour, layer)
+    )
+
+
 def operation(flavour: Flavour, call: Call) -> Operation | None:
     """The one operation that a user's layer computes; None if there is none such."""
     if not may_be_read(flavour, call) or len(call.dtypes) != 1:

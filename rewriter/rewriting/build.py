@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 from typing import Any
 
 import tensorflow as tf
@@ -14,7 +13,7 @@ from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, Role
-from rewriter.rewriting import behaviours, layer_rules, placement, rules
+from rewriter.rewriting import behaviours, layer_rules, parts, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -105,10 +104,8 @@ class Builder:
         for job in sorted(self.jobs, key=lambda job: "/" in job.path):
             if id(job.layer) in names:
                 continue
-            whole = job.path.replace("/", "_")
-            numbered = (f"{whole}_{i}" for i in itertools.count(1))
-            options = itertools.chain([job.layer.name, whole], numbered)
-            name = next(option for option in options if option not in taken)
+            name = job.layer.name
+            name = name if name not in taken else parts.unique(job.path.replace("/", "_"), taken)
             names[id(job.layer)] = name
             taken.add(name)
         self.taken = taken
@@ -150,11 +147,14 @@ class Builder:
             if Ref(job.call) in self.placement.after
             and outputs.get(Ref(job.call)) == self.names[id(job.layer)]
         }
+        handles = parts.Parts(self.graph, [job.call for job in self.jobs], self._named)
         for job in self.jobs:
             self._run(job, outputs)
+            handles.mark(Ref(job.call), self.tensors)
             # Right away: a copied variable shares its memory with the original until one of them
             # changes, an initialised one has its own.
             self.factory.finish_copies()
+        handles.name_members(self.new_layers)
         with stack.room_for(2 * len(self.jobs)):
             model = self.flavour.keras.Model(
                 inputs=map_refs(self.graph.inputs, self.symbols.__getitem__),
@@ -201,6 +201,8 @@ class Builder:
         else:
             args, kwargs = self._arguments(job)
             tensor = layer(*args, **kwargs)
+            if self.flavour.overrides_training and self.graph.calls[job.call].always is False:
+                self.factory.freeze(layer)
         flat = tf.nest.flatten(tensor)
         for index, value in enumerate(flat):
             place = Ref(job.call, index)
@@ -258,9 +260,11 @@ class Builder:
         return layer
 
     def _unique(self, base: str) -> str:
-        name, count = f"{base}_quantize", 1
-        while name in self.taken:
-            name, count = f"{base}_quantize_{count}", count + 1
+        return parts.unique(f"{base}_quantize", self.taken)
+
+    def _named(self, base: str) -> str:
+        name = parts.unique(base, self.taken)
+        self.taken.add(name)
         return name
 
     def _layer(self, job: _Job, owned: Any, rename: str | None) -> Any:

@@ -32,9 +32,9 @@ class LayerFactory:
         copy.start()
         self.copies.append(copy)
 
-    def clone(self, original: Any, name: str | None = None) -> Any:
-        """The same layer again."""
-        new = self.flavour.clone(original, name)
+    def clone(self, original: Any, name: str | None = None, changes: Any = None) -> Any:
+        """The same layer again; ``changes``: other values in its configuration."""
+        new = self.flavour.clone(original, name, changes)
         self._copy_later(new, original)
         return new
 
@@ -68,6 +68,12 @@ class LayerFactory:
         new.activity_regularizer = getattr(original, "activity_regularizer", None)
         self._copy_later(new, original)
         return new
+
+    def freeze(self, layer: Any) -> None:
+        """Let the normalization that a layer is, or has, keep its statistics in training."""
+        norm = layer if self.flavour.is_batch_norm(layer) else getattr(layer, "batch_norm", None)
+        if norm is not None:
+            norm.frozen.assign(1)
 
     def host(
         self,

@@ -28,7 +28,7 @@ def notes(model: Any, graph: Graph) -> tuple[str, ...]:
       model: the original.
       graph: what was read of it.
     """
-    return (*_of_model(graph.flavour, model), *_of_layers(graph))
+    return (*_of_model(graph.flavour, model), *_of_layers(graph), *_unsaved(graph))
 
 
 def _of_model(flavour: Flavour, model: Any) -> list[str]:
@@ -60,3 +60,11 @@ def _of_layers(graph: Graph) -> list[str]:
         for path in graph.regularized
     ]
     return list(dict.fromkeys(found))
+
+
+def _unsaved(graph: Graph) -> list[str]:
+    """The layers that stay as they are, and that no file can hold."""
+    layers = {id(call.layer): call.layer for call in graph.calls}
+    reasons = [graph.flavour.unsaved(layer) for layer in layers.values()
+               if not graph.flavour.is_ours(layer)]  # fmt: skip
+    return [reason for reason in reasons if reason]

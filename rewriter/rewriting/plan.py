@@ -6,9 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
-from rewriter.reading import from_keras
 from rewriter.reading.graph import Graph
-from rewriter.rewriting import behaviours, left_behind, rules, sizes
+from rewriter.rewriting import behaviours, left_behind, retracing, rules, sizes
 from rewriter.rewriting.recipe import Recipe
 
 
@@ -91,7 +90,7 @@ def plan(model: Any, recipe: Recipe | None = None, *, input_shape: Any = None) -
       UnsupportedModelError: if the model's graph cannot be read, or ``input_shape`` does not fit.
     """
     original, model = model, sizes.settled(model, input_shape)
-    graph = from_keras.read(model)
+    _, graph = retracing.channels_last(model)
     made = make_plan(graph, rules.decide(graph))
     return dataclasses.replace(made, notes=left_behind.notes(original, graph))
 

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import stack
+from rewriter.reading import from_keras
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.roles import Input
+from rewriter.rewriting import channels, parts
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
 Make = Callable[[Call, str], Any]
+
+
+def channels_last(model: Any) -> tuple[Any, Graph]:
+    """A model and its calls; one that has the channels last inside where it has them first.
+
+    Raises:
+      UnsupportedModelError: its graph cannot be read, or a layer is called in both layouts.
+    """
+    graph = from_keras.read(model)
+    if not channels.are_first(graph):
+        return model, graph
+    model = retrace(model, graph, layout=channels.Layout(graph))
+    return model, from_keras.read(model)
 
 
 def retrace(
@@ -23,6 +41,7 @@ def retrace(
     shapes: Sequence[Sequence[int | None]] | None = None,
     make: Make | None = None,
     name: str | None = None,
+    layout: channels.Layout | None = None,
 ) -> Any:
     """A functional model of the same calls; ``model`` and its layers stay as they are.
 
@@ -32,6 +51,10 @@ def retrace(
       shapes: of its flattened inputs, without the batch; None: as they are.
       make: given a call and a name, what is called in the place of its layer; None for a copy.
       name: of the new model; None: the old one's.
+      layout: has the channels last inside; None: as they are.
+
+    Raises:
+      UnsupportedModelError: a user's code calls a layer with a flag that the copy would not keep.
     """
     flavour = graph.flavour
     factory = LayerFactory(flavour, Recipe())
@@ -42,6 +65,11 @@ def retrace(
     layers: dict[int, Any] = {}
     losses: list[Any] = []
     names = {graph.calls[ref.call].layer.name for ref in refs}
+    kept = {call.layer.name for call in graph.calls}
+    nested = graph if make is None else dataclasses.replace(graph, parts=())
+    handles = parts.Parts(
+        nested, range(len(graph.calls)), lambda name: parts.unique(name, kept | names)
+    )
     for index, call in enumerate(graph.calls):
         ref = Ref(index)
         if isinstance(call.role, Input):
@@ -52,7 +80,15 @@ def retrace(
                 name=call.layer.name,
             )
             continue
-        args, kwargs = map_refs((call.args, dict(call.kwargs)), tensors.__getitem__)
+        if call.always is not None and flavour.overrides_training:
+            raise UnsupportedModelError(
+                f"The layer {call.path!r} is always called with training={call.always} by the code "
+                "around it, which a copy with other sizes would not keep. Build the model with its "
+                "sizes, or call the layer without the argument."
+            )
+        changes = None if layout is None else layout.changes(call)
+        read = functools.partial(_given, layout, tensors, changes is not None)
+        args, kwargs = map_refs((call.args, dict(call.kwargs)), read)
         if flavour.is_added_loss(call.layer):
             losses.append(args[0])
             tensors[ref] = args[0]
@@ -62,14 +98,18 @@ def retrace(
             own = call.layer.name if call.layer.name not in names else call.path.replace("/", "_")
             names.add(own)
             made = None if make is None else make(call, own)
-            layer = layers[id(call.layer)] = made or factory.clone(call.layer, own)
+            layer = layers[id(call.layer)] = made or factory.clone(call.layer, own, changes)
         outputs = tf.nest.flatten(layer(*args, **kwargs))
         tensors.update((Ref(index, i), value) for i, value in enumerate(outputs))
+        if layout is not None and changes is not None:
+            layout.made(ref, outputs[0])
+        handles.mark(ref, tensors)
         factory.finish_copies()
+    handles.name_members(layers)
     with stack.room_for(2 * len(graph.calls)):
         built = flavour.keras.Model(
             inputs=map_refs(graph.inputs, tensors.__getitem__),
-            outputs=map_refs(graph.outputs, tensors.__getitem__),
+            outputs=map_refs(graph.outputs, functools.partial(_given, layout, tensors, False)),
             name=name or graph.name,
         )
         for loss in losses:
@@ -77,3 +117,8 @@ def retrace(
     if not model.trainable:
         built.trainable = False
     return built
+
+
+def _given(layout: channels.Layout | None, tensors: dict[Ref, Any], last: bool, ref: Ref) -> Any:
+    tensor = tensors[ref]
+    return tensor if layout is None else layout.given(ref, tensor, last)

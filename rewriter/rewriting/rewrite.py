@@ -7,10 +7,9 @@ from typing import Any
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.quantization.phases import set_phase
-from rewriter.reading import from_keras
 from rewriter.reading.graph import Graph
 from rewriter.reading.roles import Ours
-from rewriter.rewriting import left_behind, rules, sizes
+from rewriter.rewriting import left_behind, retracing, rules, sizes
 from rewriter.rewriting.build import Builder
 from rewriter.rewriting.recipe import Recipe
 from rewriter.training.calibrate import calibrate
@@ -27,7 +26,8 @@ def rewrite(
 
     Every BatchNormalization is fused into the linear layer before it, or replaced by a layer of
     its own on the fused kernel (see :func:`rewriter.plan`). In phase ``float``, in which the
-    model comes back, it computes what ``model`` computes, in inference and in training.
+    model comes back, it computes what ``model`` computes, in inference and in training. Layers with
+    the channels first compute with the channels last; inputs and outputs stay as they are.
 
     Args:
       model: a tf_keras or Keras 3 model: Sequential, functional, nested, or subclassed where its
@@ -51,7 +51,7 @@ def rewrite(
     """
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
     original, model = model, sizes.settled(model, input_shape)
-    graph = from_keras.read(model)
+    model, graph = retracing.channels_last(model)
     recipe.check_names({name for call in graph.calls for name in (call.path, call.layer.name)})
     decisions = rules.decide(graph)
     refused = [d for d in decisions if d.action == rules.REFUSED]

@@ -72,8 +72,9 @@ def _hidden(flavour: Flavour, first: Call, indices: list[int]) -> list[Decision]
             f"{first.path}/{inner.name}",
             indices,
             REFUSED,
-            f"it is inside {type(first.layer).__name__} {first.path!r}, whose call is not part of "
-            "the graph; make that layer a model, or call the normalization in the model itself",
+            f"it is inside {type(first.layer).__name__} {first.path!r}, whose call "
+            + (f"cannot be opened: {first.closed}" if first.closed else "is not part of the graph")
+            + "; make that layer a model, or call the normalization in the model itself",
         )
         for inner in flavour.sublayers(first.layer)
         if flavour.is_batch_norm(inner)
@@ -140,6 +141,19 @@ def _refuse_training(flavour: Flavour, layer: Any, calls: list[Call]) -> str | N
     return None
 
 
+def _refuse_always(flavour: Flavour, layer: Any, calls: list[Call]) -> str | None:
+    if not flavour.overrides_training or all(call.always is None for call in calls):
+        return None
+    flags = {call.always for call in calls}
+    if flags == {False}:
+        return None
+    given = "True" if flags == {True} else "different flags in several calls"
+    return (
+        f"the layer around it calls it with training={given}, which a functional model of Keras 3 "
+        "would not keep; call it without the argument, or always with False"
+    )
+
+
 def _refuse_subclass(flavour: Flavour, layer: Any, calls: list[Call]) -> str | None:
     known = (flavour.keras.__name__.split(".")[0], __name__.split(".")[0])
     if type(layer).__module__.split(".")[0] in known:
@@ -155,6 +169,7 @@ _REFUSALS: tuple[Callable[[Flavour, Any, list[Call]], str | None], ...] = (
     _refuse_axes,
     _refuse_variants,
     _refuse_training,
+    _refuse_always,
 )
 
 

@@ -74,7 +74,9 @@ def test_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
                 _run(line, place, capsys)
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda page: page.stem
+)
 def test_notebooks(page: Path, folder: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib", reason="plots: pip install -e '.[samples]'")
     matplotlib.use("Agg")

@@ -11,7 +11,6 @@ import pytest
 import rewriter
 from checks import KERASES, assert_close, both, call, everything, randomise, samples
 from host_cases import CASES, DEPTH, NO_3D, Case
-from rewriter.quantization import phases
 from rewriter.quantization.phases import QUANTIZE
 from rewriter.reading.hosts import HOSTS
 
@@ -76,23 +75,3 @@ def _quantized(kernel: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
     rest = tuple(set(range(kernel.ndim)) - {axis % kernel.ndim for axis in axes})
     scale = np.abs(kernel).max(axis=rest, keepdims=True) / 127
     return (np.rint(kernel / scale) * scale).astype(np.float32)
-
-
-@both
-def test_channels_first_is_refused_by_name(flavour: str, tmp_path: Path) -> None:
-    keras = KERASES[flavour]
-    inputs = keras.Input((4, 7, 9))
-    x = keras.layers.Conv2D(5, 3, data_format="channels_first", name="host")(inputs)
-    x = keras.layers.BatchNormalization(axis=1, name="bn")(x)
-    model = keras.Model(inputs, x)
-    (entry,) = rewriter.plan(model).entries
-    assert (entry.action, entry.host) == ("fused", "host")
-    rewritten = rewriter.rewrite(model)
-    for layer in phases.phased_layers(rewritten):
-        for name, value in (("min_var", -1.0), ("max_var", 1.0)):
-            if name in getattr(layer, "range_variables", {}):
-                layer.range_variables[name].assign(value)
-    with pytest.raises(
-        rewriter.errors.ExportError, match="'host' is channels_first.*channels_last"
-    ):
-        rewriter.export_tflite(rewritten, tmp_path / "m.tflite")

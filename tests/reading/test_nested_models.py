@@ -144,3 +144,36 @@ def test_subclassed_model_that_cannot_be_traced(keras):
 def test_subclassed_model_that_was_never_called(keras):
     with pytest.raises(UnsupportedModelError, match="has not been built"):
         rewriter.rewrite(_subclassed(keras))
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 3), (None, None, 3)])
+def test_a_nested_model_has_a_handle(keras, sizes, tmp_path):
+    """The second stage of transfer learning: ``q.get_layer("backbone").trainable = True``."""
+    layers = keras.layers
+    inner = keras.Input(sizes, name="inner")
+    y = conv_bn_relu(layers, inner, "first")
+    y = conv_bn_relu(layers, y, "second")
+    backbone = keras.Model(inner, y, name="backbone")
+    backbone.trainable = False
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.GlobalAveragePooling2D(name="pool")(backbone(image, training=False))
+    model = keras.Model(image, layers.Dense(3, name="scores")(x))
+    builders.randomise_all(model, 1)
+    qat = rewriter.rewrite(model)
+    data = normal(8, 8, 8, 3)
+    claims.check_float_phase(model, qat, data)
+    qat.save(tmp_path / "qat.keras")
+    for each in (qat, rewriter.load_model(tmp_path / "qat.keras")):
+        handle = each.get_layer("backbone")
+        assert not handle.trainable and len(each.trainable_variables) == 2
+        assert {layer.name for layer in handle.layers} >= {"first", "second"}
+        for second_stage in (True, False, True):
+            handle.trainable = backbone.trainable = second_stage
+            found, expected = each.trainable_variables, model.trainable_variables
+            assert len(found) == len(expected)
+        handle.get_layer("first").trainable = False
+        assert len(each.trainable_variables) < len(model.trainable_variables)
+        backbone.trainable = False
+    rewriter.calibrate(qat, data, progress=False)
+    report = rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    assert not report.float_tensors

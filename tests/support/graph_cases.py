@@ -126,6 +126,28 @@ def _transposed(size: int, padding: str, computed: bool) -> Any:
     return make
 
 
+def _layer_norm(form: str) -> Any:
+    def make(v: Variables) -> Function:
+        gamma, beta = v("ln/gamma", 4), v("ln/beta", 4)
+
+        def run(x: Any) -> Any:
+            mean, variance = tf.nn.moments(x, -1, keepdims=True)
+            if form == "by hand":
+                return gamma * (x - mean) / tf.sqrt(variance + 1e-5) + beta
+            if form == "alone":
+                return (x - mean) * tf.math.rsqrt(variance + 1e-3)
+            return tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-3)
+
+        return run
+
+    return make
+
+
+def _embedding(v: Variables) -> Function:
+    table = v("embedding/table", 5, 6)
+    return lambda x: tf.gather(table, tf.cast(tf.clip_by_value(x + 2, 0, 4), tf.int32))
+
+
 def _padded_by_hand(v: Variables) -> Function:
     kernel = v("conv/kernel", 3, 3, 4, 6)
     return lambda x: tf.nn.conv2d(tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), kernel, 1, "VALID")
@@ -297,6 +319,10 @@ CASES: dict[str, Case] = {
     "transposed, valid": Case(_transposed(17, "VALID", False), layers=("Conv2DTranspose",)),
     "transposed, valid, larger": Case(_transposed(18, "VALID", False)),
     "transposed, computed": Case(_transposed(0, "SAME", True), layers=("Conv2DTranspose",)),
+    "layer norm by hand": Case(_layer_norm("by hand"), layers=("LayerNormalization",)),
+    "layer norm, tf.nn": Case(_layer_norm("tf.nn"), layers=("LayerNormalization",)),
+    "layer norm, alone": Case(_layer_norm("alone"), layers=("LayerNormalization",)),
+    "embedding": Case(_embedding, layers=("Embedding",)),
     "padded by hand": Case(_padded_by_hand, layers=("Conv2D",)),
     "reflected": Case(_reflected, layers=("Conv2D",)),
     "dense": Case(_dense(), (4,), ("Dense",)),
@@ -405,10 +431,6 @@ CASES: dict[str, Case] = {
             "l2 normalized": lambda x: tf.math.l2_normalize(x, -1),
             "shuffled": _shuffled,
             "attention": _attention,
-            "layer norm by hand": lambda x: (
-                (x - tf.reduce_mean(x, -1, keepdims=True))
-                * tf.math.rsqrt(tf.math.reduce_variance(x, -1, keepdims=True) + 1e-5)
-            ),
             "lrn": tf.nn.local_response_normalization,
             "einsum": lambda x: tf.einsum("bhwc,bhwd->bcd", x, x),
             "top k": lambda x: tf.math.top_k(x, 2)[0],
@@ -420,10 +442,10 @@ CASES: dict[str, Case] = {
 
 
 # Those of which an operator stays as it is.
-KEPT = {"reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
+KEPT = {"embedding", "reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
         "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
         "depth to space", "space to depth", "tile", "broadcast", "reverse", "l2 normalized",
-        "attention", "layer norm by hand", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
+        "attention", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
 # Those whose convolution, followed by them, becomes integers to the last operator.
 INTEGERS = {"relu", "relu6", "relu6 by hand", "clip", "leaky relu", "leaky relu by hand", "swish",
             "swish, turned", "tf.nn.swish", "hard swish", "hard swish, multiplied", "hard sigmoid",

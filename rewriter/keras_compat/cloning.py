@@ -1,0 +1,61 @@
+"""Layers once more: from their configurations, or where those do not make them, as objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from rewriter.keras_compat import copying, references
+
+
+class Cloning:
+    """How a Keras makes a layer again."""
+
+    keras: ModuleType
+
+    def clone(
+        self: Any, layer: Any, name: str | None = None, changes: Mapping[str, Any] | None = None
+    ) -> Any:
+        """A new, unbuilt layer of the same configuration (weights are not copied), with changes.
+
+        Functions and objects of a user's are the layer's own, by reference. A layer that its
+        configuration does not make is copied as an object, variables and all. A file that could not
+        hold either is refused (``SaveError``) when the configuration of the new layer is asked for.
+        """
+        try:
+            new = self._from_configuration(layer, name, changes)
+        except Exception as error:  # of a user's class: whatever it raises, the layer is copied
+            if changes or not self.is_layer(layer) or not layer.built:
+                raise
+            new = copying.copied(layer)
+            self.rename(new, name or layer.name)
+            copying.refuse_saving(self, new, layer, error)
+            return new
+        references.guard(self, new, layer.name)
+        return new
+
+    def unsaved(self: Any, layer: Any) -> str:
+        """Why a layer of a user's cannot be saved with its model, and what to do; "" if it can."""
+        stock = self.is_layer(layer) and self.class_name(layer) and not self.sublayers(layer)
+        if stock or not self.is_layer(layer) or not layer.built:
+            return ""
+        try:
+            self._from_configuration(layer, None, None)
+        except Exception as error:  # of a user's class
+            return copying.unsaved(self, layer, error)
+        return ""
+
+    def _from_configuration(
+        self: Any, layer: Any, name: str | None, changes: Mapping[str, Any] | None
+    ) -> Any:
+        config, named = references.configuration(self, layer)
+        config = {**config, **(changes or {})}
+        if name is not None:
+            config = {**config, "name": name}
+        # The code is in this process already.
+        with self.keras.saving.custom_object_scope(named), self.allow_lambda():
+            new = type(layer).from_config(config)
+        if name is not None and new.name != name:
+            new._name = name  # a TensorFlowOpLayer puts a prefix before it
+        return new

@@ -1,0 +1,103 @@
+"""The layers that the graph of a user's layer is: its operators, and the layers that it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from rewriter.errors import LoadError
+from rewriter.keras_compat import Flavour
+from rewriter.lifting import lift, operation
+from rewriter.lifting.block import Block, ClosedError, Inner
+from rewriter.lifting.builder import Builder
+from rewriter.lifting.graph import Out
+from rewriter.lifting.values import Known, Symbol
+
+
+def build(
+    flavour: Flavour,
+    layer: Any,
+    block: Block,
+    symbols: Sequence[Any],
+    flag: Callable[[Inner], bool | None],
+    shared: dict[Any, Any],
+) -> tuple[Any, dict[int, bool]]:
+    """The layers that a graph is, called on symbolic tensors.
+
+    Args:
+      flavour: the Keras.
+      layer: whose graph it is.
+      block: the graph.
+      symbols: the arguments.
+      flag: which ``training`` a call inside is always given; None if it follows the model.
+      shared: the layers that were made of the same layer before; new ones are added.
+
+    Returns:
+      the results, nested as the call returns them; and by the identity of the first result of
+      a call inside: the flag that it is always given.
+
+    Raises:
+      ClosedError: an operator cannot be a layer.
+    """
+    builder = Builder(block.graph, flavour, "its call", operation.of(flavour), trains=True)
+    builder.share(shared)
+    fixed: dict[int, bool] = {}
+    done: set[int] = set()
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, Out):
+            return value
+        known = builder.value(value)
+        if isinstance(known, Known):
+            if known.variable is not None:
+                raise ClosedError("its call hands a variable of its own to a layer inside it")
+            return known.array
+        if not isinstance(known, Symbol) or known.rows:
+            raise ClosedError("its call hands rows of several samples to a layer inside it")
+        return known.tensor
+
+    try:
+        for number, symbol in zip(block.arguments, symbols, strict=True):
+            builder.set(Out(number), Symbol(symbol))
+        for number in range(len(block.graph.nodes)):
+            if number not in block.inner:
+                lift.visit(builder, number)
+            elif number not in done:
+                inner = block.inner[number]
+                args, kwargs = tf.nest.map_structure(tensor, (inner.args, inner.kwargs))
+                always = flag(inner)
+                if always is not None:
+                    kwargs["training"] = always
+                made = tf.nest.flatten(inner.layer(*args, **kwargs))
+                for out, value in zip(tf.nest.flatten(inner.outputs), made, strict=True):
+                    builder.set(out, Symbol(value))
+                    done.add(out.node)
+                if always is not None:
+                    fixed[id(made[0])] = always
+        outputs = tf.nest.map_structure(tensor, block.outputs)
+        builder.assign()
+    except ClosedError:
+        raise
+    except LoadError as error:
+        raise ClosedError(str(error).partition(". ")[0]) from error
+    _set_trainable(flavour, layer, builder.weighted)
+    return outputs, fixed
+
+
+def _set_trainable(
+    flavour: Flavour, layer: Any, weighted: Sequence[tuple[Any, Mapping[str, Known]]]
+) -> None:
+    """Let the new layers train as the variables do that they have.
+
+    Raises:
+      ClosedError: a layer has some that train and some that do not.
+    """
+    trained = {id(flavour.tf_variable(v)) for v in layer.trainable_variables}
+    for new, weights in weighted:
+        flags = {k.variable is not None and id(k.variable) in trained for k in weights.values()}
+        if len(flags) > 1:
+            raise ClosedError(f"of the weights of {new.name!r} in its call some train, others not")
+        if flags == {False}:
+            new.trainable = False

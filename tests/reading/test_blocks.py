@@ -1,0 +1,134 @@
+"""Layers of users' own with normalizations inside: opened, or refused with the reason.
+
+The oracle is the original model, layer and all.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import builders
+import claims
+import rewriter
+import user_blocks
+from builders import KERASES, keras_of, normal
+from rewriter.errors import UnsupportedModelError
+
+
+@pytest.fixture(params=KERASES)
+def keras(request: Any) -> Any:
+    return builders.fresh(keras_of(request.param))
+
+
+def functional(keras: Any, block: Any) -> Any:
+    layers = keras.layers
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, padding="same", name="stem")(image)
+    x = layers.GlobalAveragePooling2D(name="pool")(block(x))
+    return keras.Model(image, layers.Dense(3, name="scores")(x))
+
+
+def subclassed(keras: Any, block: Any) -> Any:
+    layers = keras.layers
+
+    class Net(keras.Model):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = layers.Conv2D(4, 3, padding="same", name="stem")
+            self.block = block
+            self.pool = layers.GlobalAveragePooling2D(name="pool")
+            self.scores = layers.Dense(3, name="scores")
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            x = self.block(self.stem(x), training=training)
+            return self.scores(self.pool(x))
+
+    model = Net()
+    model(normal(2, 8, 8, 3))
+    return model
+
+
+def follows(keras: Any, model: Any, qat: Any, steps: int = 20) -> None:
+    """Both models have the same outputs, the same losses in training, and the same outputs after."""
+    x = normal(4, 8, 8, 3, seed=99)
+    claims.check_float_phase(model, qat, x)
+    batches = [(normal(8, 8, 8, 3, seed=i), normal(8, 3, seed=50 + i)) for i in range(steps)]
+    losses = [claims.train(m, keras, batches, "mse", 1e-2) for m in (model, qat)]
+    assert losses[0][-1] != losses[0][0]
+    claims.assert_close(losses[1], losses[0], 1e-4, "losses")
+    claims.check_float_phase(model, qat, x, 1e-4)
+
+
+def on_the_device(qat: Any, tmp_path: Path) -> None:
+    """Calibrated, trained, saved, loaded, exported in integers, verified."""
+    data = normal(32, 8, 8, 3, seed=5)
+    rewriter.calibrate(qat, data, progress=False)
+    qat.compile("sgd", "mse")
+    qat.fit(data, normal(32, 3, seed=6), verbose=0)
+    qat.save(tmp_path / "qat.keras")
+    again = rewriter.load_model(tmp_path / "qat.keras")
+    np.testing.assert_array_equal(again.predict(data, verbose=0), qat.predict(data, verbose=0))
+    rewriter.export_tflite(again, tmp_path / "m.tflite")
+    found = rewriter.verify(again, tmp_path / "m.tflite", data[:8], progress=False).comparison
+    assert not found.differences
+    assert all(t.identical >= 0.999 for t in found.operator_by_operator)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", user_blocks.OPENED)
+def test_a_block_is_opened(keras: Any, name: str, tmp_path: Path) -> None:
+    model = functional(keras, user_blocks.OPENED[name](keras))
+    builders.randomise_all(model, 1)
+    plan = rewriter.plan(model)
+    assert plan.entries and not plan.count("refused"), str(plan)
+    qat = rewriter.rewrite(model)
+    claims.check_no_batch_norm(qat)
+    follows(keras, model, qat)
+    on_the_device(qat, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["raw", "scaled", "stopped", "default_false", "held"])
+def test_a_subclassed_model_of_blocks(keras: Any, name: str, tmp_path: Path) -> None:
+    model = subclassed(keras, user_blocks.OPENED[name](keras))
+    builders.randomise_all(model, 1)
+    before = model.get_weights()
+    assert not rewriter.plan(model).count("refused")
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    qat = rewriter.rewrite(model)
+    follows(keras, model, qat)
+    if name == "raw":
+        on_the_device(qat, tmp_path)
+
+
+def test_names_are_paths(keras: Any) -> None:
+    model = functional(keras, user_blocks.nested(keras))
+    names = [entry.name for entry in rewriter.plan(model).entries]
+    deepest = "level_3/level_2/level_1"
+    assert names == [f"{deepest}/block/bn", f"{deepest}/bn", "level_3/level_2/bn", "level_3/bn"]
+
+
+def test_a_variable_of_a_shared_block_stays_one(keras: Any) -> None:
+    model = functional(keras, user_blocks.shared(keras))
+    qat = rewriter.rewrite(model)
+    assert len(model.trainable_variables) == len(qat.trainable_variables)
+
+
+def test_a_frozen_block_stays_frozen(keras: Any) -> None:
+    block = user_blocks.scaled(keras)
+    model = functional(keras, block)
+    block.trainable = False
+    qat = rewriter.rewrite(model)
+    assert len(qat.trainable_variables) == len(model.trainable_variables) == 4
+
+
+@pytest.mark.parametrize("name", user_blocks.REFUSED)
+def test_what_cannot_be_opened_is_refused_by_name(keras: Any, name: str) -> None:
+    build, reason = user_blocks.REFUSED[name]
+    model = functional(keras, build(keras))
+    with pytest.raises(UnsupportedModelError, match=f"'block/bn'.*inside.*'block'.*{reason}.*make"):
+        rewriter.rewrite(model)

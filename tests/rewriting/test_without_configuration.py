@@ -1,0 +1,66 @@
+"""Layers that their configurations do not build: copied in memory, and refused by name in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import builders
+import claims
+import rewriter
+from builders import KERASES, keras_of, normal
+from rewriter.errors import SaveError
+
+
+@pytest.fixture(params=KERASES)
+def keras(request: Any) -> Any:
+    return builders.fresh(keras_of(request.param))
+
+
+def _bare(keras: Any, function: Any) -> Any:
+    """Neither a configuration nor an ``__init__`` that takes one; layers in a list, a variable."""
+
+    class Bare(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, function: Any):
+            super().__init__()
+            self.function = function
+            self.steps = [keras.layers.Conv2D(4, 1), keras.layers.Conv2D(4, 1)]
+
+        def build(self, shape: Any) -> None:
+            self.shift = self.add_weight(name="shift", shape=(4,), initializer="ones")
+            for step in self.steps:
+                step.build(shape)
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            for step in self.steps:
+                x = step(x)
+            return self.function(x) + self.shift
+
+    return Bare(function)
+
+
+def test_a_layer_without_a_configuration_is_copied(keras: Any, tmp_path: Path) -> None:
+    layers = keras.layers
+    image = keras.Input((6, 6, 4), name="image")
+    x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(image))
+    bare = _bare(keras, lambda t: t * t)
+    model = keras.Model(image, layers.Dense(2, name="scores")(layers.Flatten()(bare(x))))
+    builders.randomise_all(model, 1)
+    (note,) = [each for each in rewriter.plan(model).notes if bare.name in each]
+    assert "cannot be saved" in note and "get_config" in note
+    with pytest.warns(UserWarning, match="cannot be saved"):
+        qat = rewriter.rewrite(model)
+    claims.check_float_phase(model, qat, normal(4, 6, 6, 4))
+    before = [np.asarray(v) for v in model.get_weights()]
+    batches = [(normal(8, 6, 6, 4, seed=i), normal(8, 2, seed=9 + i)) for i in range(3)]
+    losses = claims.train(qat, keras, batches, "mse", 1e-3)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)  # the original is left alone
+    claims.assert_close(losses, claims.train(model, keras, batches, "mse", 1e-3), 1e-4)
+    claims.check_float_phase(model, qat, normal(4, 6, 6, 4), 1e-4)
+    with pytest.raises(SaveError, match=f"{bare.name!r}.*Bare.*cannot be saved"):
+        qat.save(tmp_path / "qat.keras")
