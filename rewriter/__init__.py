@@ -17,6 +17,7 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.report.report import Report, write_report
 from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
@@ -43,6 +44,7 @@ __all__ = [
     "QuantizationSchedule",
     "Quantized",
     "Recipe",
+    "Report",
     "RewriterError",
     "RewriterWarning",
     "Verification",
@@ -63,4 +65,5 @@ __all__ = [
     "rewrite",
     "set_phase",
     "verify",
+    "write_report",
 ]
