@@ -17,6 +17,7 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.report.model_explorer import write_model_explorer
 from rewriter.report.report import Report, write_report
 from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
@@ -65,5 +66,6 @@ __all__ = [
     "rewrite",
     "set_phase",
     "verify",
+    "write_model_explorer",
     "write_report",
 ]

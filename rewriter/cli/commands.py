@@ -17,7 +17,7 @@ from rewriter.checking import probe, targets
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
-from rewriter.cli import data, saving
+from rewriter.cli import data, reporting, saving
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
@@ -98,6 +98,7 @@ def _check(args: Namespace) -> None:
 
 
 def _verify(args: Namespace) -> None:
+    reporting.check(args)
     model = _load(args)
     source = _source(args, args.data, data.FOR_VERIFICATION, args.labels)
     read = data.read(source, data.input_shapes(model))
@@ -114,7 +115,8 @@ def _verify(args: Namespace) -> None:
             f"\naccuracy of the {name}: {100 * share:.2f} %"
             for name, share in values["accuracy"].items()
         )
-    _show(args, text, values)
+    values |= reporting.write(args, result, read.labels)
+    _show(args, text + reporting.shown(args), values)
     if args.min_snr is not None:
         _require_snr(result.training, args.min_snr)
     if args.min_identical is not None:
@@ -154,6 +156,7 @@ def _require_identical(comparison: Comparison, share: float) -> None:
 def _quantize(args: Namespace) -> None:
     recipe, file = _recipe(args.recipe)
     _refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
+    reporting.check(args)
     if args.save_model is not None:
         refusal = outputs.refusal(args.save_model, saving.MODELS, "A Keras model", (args.model,))
         if refusal is not None:
@@ -187,7 +190,8 @@ def _quantize(args: Namespace) -> None:
     if args.save_model is not None:
         with replacing(args.save_model) as path:
             saving.save(result.model, path, args.save_model)
-    _show(args, result, result.to_dict())
+    values = result.to_dict() | reporting.write(args, result)
+    _show(args, f"{result}{reporting.shown(args)}", values)
 
 
 def _demo(args: Namespace) -> None:

@@ -38,15 +38,13 @@ def summary(report: Report) -> str:
     scored = [row for row in report.summary if row.score is not None]
     sized = [row for row in report.summary if row.bytes is not None]
     figure = _figure(1.9)
-    axes = list(figure.subplots(1, 2 if scored else 1, squeeze=False)[0])
+    axes = _axes(figure, 1, 2 if scored else 1)
     if scored:
         axis = axes.pop(0)
         values = [shown_score(report.task, row.score or 0.0) for row in scored]
         squared = report.task == tasks.REGRESSION
         axis.set_title("mean squared error" if squared else "score in %", loc="left", fontsize=9)
         _bars(axis, [row.name for row in scored], values, [f"{v:.4g}" for v in values])
-        if not squared and min(values) > 50:
-            axis.set_xlim(left=5 * math.floor(min(values) / 5 - 1))
     axis = axes.pop(0)
     axis.set_title("size in KiB", loc="left", fontsize=9)
     values = [(row.bytes or 0) / 1024 for row in sized]
@@ -59,7 +57,7 @@ def epochs(report: Report) -> str:
     rows = report.epochs
     losses = [(row.number, row.loss) for row in rows if row.loss is not None]
     figure = _figure(2.8 if losses else 1.9)
-    axes = figure.subplots(2 if losses else 1, 1, sharex=True, squeeze=False)[:, 0]
+    axes = _axes(figure, 2 if losses else 1, 1, sharex=True)
     scale = 100 if report.task is not None and report.task != tasks.REGRESSION else 1
     axes[0].plot([r.number for r in rows], [scale * r.score for r in rows], "o-", color=_BLUE, ms=3)
     best = report.best_epoch
@@ -89,7 +87,7 @@ def snr(report: Report) -> str:
     """Signal to noise of all tensors in the order of execution."""
     found = [(i, n.snr_db) for i, n in enumerate(report.nodes) if n.snr_db is not None]
     figure = _figure(2.0)
-    axis = figure.subplots()
+    (axis,) = _axes(figure, 1, 1)
     finite = [(i, v) for i, v in found if math.isfinite(v)]
     if finite:
         axis.plot(*zip(*finite, strict=True), "o-", color=_BLUE, ms=2.5, lw=0.8)
@@ -104,7 +102,7 @@ def scales(report: Report) -> str:
     """The scales of all kernels: the smallest, the median and the largest of each."""
     rows = report.kernels_of_layers
     figure = _figure(2.0)
-    axis = figure.subplots()
+    (axis,) = _axes(figure, 1, 1)
     for i, row in enumerate(rows):
         axis.plot([i, i], [min(row.scales), max(row.scales)], color=_BLUE, lw=2.0)
         middle = sorted(row.scales)[len(row.scales) // 2]
@@ -122,7 +120,7 @@ def operators(report: Report) -> str:
     kinds = report.operators.kinds
     timed = all(kind.microseconds is not None for kind in kinds)
     figure = _figure(0.8 + 0.2 * len(kinds))
-    axes = list(figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0])
+    axes = _axes(figure, 1, 2 if timed else 1, sharey=True)
     names = [kind.kind for kind in kinds]
     if timed:
         axis = axes.pop(0)
@@ -143,6 +141,11 @@ def _figure(height: float) -> Figure:
     return figure
 
 
+def _axes(figure: Figure, rows: int, columns: int, **shared: Any) -> list[Any]:
+    with matplotlib.rc_context(_STYLE):
+        return list(figure.subplots(rows, columns, squeeze=False, **shared).reshape(-1))
+
+
 def _bars(axis: Any, names: list[str], values: list[float], texts: list[str]) -> None:
     places = range(len(names))
     axis.barh(places, values, color=_BLUE, height=0.6)
@@ -155,7 +158,7 @@ def _bars(axis: Any, names: list[str], values: list[float], texts: list[str]) ->
         axis.annotate(
             text, (value, place), (3, 0), textcoords="offset points", va="center", fontsize=8
         )
-    axis.margins(x=0.25)
+    axis.margins(x=0.35)
 
 
 def _svg(figure: Figure, name: str) -> str:

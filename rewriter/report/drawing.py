@@ -106,8 +106,8 @@ def bars(values: Values, low: float | None, high: float | None) -> Bars:
         begin, end = values.first + i * width, values.first + (i + 1) * width
         within = low is None or high is None or (end > low and begin < high)
         paths[within].append(f"M{BAR * i} {HEIGHT}v-{height:.1f}h{BAR}v{height:.1f}z")
-    ends = [
-        None if end is None else round(BAR * BINS * (end - values.first) / (values.last - values.first), 1)
-        for end in (low, high)
-    ]  # fmt: skip
-    return Bars("".join(paths[True]), "".join(paths[False]), ends[0], ends[1])
+    scale = BAR * BINS / (values.last - values.first)
+    left, right = (
+        None if end is None else round(scale * (end - values.first), 1) for end in (low, high)
+    )
+    return Bars("".join(paths[True]), "".join(paths[False]), left, right)

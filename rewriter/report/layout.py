@@ -1,8 +1,8 @@
 """Where the nodes of a graph stand: in layers, from the top down.
 
-The method of Sugiyama, Tagawa and Toda (1981): each node stands in the layer after the last of those
-it reads; edges over several layers get a point in each of them; the order within a layer is that of
-the means of the neighbours' places, a few times down and up.
+The method of Sugiyama, Tagawa and Toda (1981): each node stands in the layer after the last of
+those it reads; edges over several layers get a point in each of them; the order within a layer is
+that of the means of the neighbours' places, a few times down and up.
 """
 
 from __future__ import annotations
