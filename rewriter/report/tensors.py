@@ -18,7 +18,7 @@ from rewriter.training.histograms import Histogram, Recorder
 
 BINS = 48  # of a histogram as it is shown
 _ELEMENTS = 100_000_000  # of all tensors and samples: what takes a few seconds to count
-_CHUNK = 16  # samples at a time
+_CHUNK = 10_000_000  # elements at a time, but 16 samples at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +109,13 @@ def elements(program: Program) -> int:
 
 def _values(lowered: Lowered, inputs: tuple[np.ndarray, ...]) -> dict[str, Values]:
     """Run the model in phase ``float`` and count its values."""
-    count = min(len(inputs[0]), max(1, _ELEMENTS // max(elements(lowered.program), 1)))
+    each = max(elements(lowered.program), 1)
+    count = min(len(inputs[0]), max(1, _ELEMENTS // each))
+    chunk_size = max(16, _CHUNK // each)
     places = np.arange(count) * len(inputs[0]) // count  # spread over the samples
     counters: dict[str, _Counter] = {}
-    for start in range(0, count, _CHUNK):
-        chunk = [array[places[start : start + _CHUNK]] for array in inputs]
+    for start in range(0, count, chunk_size):
+        chunk = [array[places[start : start + chunk_size]] for array in inputs]
         for name, values in emulation.emulated(lowered, chunk, phases.FLOAT).items():
             if not (values.dtype.is_floating or values.dtype.is_integer):
                 continue
