@@ -14,12 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rewriter.checking.training_agreement import LOW_SNR_DB
-from rewriter.report.report import Report, shown_score
+from rewriter.report.report import Report
 from rewriter.workflow import tasks
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _WIDTH = 4.6  # inches: what a telephone shows without making it much smaller
 _BLUE, _ORANGE, _GREY = "#2c5f8a", "#c8552b", "#777777"
+# How scores are drawn, by the task: a factor, and what the axis says.
+_UNITS = {
+    tasks.CLASSES: (100.0, "accuracy in %"),
+    tasks.BINARY: (100.0, "accuracy in %"),
+    tasks.REGRESSION: (-1.0, "mean squared error"),
+    tasks.IMITATION: (1.0, "dB to the trained model"),
+}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -41,9 +48,9 @@ def summary(report: Report) -> str:
     axes = _axes(figure, 1, 2 if scored else 1)
     if scored:
         axis = axes.pop(0)
-        values = [shown_score(report.task, row.score or 0.0) for row in scored]
-        squared = report.task == tasks.REGRESSION
-        axis.set_title("mean squared error" if squared else "score in %", loc="left", fontsize=9)
+        factor, unit = _unit(report.task)
+        values = [factor * (row.score or 0.0) for row in scored]
+        axis.set_title(unit, loc="left", fontsize=9)
         _bars(axis, [row.name for row in scored], values, [f"{v:.4g}" for v in values])
     axis = axes.pop(0)
     axis.set_title("size in KiB", loc="left", fontsize=9)
@@ -58,13 +65,13 @@ def epochs(report: Report) -> str:
     losses = [(row.number, row.loss) for row in rows if row.loss is not None]
     figure = _figure(2.8 if losses else 1.9)
     axes = _axes(figure, 2 if losses else 1, 1, sharex=True)
-    scale = 100 if report.task is not None and report.task != tasks.REGRESSION else 1
+    scale, unit = _unit(report.tuned_for)
     axes[0].plot([r.number for r in rows], [scale * r.score for r in rows], "o-", color=_BLUE, ms=3)
     best = report.best_epoch
     if best is not None:
         axes[0].plot([best.number], [scale * best.score], "*", color=_ORANGE, ms=10, label="taken")
         axes[0].legend(frameon=False, fontsize=8)
-    axes[0].set_ylabel("score of the file")
+    axes[0].set_ylabel(unit)
     if losses:
         axes[1].plot(*zip(*losses, strict=True), "o-", color=_GREY, ms=3)
         axes[1].set_ylabel("loss")
@@ -92,7 +99,7 @@ def snr(report: Report) -> str:
     if finite:
         axis.plot(*zip(*finite, strict=True), "o-", color=_BLUE, ms=2.5, lw=0.8)
     axis.axhline(LOW_SNR_DB, color=_ORANGE, lw=0.8, ls="--")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=min([0.0, *(value for _, value in finite)]))
     axis.set_xlabel("operator, in the order of execution")
     axis.set_ylabel("signal to noise in dB")
     return _svg(figure, "snr")
@@ -132,6 +139,10 @@ def operators(report: Report) -> str:
     values = [kind.bytes / 1024 for kind in kinds]
     _bars(axis, names, values, [f"{v:,.3g}" for v in values])
     return _svg(figure, "operators")
+
+
+def _unit(task: str | None) -> tuple[float, str]:
+    return _UNITS.get(task or "", (1.0, "score"))
 
 
 def _figure(height: float) -> Figure:

@@ -83,11 +83,11 @@ def of_file(content: bytes, lines: Mapping[str, str], path: str) -> Contract:
     file = reading.read(content)
     inputs = tuple(_ports(file, 0, lines))
     outputs = tuple(_ports(file, 1, {}))
-    c = ["#include <math.h>", "#include <stdint.h>"]
-    c += [_fill(number, port) for number, port in enumerate(inputs)]
-    c += [_read(number, port) for number, port in enumerate(outputs)]
-    return Contract(inputs, outputs, "\n\n".join(["\n".join(c[:2]), *filter(None, c[2:])]),
-                    _python(inputs, outputs, path))  # fmt: skip
+    functions = [_fill(number, port) for number, port in enumerate(inputs)]
+    functions += [_read(number, port) for number, port in enumerate(outputs)]
+    functions = list(filter(None, functions)) or ["/* Nothing is quantized: there is no scale. */"]
+    c = "\n\n".join(["#include <math.h>\n#include <stdint.h>", *functions])
+    return Contract(inputs, outputs, c, _python(inputs, outputs, path))
 
 
 def _ports(file: FileModel, side: int, lines: Mapping[str, str]) -> Iterator[Port]:

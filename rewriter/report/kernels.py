@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -36,8 +37,9 @@ class KernelRow:
 
     @property
     def spread(self) -> float:
-        """The largest scale to the smallest."""
-        return max(self.scales) / min(self.scales)
+        """The largest scale to the smallest; infinite if that is 0."""
+        smallest = min(self.scales)
+        return max(self.scales) / smallest if smallest else math.inf
 
 
 def rows(program: Program) -> tuple[KernelRow, ...]:

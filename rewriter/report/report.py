@@ -57,6 +57,7 @@ class Report:
       task: what the labels are for; None without labels.
       summary: scores and sizes.
       epochs: of fine-tuning.
+      tuned_for: the name of what it trained for; None without fine-tuning.
       plan: what became of every batch normalization.
       tensors: worst first.
       kernels_of_layers: in the order of execution.
@@ -78,6 +79,7 @@ class Report:
     task: str | None
     summary: tuple[SummaryRow, ...]
     epochs: tuple[EpochRow, ...]
+    tuned_for: str | None
     plan: Plan | None
     tensors: tuple[TensorRow, ...]
     kernels_of_layers: tuple[KernelRow, ...]
@@ -104,7 +106,7 @@ class Report:
             if tensor.values is not None:
                 made["values"]["clipped"] = tensor.values.clipped
         for made, kernel in zip(values["kernels_of_layers"], self.kernels_of_layers, strict=True):
-            made["spread"] = kernel.spread
+            made["spread"] = _json(kernel.spread)
         values["operators"]["kinds"] = [dataclasses.asdict(k) for k in self.operators.kinds]
         if self.confusion is not None:
             values["confusion"]["accuracy"] = self.confusion.accuracy
@@ -183,9 +185,10 @@ def make(result: Quantized | Verification, labels: Any, measure_times: bool) -> 
         samples=comparison.samples,
         kernels=comparison.kernels,
         snr_db=verification.snr,
-        task=quantized.task if quantized else (None if labels is None else "classification"),
+        task=quantized.task if quantized else (None if labels is None else tasks.CLASSES),
         summary=scored[0],
         epochs=() if quantized is None else _epochs(quantized),
+        tuned_for=quantized.tuning.task if quantized and quantized.tuning else None,
         plan=None if quantized is None else quantized.plan,
         tensors=tensors.rows(evidence, snr),
         kernels_of_layers=kernels.rows(program),
@@ -313,11 +316,6 @@ def _absent(report: Report, quantized: bool) -> dict[str, str]:
         for name, (empty, of_quantize, of_verify) in _SECTIONS.items()
         if empty(report)
     }
-
-
-def shown_score(task: str | None, score: float) -> float:
-    """A score as it is drawn: in %, or the mean squared error."""
-    return -score if task == tasks.REGRESSION else 100 * score
 
 
 def _json(value: Any) -> Any:

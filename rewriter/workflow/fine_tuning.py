@@ -27,14 +27,14 @@ class Epochs(NamedTuple):
       scores: of the exported file after each.
       losses: of the training in each; None for epoch 0.
       shown: a score as text.
-      total: how many were asked for, epoch 0 not counted.
+      task: the name of what was trained for.
     """
 
     first: int
     scores: tuple[float, ...]
     losses: tuple[float | None, ...]
     shown: Callable[[float], str]
-    total: int
+    task: str
 
 
 class Progress:
@@ -149,7 +149,7 @@ def fine_tune(
     except KeyboardInterrupt:
         say(f"interrupted: the best of {kept.epochs} epochs is taken")
     qat.set_weights(best)
-    return Epochs(first, tuple(scores), tuple(losses), task.shown, epochs)
+    return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name)
 
 
 def file_score(

@@ -13,7 +13,8 @@ import numpy as np
 
 from rewriter.errors import RewriterError
 
-REGRESSION = "regression"
+CLASSES, BINARY = "classification", "binary classification"
+REGRESSION, IMITATION = "regression", "imitation of the trained model"
 _SUM = 1e-3  # of 1: outputs of a softmax add up to it
 
 
@@ -113,7 +114,7 @@ def imitation(wanted: np.ndarray) -> Task:
         return keras.losses.KLDivergence() if softmax else keras.losses.MeanSquaredError()
 
     return Task(
-        "imitation of the trained model",
+        IMITATION,
         wanted,
         loss,
         lambda out, own: _decibels(own, out.reshape(own.shape)),
@@ -124,7 +125,7 @@ def imitation(wanted: np.ndarray) -> Task:
 def _classes(outputs: np.ndarray, labels: np.ndarray) -> Task:
     logits = not _is_softmax(outputs)
     return Task(
-        "classification",
+        CLASSES,
         labels,
         lambda keras: keras.losses.SparseCategoricalCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean(out.reshape(len(own), -1).argmax(-1) == own)),
@@ -138,7 +139,7 @@ def _binary(outputs: np.ndarray, labels: np.ndarray) -> Task:
     logits = bool(outputs.min() < 0 or outputs.max() > 1)
     middle = 0.0 if logits else 0.5
     return Task(
-        "binary classification",
+        BINARY,
         labels.reshape(-1, 1),
         lambda keras: keras.losses.BinaryCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean((out.reshape(len(own), -1) > middle) == (own > 0.5))),

@@ -217,6 +217,21 @@ def test_of_a_verification(run, tmp_path):
         rewriter.write_report(dataclasses.replace(verified, evidence=None), tmp_path / "r.html")
 
 
+def test_without_labels(tmp_path):
+    data = demo.digits()
+    result = rewriter.quantize(
+        classifier(keras_of("keras")), data.x_train[:100], output=tmp_path / "m.tflite",
+        epochs=1, progress=False,
+    )  # fmt: skip
+    made = report.make(result, None, measure_times=False)
+    assert {row.score for row in made.summary} == {None} and made.confusion is None
+    text = page.html(made)
+    assert "no labels were given" in text and html.escape(made.absent["confusion"]) in text
+    assert "dB to the trained model" in text  # the scores of the epochs
+    with pytest.raises(RewriterError, match="has its labels"):
+        rewriter.write_report(result, tmp_path / "r.html", labels=data.y_train[:100])
+
+
 def test_what_parts_is_told(run, tmp_path):
     """A file of which one constant was changed."""
     content = bytearray(run.file.read_bytes())

@@ -21,6 +21,7 @@ _FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--disable-features=NetworkTimeServiceQuerying",
     "--hide-scrollbars",
     "--enable-logging=stderr",
     "--allow-file-access-from-files",
