@@ -60,7 +60,8 @@ _EXAMPLES = {
         rewriter verify qat.keras model.tflite --data data.npz
         rewriter verify qat.keras model.tflite --data data.npz --array x_test --labels y_test
         rewriter verify qat.keras model.tflite --data data.npz --min-identical 0.999
-        rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --json""",
+        rewriter verify qat.keras model.tflite --data data.npz --min-snr 20 --json
+        rewriter verify qat.keras model.tflite --data data.npz --report report.html""",
     "quantize": """
         rewriter quantize trained.h5 --data train.npz -o model.tflite
         rewriter quantize trained.keras --data train.npz --labels y --epochs 5 -o model.tflite
@@ -164,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
         help="fail if the outputs of model and file are less than so many dB apart in signal to "
         "noise, or the file computes something else than the trained model",
     )  # fmt: skip
+    _reporting(verify)
     _data(verify, "x, x_test, x_train")
     _loading(verify)
     _json(verify)
@@ -191,6 +193,7 @@ def parser() -> argparse.ArgumentParser:
     quantize.add_argument(
         "--save-model", type=Path, metavar="FILE", help="keep the quantization-aware model, too"
     )
+    _reporting(quantize)
     _data(quantize, "x, x_train, x_test", samples="all")
     _loading(quantize)
     _json(quantize)
@@ -336,6 +339,20 @@ def _allow_float(command: argparse.ArgumentParser) -> None:
 
 def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="write JSON to stdout")
+
+
+def _reporting(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("reports")
+    group.add_argument(
+        "--report", type=Path, metavar="FILE",
+        help="also write an .html file that shows all of it; with --json, its numbers too "
+        "(needs pip install 'rewriter[report]')",
+    )  # fmt: skip
+    group.add_argument(
+        "--model-explorer", type=Path, metavar="FILE",
+        help="also write a .json overlay with the signal to noise of every operator, for Google's "
+        "Model Explorer",
+    )  # fmt: skip
 
 
 def _loading(command: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ from rewriter.quantization.pipeline_ops import register_op
 from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
+from rewriter.report.model_explorer import write_model_explorer
+from rewriter.report.report import Report, write_report
 from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
 from rewriter.rewriting.plan import Plan, PlanEntry, plan
@@ -45,6 +47,7 @@ __all__ = [
     "QuantizationSchedule",
     "Quantized",
     "Recipe",
+    "Report",
     "RewriterError",
     "RewriterWarning",
     "Verification",
@@ -66,4 +69,6 @@ __all__ = [
     "rewrite",
     "set_phase",
     "verify",
+    "write_model_explorer",
+    "write_report",
 ]

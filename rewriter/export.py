@@ -124,7 +124,7 @@ def export_tflite(
     with replacing(path) as temporary:
         temporary.write_bytes(content)
         trial.load(temporary, file, program, open_batch=batch_size is None)
-    lines = {} if float_io else _input_lines(lowered)
+    lines = {} if float_io else input_lines(lowered)
     if c_array is not None:
         source = Path(c_array)
         header = c_array_text.header(reading.read(content), len(content), source.stem, lines)
@@ -145,7 +145,8 @@ def export_tflite(
     )
 
 
-def _input_lines(lowered: Lowered) -> dict[str, str]:
+def input_lines(lowered: Lowered) -> dict[str, str]:
+    """For inputs whose values are levels, by name: the line of C of :class:`ExportReport`."""
     lines = {}
     for name, public in zip(lowered.program.inputs, lowered.program.input_names, strict=True):
         layer = lowered.sources[name].layer if name in lowered.sources else None

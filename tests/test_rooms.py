@@ -17,6 +17,7 @@ PACKAGE = Path(rewriter.__file__).parent
 # From the top down: each may import those below it. Those of one row do not know each other.
 ROOMS = (
     "cli",
+    "report",
     "workflow",
     "export",
     "checking",

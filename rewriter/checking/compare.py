@@ -38,6 +38,7 @@ def compare_program(
     batch: int = 16,
     num_threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[str, str, np.ndarray], None] | None = None,
 ) -> Comparison:
     """Run a file and its program on the same samples.
 
@@ -51,6 +52,8 @@ def compare_program(
       batch: samples whose tensors are held in memory at a time.
       num_threads: threads for the interpreter.
       progress: called with (samples done, samples in all).
+      seen: called for each output of each chunk of samples with (``"file"``, its name, its raw
+        values, samples first), and likewise for the ``"twin"`` end to end.
 
     Raises:
       VerificationError: the inputs do not fit the file, there are none, the file is not one of
@@ -70,7 +73,7 @@ def compare_program(
         if wrong := [shapes[name] for name in program.inputs if name in shapes]:
             raise VerificationError(f"The file is not of this model: {wrong[0]}.")
         indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
-        twin = _Twin(program, indexes, runner.batch)
+        twin = _Twin(program, indexes, runner.batch, seen)
         by_operator, end_to_end = _Counter(), _Counter()
         top1 = np.zeros((len(twin.classified), 2))
         for start in range(0, total, batch):
@@ -152,8 +155,14 @@ class _Twin:
     Eagerly: tracing a hundred steps costs more than running them on hundreds of samples.
     """
 
-    def __init__(self, program: Program, held: Collection[str], batch: int):
-        self._program, self._batch = program, batch
+    def __init__(
+        self,
+        program: Program,
+        held: Collection[str],
+        batch: int,
+        seen: Callable[[str, str, np.ndarray], None] | None = None,
+    ):
+        self._program, self._batch, self._seen = program, batch, seen
         self._held = [name for name in program.tensors if name in held]
         held = set(self._held)
         self.skipped: dict[str, str] = {}
@@ -195,6 +204,10 @@ class _Twin:
                 continue
             steps.append(_compare(one.numpy(), real.numpy()))
             ends.append(_compare(whole[name].numpy(), real.numpy()))
+        for name in program.outputs:
+            if self._seen is not None and name in found and name in whole:
+                self._seen("file", name, found[name].numpy())
+                self._seen("twin", name, whole[name].numpy())
         votes = [
             _same_top(whole[program.outputs[i]].numpy(), found[program.outputs[i]].numpy())
             for i in self.classified

@@ -34,6 +34,7 @@ def compare_training(
     *,
     batch: int = 16,
     progress: Callable[[int], None] | None = None,
+    seen: Callable[[str, np.ndarray], None] | None = None,
 ) -> TrainingComparison:
     """Run a quantization-aware model and its program on the same samples.
 
@@ -44,11 +45,16 @@ def compare_training(
       inputs: one array of real values per model input, samples first.
       batch: samples whose tensors are held in memory at a time.
       progress: called with the number of samples done.
+      seen: called for each output of each chunk of samples with its name and the model's values.
     """
     program, twin = lowered.program, _Twin(lowered)
     for start in range(0, len(inputs[0]), batch):
         chunk = [array[start : start + batch] for array in inputs]
-        twin.compare(emulated(lowered, chunk), chunk)
+        values = emulated(lowered, chunk)
+        twin.compare(values, chunk)
+        for name in program.outputs:
+            if seen is not None and name in values:
+                seen(name, np.asarray(values[name]))
         if progress is not None:
             progress(start + len(chunk[0]))
     makers = {step.output: step for step in program.steps}
@@ -102,8 +108,16 @@ def _judged(program: Program, makers: Mapping[str, Step]) -> tuple[tuple[str, ..
     )
 
 
-def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Tensor]:
-    """The real values that the quantization-aware model has for the program's tensors."""
+def emulated(
+    lowered: Lowered, inputs: Sequence[np.ndarray], phase: int = phases.QUANTIZE_FROZEN
+) -> dict[str, tf.Tensor]:
+    """The real values that the quantization-aware model has for the program's tensors.
+
+    Args:
+      lowered: the model's program, and where the model has its tensors.
+      inputs: one array of real values per model input, samples first.
+      phase: of the model meanwhile; its own stays. In ``phases.FLOAT`` nothing is quantized.
+    """
     read = lowered.graph
     given = dict(zip(read.input_refs(), inputs, strict=True))
     last = {ref: index for index, call in enumerate(read.calls) for ref in call.refs}
@@ -112,7 +126,7 @@ def emulated(lowered: Lowered, inputs: Sequence[np.ndarray]) -> dict[str, tf.Ten
     inside: dict[tuple[int, int], Any] = {}
     ranges = _ranges(read)
     try:
-        with phases.only(phases.QUANTIZE_FROZEN):
+        with phases.only(phase):
             for index, call in enumerate(read.calls):
                 if Ref(index) in given:
                     env[Ref(index)] = tf.convert_to_tensor(given[Ref(index)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,29 @@ from rewriter.checking.emulation import compare_training
 from rewriter.checking.training_agreement import TrainingAgreement, TrainingComparison
 from rewriter.errors import CalibrationError, VerificationError
 from rewriter.files import boundaries
-from rewriter.lowering.lower import lower_with_sources
+from rewriter.lowering.lower import Lowered, lower_with_sources
 from rewriter.rewriting import sizes
 from rewriter.training.batches import batches_of
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a verification was made from, for a report that shows more of it.
+
+    Attributes:
+      model: the quantization-aware model.
+      lowered: its program, and where the model has its tensors.
+      inputs: one array per model input, samples first.
+      content: the file.
+      classes: for each output of shape (N, C), by its name in the program: the index of the
+        largest element, int (N,), by ``"trained model"``, ``"twin"`` and ``"file"``.
+    """
+
+    model: Any
+    lowered: Lowered
+    inputs: tuple[np.ndarray, ...]
+    content: bytes
+    classes: Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +50,13 @@ class Verification:
       path: the file.
       comparison: file and twin: every quantized tensor, operator by operator and end to end.
       training: trained model and twin: every tensor that both have, likewise.
+      evidence: what was compared; :func:`rewriter.write_report` reads it.
     """
 
     path: str
     comparison: Comparison
     training: TrainingComparison
+    evidence: Evidence | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def snr(self) -> float | None:
@@ -109,6 +132,7 @@ def verify(
     # The sizes that the model leaves open are those of the data, and so of the file.
     lowered = lower_with_sources(sizes.settled(model, [array.shape[1:] for array in inputs]))
     count = len(inputs[0])
+    classes = _Classes()
     with tqdm(total=2 * count, desc="verifying", disable=not progress) as bar:
         with boundaries.litert(f"The file {str(path)!r}"):
             comparison = compare_program(
@@ -118,11 +142,33 @@ def verify(
                 inputs,
                 kernels=kernels,
                 progress=lambda done, total: bar.update(done - bar.n),
+                seen=classes.add,
             )
         training = compare_training(
-            lowered, inputs, progress=lambda done: bar.update(count + done - bar.n)
+            lowered,
+            inputs,
+            progress=lambda done: bar.update(count + done - bar.n),
+            seen=lambda name, values: classes.add("trained model", name, values),
         )
-    return Verification(str(path), comparison, training)
+    evidence = Evidence(model, lowered, tuple(inputs), content, classes.found())
+    return Verification(str(path), comparison, training, evidence)
+
+
+class _Classes:
+    """The index of the largest element of each output (N, C), over chunks of samples."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def add(self, whose: str, name: str, values: np.ndarray) -> None:
+        if values.ndim == 2 and values.shape[1] > 1:
+            self._parts.setdefault(name, {}).setdefault(whose, []).append(values.argmax(-1))
+
+    def found(self) -> dict[str, dict[str, np.ndarray]]:
+        return {
+            name: {whose: np.concatenate(parts) for whose, parts in by.items()}
+            for name, by in self._parts.items()
+        }
 
 
 def _arrays(model: Any, data: Any, samples: int | None) -> list[np.ndarray]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import statistics
 import struct
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
@@ -101,6 +103,40 @@ class Engine:
         return kept
 
 
+def median_seconds(content: bytes, kernels: str, runs: int, seconds: float) -> float:
+    """How long one invocation of a file takes: the median of several, on one thread.
+
+    int8 inputs are random, all others as the interpreter allocates them: indexes that are random
+    would be none.
+
+    Args:
+      content: the file's bytes.
+      kernels: a key of :data:`KERNELS`.
+      runs: how many are timed at most, after one that is not.
+      seconds: after which no further one is begun; at least three are timed.
+
+    Raises:
+      RuntimeError, ValueError: LiteRT cannot load or run the file.
+    """
+    interpreter = Interpreter(
+        model_content=content, experimental_op_resolver_type=KERNELS[kernels], num_threads=1
+    )
+    interpreter.allocate_tensors()
+    random = np.random.default_rng(0)
+    for details in interpreter.get_input_details():
+        if details["dtype"] == np.int8:
+            values = random.integers(-128, 128, details["shape"], np.int8)
+            interpreter.set_tensor(details["index"], values)
+    interpreter.invoke()
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < runs and (len(times) < 3 or time.perf_counter() < end):
+        begin = time.perf_counter()
+        interpreter.invoke()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
 def send(stream: BinaryIO, message: Any) -> None:
     """Write one message."""
     buffers: list[pickle.PickleBuffer] = []
@@ -141,8 +177,9 @@ def _exactly(stream: BinaryIO, size: int) -> bytearray:
 def main() -> None:
     """Answer requests until there are no more of them.
 
-    A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors, batch)`` or
-    ``("unload",)``. The answers are ``("progress", samples done)``, any number of them, and then
+    A request is ``("load", content, kernels, num_threads)``, ``("run", inputs, tensors, batch)``,
+    ``("unload",)``, or ``("time", content, kernels, runs, seconds)``, which leaves the file that is
+    loaded as it is. The answers are ``("progress", samples done)``, any number of them, and then
     ``("done", result)`` or ``("failed", message)``: whatever running a file raises.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this process
@@ -161,12 +198,14 @@ def main() -> None:
         except EOFError:
             return
         try:
-            result = None
+            result: Any = None
             if kind == "run":
                 if engine is None:
                     raise RuntimeError("no file is loaded")
                 inputs, tensors, batch = arguments
                 result = engine.run(inputs, tensors, progress, batch)
+            elif kind == "time":
+                result = median_seconds(*arguments)
             else:
                 engine = None  # not two files at a time
                 engine = Engine(*arguments) if kind == "load" else None

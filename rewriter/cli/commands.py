@@ -14,7 +14,7 @@ from rewriter.checking import targets
 from rewriter.checking.comparison import Comparison
 from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
-from rewriter.cli import arguments, data, saving
+from rewriter.cli import arguments, data, reporting, saving
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
@@ -86,6 +86,7 @@ def _check(args: Namespace) -> None:
 
 
 def _verify(args: Namespace) -> None:
+    reporting.check(args)
     model = arguments.model(args)
     source = arguments.source(args, args.data, data.FOR_VERIFICATION, args.labels)
     read = data.read(source, data.input_shapes(model))
@@ -104,7 +105,8 @@ def _verify(args: Namespace) -> None:
             f"\naccuracy of the {name}: {100 * share:.2f} %"
             for name, share in values["accuracy"].items()
         )
-    _show(args, text, values)
+    values |= reporting.write(args, result, read.labels)
+    _show(args, text + reporting.shown(args), values)
     if args.min_snr is not None:
         _require_snr(result.training, args.min_snr)
     if args.min_identical is not None:
@@ -144,6 +146,7 @@ def _require_identical(comparison: Comparison, share: float) -> None:
 def _quantize(args: Namespace) -> None:
     recipe, file = arguments.recipe(args.recipe)
     arguments.refuse_output(args, (".tflite",), "A LiteRT file", file, args.data, args.test)
+    reporting.check(args)
     if args.save_model is not None:
         refusal = outputs.refusal(args.save_model, saving.MODELS, "A Keras model", (args.model,))
         if refusal is not None:
@@ -179,7 +182,8 @@ def _quantize(args: Namespace) -> None:
     if args.save_model is not None:
         with replacing(args.save_model) as path:
             saving.save(result.model, path, args.save_model)
-    _show(args, result, result.to_dict())
+    values = result.to_dict() | reporting.write(args, result)
+    _show(args, f"{result}{reporting.shown(args)}", values)
 
 
 def _finetune(args: Namespace) -> None:

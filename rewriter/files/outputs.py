@@ -8,7 +8,14 @@ from pathlib import Path
 
 _HDF5 = (0, b"\x89HDF\r\n\x1a\n")
 # Where, and with which bytes, a file of each suffix begins.
-_BEGINNINGS = {".tflite": (4, b"TFL3"), ".keras": (0, b"PK"), ".h5": _HDF5, ".hdf5": _HDF5}
+_BEGINNINGS = {
+    ".tflite": (4, b"TFL3"),
+    ".keras": (0, b"PK"),
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".html": (0, b"<!DOCTYPE html>"),
+    ".json": (0, b'{"results"'),  # an overlay for Model Explorer
+}
 
 
 def refusal(

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,24 @@ from rewriter.files.replacing import replacing, write_bytes
 from rewriter.workflow.tasks import Task
 
 _STATE, _LAST, _BEST = "state.json", "last.keras", "best.keras"
+
+
+class Epochs(NamedTuple):
+    """The epochs of one fine-tuning.
+
+    Attributes:
+      first: the number of the first one; 0 is the calibrated model, before any training.
+      scores: of the exported file after each.
+      losses: of the training in each; None for epoch 0.
+      shown: a score as text.
+      task: the name of what was trained for.
+    """
+
+    first: int
+    scores: tuple[float, ...]
+    losses: tuple[float | None, ...]
+    shown: Callable[[float], str]
+    task: str
 
 
 class Progress:
@@ -79,7 +97,7 @@ def fine_tune(
     kept: Progress,
     allow_float: bool,
     say: Callable[[str], None],
-) -> list[float]:
+) -> Epochs:
     """Train a calibrated model, and leave it with the weights of its best epoch.
 
     Adam with a cosine from ``learning_rate`` to 0. After each epoch the model is exported, and the
@@ -99,7 +117,7 @@ def fine_tune(
       say: gets a line after each epoch.
 
     Returns:
-      The scores of the epochs run here, epoch 0 first if it was.
+      The epochs run here, epoch 0 first if it was.
     """
     keras = keras_compat.flavour_of(qat).keras
     steps = -(-len(task.labels) // batch_size)
@@ -108,27 +126,30 @@ def fine_tune(
     qat.compile(optimizer, task.loss(keras))
     optimizer.build(qat.trainable_variables)
     optimizer.iterations.assign(kept.epochs * steps)
+    first = 0 if kept.best is None else kept.epochs + 1
     scores: list[float] = []
+    losses: list[float | None] = []
     best = qat.get_weights() if kept.best is None else kept.model(best=True).get_weights()
 
-    def judge(epoch: int) -> list[Any]:
+    def judge(epoch: int, loss: float | None) -> list[Any]:
         score = file_score(qat, task, *held_out, allow_float=allow_float)
         better = kept.best is None or score > kept.best
         scores.append(score)
+        losses.append(loss)
         kept.keep(qat, epoch, score)
         say(f"epoch {epoch} of {epochs}: file {task.shown(score)}{' (best)' if better else ''}")
         return qat.get_weights() if better else best
 
     if kept.best is None:
-        best = judge(0)
+        best = judge(0, None)
     try:
         for epoch in range(kept.epochs + 1, epochs + 1):
-            qat.fit(x, task.labels, batch_size=batch_size, epochs=1, verbose=0)
-            best = judge(epoch)
+            seen = qat.fit(x, task.labels, batch_size=batch_size, epochs=1, verbose=0)
+            best = judge(epoch, float(seen.history["loss"][-1]))
     except KeyboardInterrupt:
         say(f"interrupted: the best of {kept.epochs} epochs is taken")
     qat.set_weights(best)
-    return scores
+    return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name)
 
 
 def file_score(

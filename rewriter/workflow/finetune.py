@@ -13,7 +13,7 @@ from rewriter.errors import RewriterError
 from rewriter.reading.load import load_model
 from rewriter.training.schedule import freeze_batch_norm
 from rewriter.workflow import tasks
-from rewriter.workflow.fine_tuning import Progress, fine_tune
+from rewriter.workflow.fine_tuning import Epochs, Progress, fine_tune
 from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
 
 
@@ -112,14 +112,14 @@ def finetune(
         outputs = predicted(qat, x)
         aim = tasks.of(qat, outputs, labels, say) or tasks.imitation(outputs)
     training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
-    model, scores, kept = train(qat, aim, x, training)
+    model, tuning, kept = train(qat, aim, x, training)
     kept.done(epochs)
-    return Finetuned(model, aim.name, tuple(scores), tuple(map(aim.shown, scores)))
+    return Finetuned(model, aim.name, tuning.scores, tuple(map(aim.shown, tuning.scores)))
 
 
 def train(
     qat: Any, aim: tasks.Task, x: list[Any], training: Training
-) -> tuple[Any, list[float], Progress]:
+) -> tuple[Any, Epochs, Progress]:
     """Go on from what is kept, or begin.
 
     Args:
@@ -129,8 +129,8 @@ def train(
       training: how.
 
     Returns:
-      The model (another one if something was kept), the scores of the epochs run here, and what is
-      kept: for the caller to remove when its output is there.
+      The model (another one if something was kept), the epochs run here, and what is kept: for
+      the caller to remove when its output is there.
     """
     rows, held = split(len(x[0]))
     resume = training.resume
@@ -139,7 +139,7 @@ def train(
         qat = kept.model()
         training.say(f"going on after epoch {kept.epochs}")
     freeze_batch_norm(qat)
-    scores = fine_tune(
+    tuning = fine_tune(
         qat,
         dataclasses.replace(aim, labels=aim.labels[rows]),
         packed([values[rows] for values in x]),
@@ -151,4 +151,4 @@ def train(
         allow_float=training.allow_float,
         say=training.say,
     )
-    return qat, scores, kept
+    return qat, tuning, kept

@@ -20,7 +20,7 @@ from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.workflow import tasks
-from rewriter.workflow.fine_tuning import run_file
+from rewriter.workflow.fine_tuning import Epochs, run_file
 from rewriter.workflow.finetune import Training, train
 from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
 
@@ -40,6 +40,9 @@ class Quantized:
       scores: of ``"float model"``, ``"quantized model"`` and ``"file"`` on the test samples; shares
         of samples for classes, minus the mean squared error for numbers.
       epochs: the scores of the file after each epoch, on samples that were not trained on.
+      tuning: of the same epochs the losses, and the number of the first; None without any.
+      tested: the samples that ``scores`` are of, and what the models said; None without labels.
+      float_bytes: what the weights of the trained model take.
     """
 
     model: Any
@@ -49,6 +52,9 @@ class Quantized:
     task: str | None
     scores: Mapping[str, float]
     epochs: tuple[float, ...] = ()
+    tuning: Epochs | None = dataclasses.field(default=None, repr=False, compare=False)
+    tested: tasks.Tested | None = dataclasses.field(default=None, repr=False, compare=False)
+    float_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
@@ -59,6 +65,8 @@ class Quantized:
             "task": self.task,
             "scores": dict(self.scores),
             "epochs": list(self.epochs),
+            "losses": [] if self.tuning is None else list(self.tuning.losses),
+            "float_bytes": self.float_bytes,
         }
 
     def to_json(self) -> str:
@@ -154,12 +162,12 @@ def quantize(
     if labels is not None or epochs:
         outputs = predicted(model, x)
         task = tasks.of(model, outputs, labels, say)
-    scores: list[float] = []
+    tuning: Epochs | None = None
     kept = None
     if epochs and outputs is not None:
         aim = task if task is not None and not distill else tasks.imitation(outputs)
         training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
-        qat, scores, kept = train(qat, aim, x, training)
+        qat, tuning, kept = train(qat, aim, x, training)
     report = export_tflite(
         qat, output, float_io=float_io, allow_float=allow_float, batch_size=file_batch
     )
@@ -167,14 +175,32 @@ def quantize(
     few = [values[:_VERIFIED] for values in test_x]
     verification = verify(qat, output, packed(few), progress=progress)
     found: dict[str, float] = {}
+    tested: tasks.Tested | None = None
     if task is not None and test_labels is not None:
-        for name, tested in (("float model", model), ("quantized model", qat)):
-            found[name] = task.score(predicted(tested, test_x), test_labels)
-        found["file"] = task.score(run_file(Path(output), list(test_x)), test_labels)
+        said = {
+            "float model": predicted(model, test_x),
+            "quantized model": predicted(qat, test_x),
+            "file": run_file(Path(output), list(test_x)),
+        }
+        found = {name: task.score(values, test_labels) for name, values in said.items()}
+        classes = task.classes
+        chosen = {} if classes is None else {name: classes(values) for name, values in said.items()}
+        tested = tasks.Tested(tuple(test_x), test_labels, task, chosen)
     if kept is not None:
         kept.done(epochs)
     named = None if task is None else task.name
-    return Quantized(qat, planned, report, verification, named, found, tuple(scores))
+    return Quantized(
+        qat,
+        planned,
+        report,
+        verification,
+        named,
+        found,
+        () if tuning is None else tuning.scores,
+        tuning,
+        tested,
+        sum(array.nbytes for array in model.get_weights()),
+    )
 
 
 def _test(

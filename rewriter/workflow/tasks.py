@@ -6,14 +6,15 @@ A task is a row: how its labels look, its loss, and how outputs are scored.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rewriter.errors import RewriterError
 
-REGRESSION = "regression"
+CLASSES, BINARY = "classification", "binary classification"
+REGRESSION, IMITATION = "regression", "imitation of the trained model"
 _SUM = 1e-3  # of 1: outputs of a softmax add up to it
 
 
@@ -27,6 +28,8 @@ class Task:
       loss: ``loss(keras)`` makes it, of that Keras.
       score: of outputs (N, ...) and labels; the larger, the better.
       shown: a score as text.
+      classes: the class that outputs (N, ...) say, int (N,); None where there are none.
+      count: how many classes there are; 0 for none.
     """
 
     name: str
@@ -34,6 +37,26 @@ class Task:
     loss: Callable[[Any], Any]
     score: Callable[[np.ndarray, np.ndarray], float]
     shown: Callable[[float], str]
+    classes: Callable[[np.ndarray], np.ndarray] | None = None
+    count: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tested:
+    """What the models were scored on.
+
+    Attributes:
+      inputs: arrays (N, ...) in the order of the model's inputs.
+      labels: of them, in the task's form.
+      task: how outputs are scored.
+      classes: the class of each sample by ``"float model"``, ``"quantized model"`` and ``"file"``,
+        int (N,); empty where the task has none.
+    """
+
+    inputs: tuple[np.ndarray, ...]
+    labels: np.ndarray
+    task: Task
+    classes: Mapping[str, np.ndarray]
 
 
 def of(model: Any, outputs: np.ndarray, labels: Any, say: Callable[[str], None]) -> Task | None:
@@ -121,7 +144,7 @@ def imitation(wanted: np.ndarray) -> Task:
         return keras.losses.KLDivergence() if softmax else keras.losses.MeanSquaredError()
 
     return Task(
-        "imitation of the trained model",
+        IMITATION,
         wanted,
         loss,
         lambda out, own: _decibels(own, out.reshape(own.shape)),
@@ -132,11 +155,13 @@ def imitation(wanted: np.ndarray) -> Task:
 def _classes(outputs: np.ndarray, labels: np.ndarray) -> Task:
     logits = not _is_softmax(outputs)
     return Task(
-        "classification",
+        CLASSES,
         labels,
         lambda keras: keras.losses.SparseCategoricalCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean(out.reshape(len(own), -1).argmax(-1) == own)),
         _percent,
+        lambda out: out.reshape(len(out), -1).argmax(-1),
+        outputs.shape[1],
     )
 
 
@@ -144,11 +169,13 @@ def _binary(outputs: np.ndarray, labels: np.ndarray) -> Task:
     logits = bool(outputs.min() < 0 or outputs.max() > 1)
     middle = 0.0 if logits else 0.5
     return Task(
-        "binary classification",
+        BINARY,
         labels.reshape(-1, 1),
         lambda keras: keras.losses.BinaryCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean((out.reshape(len(own), -1) > middle) == (own > 0.5))),
         _percent,
+        lambda out: (out.reshape(len(out)) > middle).astype(np.int64),
+        2,
     )
 
 
