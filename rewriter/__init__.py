@@ -26,6 +26,8 @@ from rewriter.training.calibrate import calibrate
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
 from rewriter.workflow.quantize import Quantized, quantize
+from rewriter.workflow.sensitivity import sensitivity
+from rewriter.workflow.sensitivity_report import Sensitivity
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,7 @@ __all__ = [
     "Recipe",
     "RewriterError",
     "RewriterWarning",
+    "Sensitivity",
     "Verification",
     "calibrate",
     "check",
@@ -61,6 +64,7 @@ __all__ = [
     "register_op",
     "register_quantizer",
     "rewrite",
+    "sensitivity",
     "set_phase",
     "verify",
 ]

@@ -21,7 +21,7 @@ from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.training.schedule import freeze_batch_norm
-from rewriter.workflow import tasks
+from rewriter.workflow import arrays, tasks
 from rewriter.workflow.fine_tuning import Progress, fine_tune, run_file
 
 _VERIFIED = 256  # samples
@@ -139,7 +139,7 @@ def quantize(
         raise ExportError(refusal)
     flavour = keras_compat.flavour_of(model)
     flavour.keras.utils.set_random_seed(seed)
-    x = _inputs(model, data)
+    x = arrays.inputs(model, data)
     count = len(x[0])
     train, held = _split(count)
     if epochs and (not len(train) or not len(held)):
@@ -149,7 +149,7 @@ def quantize(
     qat = rewrite(model, recipe)
     sample = np.arange(min(calibration_samples, count)) * count // min(calibration_samples, count)
     structured = [values[sample] for values in x]
-    calibrate(qat, _packed(structured), method=method, progress=progress)
+    calibrate(qat, arrays.packed(structured), method=method, progress=progress)
     task, outputs = None, None
     if labels is not None or epochs:
         outputs = _predicted(model, x)
@@ -176,11 +176,11 @@ def quantize(
             qat = kept.model()
             say(f"going on after epoch {kept.epochs}")
         freeze_batch_norm(qat)
-        held_out = (_packed([v[held] for v in x]), aim.labels[held])
+        held_out = (arrays.packed([v[held] for v in x]), aim.labels[held])
         scores = fine_tune(
             qat,
             dataclasses.replace(aim, labels=aim.labels[train]),
-            _packed([v[train] for v in x]),
+            arrays.packed([v[train] for v in x]),
             held_out,
             epochs=epochs,
             learning_rate=learning_rate,
@@ -194,7 +194,7 @@ def quantize(
     )
     test_x, test_labels = _test(model, task, test, x, held)
     few = [values[:_VERIFIED] for values in test_x]
-    verification = verify(qat, output, _packed(few), progress=progress)
+    verification = verify(qat, output, arrays.packed(few), progress=progress)
     found: dict[str, float] = {}
     if task is not None and test_labels is not None:
         for name, tested in (("float model", model), ("quantized model", qat)):
@@ -206,36 +206,6 @@ def quantize(
     return Quantized(qat, planned, report, verification, named, found, tuple(scores))
 
 
-def _inputs(model: Any, data: Any) -> list[np.ndarray]:
-    """The arrays in the order of the model's inputs."""
-    names = [tensor.name.split(":")[0] for tensor in model.inputs]
-    if isinstance(data, Mapping):
-        missing = [name for name in names if name not in data]
-        if missing:
-            raise RewriterError(
-                f"The data lacks the input {missing[0]!r}. Received: {sorted(data)}."
-            )
-        values = [np.asarray(data[name]) for name in names]
-    else:
-        several = data if isinstance(data, (list, tuple)) else [data]
-        values = [np.asarray(value) for value in several]
-    if len(values) != len(names):
-        raise RewriterError(
-            f"The model has {len(names)} inputs, {names}. Received: {len(values)} arrays."
-        )
-    lengths = {len(v) for v in values if v.ndim}
-    if len(lengths) != 1 or 0 in lengths:
-        raise RewriterError(
-            "All inputs need the same number of samples, at least one. "
-            f"Received: {sorted(lengths)}."
-        )
-    return values
-
-
-def _packed(values: list[np.ndarray]) -> Any:
-    return values[0] if len(values) == 1 else values
-
-
 def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
     """The samples to train on, and every tenth, which is held out."""
     held = np.arange(count) % 10 == 9
@@ -243,7 +213,7 @@ def _split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _predicted(model: Any, x: list[np.ndarray]) -> np.ndarray:
-    outputs = model.predict(_packed(x), verbose=0)
+    outputs = model.predict(arrays.packed(x), verbose=0)
     first: np.ndarray = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
     return first
 
@@ -259,7 +229,7 @@ def _test(
     if test is None:
         places = held if len(held) else np.arange(len(x[0]))
         return [v[places] for v in x], None if task is None else task.labels[places]
-    inputs = _inputs(model, test[0])
+    inputs = arrays.inputs(model, test[0])
     if task is None or test[1] is None:
         return inputs, None
     return inputs, tasks.find(_predicted(model, inputs), test[1]).labels
