@@ -166,6 +166,11 @@ def _sensitivity(args: Namespace) -> None:
         if not budgeted:
             raise RewriterError("A recipe needs a budget: --budget-bytes N or --budget-share X.")
         _refuse_output(args, (".json",), "A recipe", file, args.data)
+    if args.plot is not None:
+        given = (args.model, args.data, file, args.output)
+        refusal = outputs.refusal(args.plot, (".png", ".pdf", ".svg"), "A plot", given)
+        if refusal is not None:
+            raise RewriterError(refusal)
     model = _load(args)
     source = _source(args, args.data, data.FOR_CALIBRATION, args.labels)
     read = data.read(source, data.input_shapes(model))

@@ -8,7 +8,16 @@ from pathlib import Path
 
 _HDF5 = (0, b"\x89HDF\r\n\x1a\n")
 # Where, and with which bytes, a file of each suffix begins.
-_BEGINNINGS = {".tflite": (4, b"TFL3"), ".keras": (0, b"PK"), ".h5": _HDF5, ".hdf5": _HDF5}
+_BEGINNINGS = {
+    ".tflite": (4, b"TFL3"),
+    ".keras": (0, b"PK"),
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".json": (0, b"{"),
+    ".png": (0, b"\x89PNG"),
+    ".pdf": (0, b"%PDF"),
+    ".svg": (0, b"<?xml"),
+}
 
 
 def refusal(
