@@ -17,8 +17,7 @@ With ``v = x / s`` and the smallest and the largest integer ``n`` and ``p``, a v
   [n, p], n below, p above. Straight through the ceiling; x has the gradient 1 where round(v) is in
   [n, p], else 0.
 
-Public TensorFlow, for both sets of kernels. Gradients are by hand and look at the phase, so nothing
-is differentiated through a condition.
+Public TensorFlow, for both sets of kernels. Gradients are by hand and look at the phase.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import tensorflow as tf
 
 from rewriter import kernels
 from rewriter.grid import BITS, NARROWEST, NEGLIGIBLE, Grid
-from rewriter.kernels.plain.tensors import chosen
+from rewriter.kernels.codes import QUANTIZE
 
 # Where an optimizer would make a scale negative or nothing, this acts, straight through.
 SMALLEST = float(NARROWEST) / (2**BITS - 1)
@@ -145,20 +144,19 @@ def activation(
     scale, zero = placed(learned, offset, zero, method, grid)
     n, p = grid.qmin - zero, grid.qmax - zero
 
-    def quantized() -> tuple[Any]:
-        # As the file's QUANTIZE: by the reciprocal.
-        return (tf.clip_by_value(tf.round(x * (1.0 / scale)), n, p) * scale,)
+    # As the file's QUANTIZE: by the reciprocal.
+    quantized = tf.clip_by_value(tf.round(x * (1.0 / scale)), n, p) * scale
+    y = _either(_quantizes, phase, quantized, tf.identity(x))
+    y.set_shape(x.shape)
 
     def slopes(upstream: Any) -> tuple[Any, Any, Any]:
         inside, slope, top = _slopes(x * (1.0 / scale), n, p, method, method.offset)
         share = tf.cast(tf.size(x), tf.float32) / tf.cast(tf.maximum(tf.shape(x)[0], 1), tf.float32)
         share = tf.maximum(share, 1.0) if x.shape.rank else 1.0
         factor = scale * math.log(2) if method.power_of_two else tf.math.rsqrt(share * top)
-        outside = tf.reduce_sum(upstream * (1.0 - inside)) if method.offset else 0.0
+        outside = tf.reduce_sum(upstream * (1.0 - inside)) * float(method.offset)
         return upstream * inside, tf.reduce_sum(upstream * slope) * factor, outside * factor
 
-    (y,) = chosen(phase, lambda: (tf.identity(x),), lambda: (tf.identity(x),), quantized)
-    y.set_shape(x.shape)
     return kernels.connect(y, _by_phase(phase, slopes, learned, offset), x, learned, offset)
 
 
@@ -188,13 +186,10 @@ def kernel(
     share = spread * math.log(2) if method.power_of_two else 1 / math.sqrt(count * grid.qmax)
     folded = w if factor is None else w * factor
 
-    def quantized() -> tuple[Any]:
-        value = tf.clip_by_value(tf.round(folded / spread), n, p) * spread
-        if factor is not None:
-            value = tf.where(factor == 0, w, tf.math.divide_no_nan(value, factor))
-        return (value,)
-
-    (value,) = chosen(phase, lambda: (tf.identity(w),), lambda: (tf.identity(w),), quantized)
+    value = tf.clip_by_value(tf.round(folded / spread), n, p) * spread
+    if factor is not None:
+        value = tf.where(factor == 0, w, tf.math.divide_no_nan(value, factor))
+    value = _either(_quantizes, phase, value, tf.identity(w))
     value.set_shape(w.shape)
 
     def slopes(upstream: Any) -> tuple[Any, ...]:
@@ -223,19 +218,34 @@ def _by_phase(
     held = len(others) if held is None else held
 
     def gradient(upstream: Any) -> list[Any]:
-        def in_float() -> tuple[Any, ...]:
-            return (tf.identity(upstream), *[tf.zeros_like(other) for other in others])
-
-        def learning() -> tuple[Any, ...]:
-            return slopes(upstream)
-
-        def frozen() -> tuple[Any, ...]:
-            first, *found = slopes(upstream)
-            return (first, *[tf.zeros_like(other) for other in others[:held]], *found[held:])
-
-        return list(chosen(phase, in_float, in_float, learning, frozen))
+        first, *found = slopes(upstream)
+        result = [_either(_quantizes, phase, first, upstream)]
+        for index, (slope, other) in enumerate(zip(found, others, strict=True)):
+            passes = _learns if index < held else _quantizes
+            result.append(_either(passes, phase, slope, tf.zeros_like(other)))
+        return result
 
     return gradient
+
+
+def _quantizes(phase: Any) -> Any:
+    return phase >= QUANTIZE
+
+
+def _learns(phase: Any) -> Any:
+    return phase == QUANTIZE
+
+
+def _either(condition: Callable[[Any], Any], phase: Any, yes: Any, no: Any) -> Any:
+    """One of two tensors of a shape, as the phase says.
+
+    Both are computed: to trace branches for every layer took longer than all else, and elementwise
+    operators save little by them.
+    """
+    known = tf.get_static_value(phase)
+    if known is not None:
+        return yes if condition(known) else no
+    return tf.where(condition(phase), yes, no)
 
 
 def _slopes(v: Any, n: Any, p: Any, method: Method, offset: bool) -> tuple[Any, Any, Any]:

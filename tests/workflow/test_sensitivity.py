@@ -23,7 +23,7 @@ def planted(keras):
     """Four layers; each channel of ``bad`` has one weight that 4 bits spend all their steps on."""
     layers = keras.layers
     x = image = keras.Input((10,), name="features")
-    for name, units in (("first", 16), ("good", 24), ("bad", 24)):
+    for name, units in (("first", 64), ("good", 64), ("bad", 16)):
         x = layers.Dense(units, name=name)(x)
         x = layers.BatchNormalization(name=f"{name}_bn")(x)
         x = layers.ReLU(name=f"{name}_relu")(x)
@@ -133,11 +133,10 @@ def test_the_optimum(seed):
 
 
 def test_greedy_is_not_the_optimum():
+    """It takes the cheaper saving first, which is not enough, and then needs the other one too."""
     sizes, costs = [{8: 10, 4: 5}, {8: 12, 4: 6}], [{8: 0, 4: 4}, {8: 0, 4: 5}]
-    assert allocation.greedy(costs, sizes, 16) == allocation.cheapest(costs, sizes, 16) == (8, 4)
-    sizes, costs = [{8: 10, 4: 5}, {8: 40, 4: 20}], [{8: 0, 4: 1}, {8: 0, 4: 5}]
-    assert allocation.greedy(costs, sizes, 31) == (4, 4)
-    assert allocation.cheapest(costs, sizes, 31) == (8, 4)
+    assert allocation.greedy(costs, sizes, 16) == (4, 4)
+    assert allocation.cheapest(costs, sizes, 16) == (8, 4)
 
 
 # What is refused
