@@ -164,9 +164,11 @@ class Measure:
     def __call__(self) -> Measured:
         found = self._outputs()
         ratios = []
-        for wanted, own in zip(self._wanted, found, strict=True):
-            signal = np.sum(np.square(wanted, dtype=np.float64))
-            noise = np.sum(np.square(wanted.astype(np.float64) - own))
+        for outputs in zip(self._wanted, found, strict=True):
+            # A softmax that is sure of its class hides noise, until it hides it no more.
+            softmax = tasks.is_softmax(outputs[0])
+            wanted, own = (_logits(each) if softmax else np.float64(each) for each in outputs)
+            signal, noise = np.sum(np.square(wanted)), np.sum(np.square(wanted - own))
             ratios.append(noise / max(signal, 1e-30))
         noise = float(np.mean(ratios))
         return Measured(-10 * float(np.log10(max(noise, 1e-20))), self._score(found))
@@ -180,3 +182,10 @@ class Measure:
             batch = [each[start : start + self._batch_size] for each in self._inputs]
             parts.append([y.numpy() for y in self._function(*batch)])
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+def _logits(shares: np.ndarray) -> np.ndarray:
+    """What a softmax was given, up to a constant for each sample: the mean is 0."""
+    logs = np.log(np.maximum(shares.astype(np.float64), 1e-30))
+    centred: np.ndarray = logs - logs.mean(axis=-1, keepdims=True)
+    return centred

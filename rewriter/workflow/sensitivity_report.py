@@ -19,7 +19,8 @@ class Measured:
     """How good the outputs are.
 
     Attributes:
-      snr_db: signal to noise of the outputs against the trained model's, in dB.
+      snr_db: signal to noise of the outputs against the trained model's, in dB; of a softmax, of
+        what it is given.
       score: on the labels: the share of right classes, or minus the mean squared error; None
         without labels.
     """
