@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import builders
 import claims
+import real_models
 import residuals
 import rewriter
 from builders import KERASES, fresh, keras_of
@@ -17,7 +19,7 @@ from rewriter.layers import learned_kernels
 from rewriter.lowering.lower import lower
 from rewriter.quantization import phases
 from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
-from rewriter.quantization.quantizers import PerChannelQuantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer, RangeQuantizer
 from tfmot_recipes import KERNEL, last_value, moving_average
 
 pytestmark = pytest.mark.kernels
@@ -235,3 +237,60 @@ def test_one_scale_for_a_kernel(kind, method, tmp_path):
     for host in builders.hosts(qat):
         assert isinstance(host.kernel_quantizers[0], LearnedKernelQuantizer)
         assert learned_kernels.scales(host, 0).shape == ()
+
+
+# What it is for
+
+
+@pytest.mark.slow
+def test_three_bits_with_outliers():
+    """Digits with some hot pixels: the batches' extremes spend the steps on those."""
+    keras = fresh(keras_of(KERASES[0]))
+    digits, rng = load_digits(), np.random.default_rng(0)
+    x, y = digits.images[..., None] / 16, digits.target
+    x = np.where(rng.random(x.shape) < 0.01, rng.uniform(3, 8, x.shape), x).astype(np.float32)
+    layers = keras.layers
+    z = image = keras.Input((8, 8, 1))
+    for name, filters, strides in (("a", 12, 1), ("b", 16, 2)):
+        z = layers.Conv2D(filters, 3, strides=strides, padding="same", name=name)(z)
+        z = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(z))
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(z)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(5e-3), loss)
+    model.fit(x[:1300], y[:1300], batch_size=50, epochs=5, verbose=0)
+    accuracy = {}
+    for ranges in ("observed", "lsq", "lsq+"):
+        recipe = Recipe(
+            kernel_quantizer=PerChannelQuantizer(3),
+            activation_quantizer=RangeQuantizer(3),
+            ranges=ranges,
+        )
+        keras.utils.set_random_seed(1)
+        qat = builders.calibrated(model, x[:300], recipe)
+        qat.compile(keras.optimizers.Adam(2e-3), loss)
+        qat.fit(x[:1300], y[:1300], batch_size=50, epochs=3, verbose=0)
+        found = qat.predict(x[1300:], verbose=0).argmax(-1)
+        accuracy[ranges] = np.mean(found == y[1300:])
+    assert accuracy["lsq"] > accuracy["observed"] + 0.05, accuracy
+    assert accuracy["lsq+"] > accuracy["observed"] + 0.05, accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_real_model(method, shared, tmp_path):
+    """Trained for a few steps at 4 bits, exported, and verified tensor by tensor."""
+    keras = fresh(keras_of("tf_keras"))
+    model = real_models.load(shared, "kws01", "tf_keras")
+    x, y = real_models.kws_extra(shared)
+    recipe = Recipe(ranges=method, layers=[{"kind": "pointwise", "kernel_bits": 4}])
+    qat = builders.calibrated(model, x[::10], recipe)
+    qat.compile(keras.optimizers.Adam(1e-4), LOSS)
+    rewriter.freeze_batch_norm(qat)
+    before = values(learned_variables(qat))
+    qat.fit(x[:640], y[:640], batch_size=64, verbose=0)
+    assert sum(moved(before, learned_variables(qat))) > 20
+    rewriter.export_tflite(qat, tmp_path / "model.tflite")
+    found = rewriter.verify(qat, tmp_path / "model.tflite", x[:64], progress=False)
+    assert found.training.fault is None and not found.comparison.differences
+    assert found.comparison.worst.identical == 1
+    assert found.training.weakest.snr_db > 20
