@@ -72,6 +72,12 @@ _EXAMPLES = {
         rewriter finetune qat.keras --data train.npz --labels y -o trained_qat.keras
         rewriter finetune qat.keras --data images/ --teacher trained.keras --epochs 10 \\
             --resume work/ -o trained_qat.keras""",
+    "sensitivity": """
+        rewriter sensitivity trained.h5 --data data.npz
+        rewriter sensitivity trained.keras --data data.npz --labels y --budget-bytes 40000 \\
+            -o recipe.json
+        rewriter sensitivity trained.h5 --data data.npz --budget-share 0.7 -o recipe.json \\
+            --plot sizes.png""",
     "demo": """
         rewriter demo
         rewriter demo --epochs 2 --output demo_files""",
@@ -214,6 +220,48 @@ def parser() -> argparse.ArgumentParser:
     _data(finetune, "x, x_train, x_test", samples="all")
     _loading(finetune)
     _json(finetune)
+    sensitivity = _command(
+        commands, "sensitivity", "show what each layer loses at few bits; propose a recipe"
+    )
+    sensitivity.add_argument("model", type=Path, metavar="MODEL", help=_MODEL_HELP)
+    sensitivity.add_argument(
+        "--data", type=Path, required=True, metavar="DATA",
+        help=f"to calibrate and measure on: {_DATA_HELP}",
+    )  # fmt: skip
+    sensitivity.add_argument(
+        "--labels", metavar="NAME",
+        help="the array of the .npz file with the labels: measure the score, not only the noise; "
+        "`folder`: each image's folder names its class",
+    )  # fmt: skip
+    sensitivity.add_argument(
+        "--widths", type=_widths, default=(8, 4, 2), metavar="BITS",
+        help="of kernels, that are tried (default: 8,4,2)",
+    )  # fmt: skip
+    budget = sensitivity.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--budget-bytes", type=_positive, metavar="N",
+        help="propose a recipe whose file has N bytes at most",
+    )  # fmt: skip
+    budget.add_argument(
+        "--budget-share", type=_share, metavar="X",
+        help="the same, as a share (0 to 1) of the file with kernels of 8 bits",
+    )  # fmt: skip
+    sensitivity.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="where to write the recipe: a .json file, for `rewriter convert --recipe`",
+    )  # fmt: skip
+    sensitivity.add_argument(
+        "--plot", type=Path, metavar="FILE",
+        help="draw bytes against quality of all that was measured; needs matplotlib",
+    )  # fmt: skip
+    sensitivity.add_argument(
+        "--recipe", metavar="RECIPE",
+        help=f"all but the widths: one of {', '.join(RECIPES)}, or a JSON file",
+    )  # fmt: skip
+    _allow_float(sensitivity)
+    _data(sensitivity, "x, x_train, x_test")
+    _loading(sensitivity)
+    _json(sensitivity)
 
     demo = _command(commands, "demo", "the whole way on handwritten digits, in about a minute")
     demo.add_argument(
@@ -425,6 +473,10 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     return 0 if text == "0" else _positive(text)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
 
 def _batch(text: str) -> int | None:

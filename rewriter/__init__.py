@@ -29,6 +29,8 @@ from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
 from rewriter.workflow.finetune import Finetuned, finetune
 from rewriter.workflow.quantize import Quantized, quantize
+from rewriter.workflow.sensitivity import sensitivity
+from rewriter.workflow.sensitivity_report import Sensitivity
 
 __version__ = "0.1.0"
 
@@ -50,6 +52,7 @@ __all__ = [
     "Report",
     "RewriterError",
     "RewriterWarning",
+    "Sensitivity",
     "Verification",
     "calibrate",
     "check",
@@ -67,6 +70,7 @@ __all__ = [
     "register_op",
     "register_quantizer",
     "rewrite",
+    "sensitivity",
     "set_phase",
     "verify",
     "write_model_explorer",

@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 
 from rewriter.checking import targets
-from rewriter.checking.comparison import Comparison
-from rewriter.checking.training_agreement import TrainingComparison
 from rewriter.checking.verify import verify
-from rewriter.cli import arguments, data, reporting, saving
+from rewriter.cli import arguments, data, reporting, requirements, saving
 from rewriter.errors import LoadError, RewriterError, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
-from rewriter.files.replacing import replacing
+from rewriter.files.replacing import replacing, write_bytes
 from rewriter.lifting import lift
 from rewriter.rewriting.plan import plan
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.workflow.finetune import finetune
 from rewriter.workflow.quantize import quantize
+from rewriter.workflow.sensitivity import sensitivity
 
 
 def _inspect(args: Namespace) -> None:
@@ -108,39 +107,9 @@ def _verify(args: Namespace) -> None:
     values |= reporting.write(args, result, read.labels)
     _show(args, text + reporting.shown(args), values)
     if args.min_snr is not None:
-        _require_snr(result.training, args.min_snr)
+        requirements.snr(result.training, args.min_snr)
     if args.min_identical is not None:
-        _require_identical(result.comparison, args.min_identical)
-
-
-def _require_snr(training: TrainingComparison, bound: float) -> None:
-    fault, weakest = training.fault, training.weakest
-    if fault is None and training.skipped:
-        name, reason = next(iter(training.skipped.items()))
-        fault = f"not computed: {name}: {reason}"
-    if fault is None and weakest is None:
-        fault = "no output of the trained model could be compared"
-    if fault is None and weakest is not None and weakest.snr_db < bound:
-        fault = (
-            f"the tensor {weakest.name!r} of layer {weakest.layer!r} is at "
-            f"{weakest.snr_db:.1f} dB of the trained model's"
-        )
-    if fault is not None:
-        raise VerificationError(f"--min-snr {bound:g} is not met: {fault}.")
-
-
-def _require_identical(comparison: Comparison, share: float) -> None:
-    # Where a tensor could not be computed, the file's own values stand in: identical to themselves.
-    faults = [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
-    faults += comparison.differences
-    worst = comparison.worst
-    if worst is not None and worst.identical < share:
-        faults.append(
-            f"only {worst.identical:.6f} of the elements of the tensor {worst.name!r} are identical"
-        )
-    if faults:
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise VerificationError(f"--min-identical {share} is not met: {faults[0]}{more}.")
+        requirements.identical(result.comparison, args.min_identical)
 
 
 def _quantize(args: Namespace) -> None:
@@ -212,6 +181,39 @@ def _finetune(args: Namespace) -> None:
     _show(args, f"{result}\n{args.output}: the best epoch's model", values)
 
 
+def _sensitivity(args: Namespace) -> None:
+    recipe, file = arguments.recipe(args.recipe)
+    budgeted = args.budget_bytes is not None or args.budget_share is not None
+    if args.output is not None:
+        if not budgeted:
+            raise RewriterError("A recipe needs a budget: --budget-bytes N or --budget-share X.")
+        arguments.refuse_output(args, (".json",), "A recipe", file, args.data)
+    if args.plot is not None:
+        given = (args.model, args.data, file, args.output)
+        refusal = outputs.refusal(args.plot, (".png", ".pdf", ".svg"), "A plot", given)
+        if refusal is not None:
+            raise RewriterError(refusal)
+    model = arguments.model(args)
+    source = arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels)
+    read = data.read(source, data.input_shapes(model))
+    result = sensitivity(
+        model,
+        read.inputs,
+        read.labels,
+        widths=args.widths,
+        budget_bytes=args.budget_bytes,
+        budget_share=args.budget_share,
+        recipe=recipe,
+        allow_float=args.allow_float,
+        progress=arguments.progress(),
+    )
+    if args.output is not None and result.recipe is not None:
+        write_bytes(args.output, f"{result.recipe.to_json()}\n".encode())
+    if args.plot is not None:
+        result.plot(args.plot)
+    _show(args, result, result.to_dict())
+
+
 def _demo(args: Namespace) -> None:
     from rewriter.cli import demo
 
@@ -226,6 +228,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "verify": _verify,
     "quantize": _quantize,
     "finetune": _finetune,
+    "sensitivity": _sensitivity,
     "demo": _demo,
 }
 

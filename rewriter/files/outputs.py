@@ -14,7 +14,10 @@ _BEGINNINGS = {
     ".h5": _HDF5,
     ".hdf5": _HDF5,
     ".html": (0, b"<!DOCTYPE html>"),
-    ".json": (0, b'{"results"'),  # an overlay for Model Explorer
+    ".json": (0, b"{"),
+    ".png": (0, b"\x89PNG"),
+    ".pdf": (0, b"%PDF"),
+    ".svg": (0, b"<?xml"),
 }
 
 

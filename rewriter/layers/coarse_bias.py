@@ -21,10 +21,10 @@ import tensorflow as tf
 from rewriter import grid as grids
 from rewriter import kernels as arithmetic
 from rewriter.grid import NARROWEST, Grid
-from rewriter.layers import neighbours
+from rewriter.layers import learned_kernels, neighbours
 from rewriter.litert.integer_kernels import delegated, product, vectorized
 from rewriter.program import Operator
-from rewriter.quantization import phases, quantizers
+from rewriter.quantization import learned, phases, quantizers
 from rewriter.quantization.pipeline import VARIABLES
 from rewriter.reading import hosts
 
@@ -154,11 +154,16 @@ def _scales(operator: _Operator) -> str | None:
         return _PER_CHANNEL
     if isinstance(quantizer, quantizers.PerTensorQuantizer):
         return _PER_TENSOR
+    if isinstance(quantizer, learned.LearnedKernelQuantizer):
+        return _KEPT
     return _KEPT if len(operator.host.kernel_range_variables(operator.index)) == 2 else None
 
 
 def _reach(operator: _Operator) -> Any:
     """The larger end of the range that a quantizer keeps for the kernel: one or for each."""
+    scales = learned_kernels.scales(operator.host, operator.index)
+    if scales is not None:
+        return tf.reshape(scales * float(operator.grid.qmax), [-1])
     variables = operator.host.kernel_range_variables(operator.index)
     low, high = (tf.convert_to_tensor(variable) for variable in variables)
     return tf.reshape(tf.maximum(tf.abs(low), tf.abs(high)), [-1])
@@ -167,6 +172,10 @@ def _reach(operator: _Operator) -> Any:
 def _range(layer: Any) -> list[Any]:
     """The ends of a Quantize layer's range, as tensors; none for a quantizer without one."""
     quantizer, variables = layer.quantizer, layer.range_variables
+    if layer.learned_grid is not None:
+        scale, zero = layer.learned_grid
+        grid = grids.of(quantizer)
+        return [tf.stop_gradient(scale * (end - zero)) for end in (grid.qmin, grid.qmax)]
     if isinstance(quantizer, quantizers.FixedQuantizer):
         return [tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)]
     return [

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels, coarse_bias
+from rewriter.layers import channels, coarse_bias, learned_kernels
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
-from rewriter.quantization import phases, quantizer_names, quantizers
+from rewriter.quantization import learned, phases, quantizer_names, quantizers
 from rewriter.reading import hosts
 
 
@@ -64,9 +64,7 @@ class QuantizedHostMixin(PhasedMixin):
             quantizer_names.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
         ]
         self.kernel_quantizers = tuple(
-            quantizer.along(kernel.channel_axes)
-            if isinstance(quantizer, quantizers.PerChannelQuantizer)
-            else quantizer
+            quantizer.along(kernel.channel_axes) if hasattr(quantizer, "along") else quantizer
             for quantizer, kernel in zip(loaded, self.row.kernels, strict=True)
         )
         self.supports_masking = True
@@ -127,12 +125,12 @@ class QuantizedHostMixin(PhasedMixin):
     def folds_first(self) -> bool:
         """Whether the last kernel is quantized with the normalization folded in.
 
-        Only symmetric per-channel scales commute with the normalization. With any other
-        quantizer the folded kernel ``W * s`` itself is quantized (Krishnamoorthi 2018,
-        arXiv:1806.08342, section 3.2.2).
+        Only symmetric per-channel scales that may be any number commute with the normalization.
+        With any other quantizer the folded kernel ``W * s`` itself is quantized (Krishnamoorthi
+        2018, arXiv:1806.08342, section 3.2.2).
         """
-        per_channel = isinstance(self.kernel_quantizers[-1], quantizers.PerChannelQuantizer)
-        return self.batch_norm is not None and not per_channel
+        commutes = getattr(self.kernel_quantizers[-1], "commutes", False)
+        return self.batch_norm is not None and not commutes
 
     def quantized_kernels(self) -> list[Any]:
         """The kernels as the device has them, as tensors; the last one maybe with the
@@ -140,11 +138,15 @@ class QuantizedHostMixin(PhasedMixin):
         phase = tf.constant(phases.QUANTIZE)
         if not self.folds_first:
             return [arithmetic.connected(k) for k in self._switched(phase, training=False)]
-        folded = tf.cast(self.kernel, tf.float32) * tf.cast(self._factor(phase), tf.float32)
-        weights = self._kernel_weights[-1]
+        weights, folded = self._kernel_weights[-1], learned_kernels.folded(self, phase)
         last = self.kernel_quantizers[-1](folded, training=False, weights=weights)
         before = self._switched(phase, training=False)[:-1]
         return [*(arithmetic.connected(k) for k in before), last]
+
+    @property
+    def kernel_weights(self) -> list[dict[str, Any]]:
+        """What the quantizer of each kernel has built."""
+        return self._kernel_weights
 
     def kernel_ranges(self, index: int) -> list[np.ndarray]:
         """The ends of the range that the quantizer of a kernel keeps, as TFMOT's do; or none."""
@@ -155,7 +157,11 @@ class QuantizedHostMixin(PhasedMixin):
         kept = self._kernel_weights[index]
         return [kept[key] for key in ("min_var", "max_var") if key in kept]
 
-    def _factor(self, phase: Any) -> Any:
+    def start_learning(self) -> None:
+        """Give the scales that training learns their first values, where they have none."""
+        learned_kernels.start(self)
+
+    def factor(self, phase: Any) -> Any:
         """``gamma / sqrt(moving_variance + epsilon)`` in a shape that multiplies the kernel."""
         norm = self.batch_norm
         values = norm.variables_in(phase)
@@ -175,6 +181,9 @@ class QuantizedHostMixin(PhasedMixin):
             if ours and kernel.dtype == tf.float32:
                 result.append(quantizer.switch(kernel, phase))
                 continue
+            if isinstance(quantizer, learned.LearnedKernelQuantizer):
+                result.append(learned_kernels.switched(self, index, phase))
+                continue
             last = index == len(self.kernel_names) - 1
 
             def quantize(
@@ -190,7 +199,7 @@ class QuantizedHostMixin(PhasedMixin):
                 # quantized, and the factor taken out again, so that the normalization after it
                 # puts it back, with the batch's statistics in training (the correction) and the
                 # moving ones in inference.
-                factor = tf.cast(self._factor(phase), tf.float32)
+                factor = tf.cast(self.factor(phase), tf.float32)
                 folded = quantizer(
                     tf.stop_gradient(kernel * factor), training=training, weights=weights
                 )

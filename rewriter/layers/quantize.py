@@ -10,9 +10,10 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import kernels
+from rewriter.errors import CalibrationError
 from rewriter.keras_compat import Flavour
 from rewriter.layers import shared_ranges
-from rewriter.quantization import phases, quantizer_names, quantizers, scalars
+from rewriter.quantization import learned, phases, quantizer_names, quantizers, scalars
 
 Observer = Callable[[Any, Any], None]
 _observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
@@ -135,6 +136,31 @@ class QuantizeMixin(PhasedMixin):
         self._quantizer_weights["min_var"].assign(low)
         self._quantizer_weights["max_var"].assign(high)
         self.quantizer.levels = levels
+        if isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+            self.quantizer.forget(self._quantizer_weights)
+
+    def start_learning(self) -> None:
+        """Give what training learns of the range its first values, where it has none.
+
+        Raises:
+          CalibrationError: there is no range to start from.
+        """
+        if not isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+            return
+        if not self.range_is_set:
+            raise CalibrationError(
+                f"The range of {self.name!r} is learned ({self.quantizer.method}), and nothing has "
+                "been observed to start from. Run rewriter.calibrate(model, data), or train in "
+                "phase 'observe', before phase 'quantize'."
+            )
+        self.quantizer.start(self._quantizer_weights)
+
+    @property
+    def learned_grid(self) -> tuple[Any, Any] | None:
+        """Scale and zero point that training learns, float32 scalar tensors; None: it does not."""
+        if not isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+            return None
+        return self.quantizer.placed(self._quantizer_weights)
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -235,6 +261,8 @@ class QuantizeMixin(PhasedMixin):
             variables["min_var"].assign(quantizers.UNSET_MIN)
             variables["max_var"].assign(quantizers.UNSET_MAX)
             self.quantizer.levels = None
+            if isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+                self.quantizer.forget(variables)
             if int(self.phase.numpy()) == phases.QUANTIZE_FIXED:
                 phases.assign(self, phases.QUANTIZE_FROZEN)
 

@@ -107,14 +107,19 @@ def bound_scale(
     channel_axes: tuple[int, ...],
     input_scale: float,
     output_scale: float,
+    *,
+    power_of_two: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raise scales so small that the int32 bias or the requantization would overflow.
 
     Where gamma is 0 or a channel is dead, ``|bias| / (s_x * s_w)`` leaves int32. A channel whose
-    scale is raised contributes less than a hundredth of an output step either way.
+    scale is raised contributes less than a hundredth of an output step either way. With
+    ``power_of_two`` it is raised to the next one.
     """
     smallest = np.maximum(np.abs(bias) / _BIAS_MAX, output_scale * _REQUANTIZE_MIN) / input_scale
     smallest = np.maximum(smallest, _SMALLEST_SCALE)
+    if power_of_two:
+        smallest = 2.0 ** np.ceil(np.log2(smallest))
     moved, shape = _channels_last(integers, channel_axes)
     # A kernel of zeros has no scale of its own: the finest keeps its bias exact.
     low = (scale < smallest) | ~moved.any(axis=0)

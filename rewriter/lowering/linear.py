@@ -12,7 +12,7 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels
+from rewriter.layers import channels, learned_kernels
 from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -32,11 +32,13 @@ class QuantizedKernel:
       integers: int8, in Keras's layout.
       scale: float32, one for each output channel.
       grid: which integers they may be; its axes index the output channels.
+      power_of_two: whether its scales are powers of two, and have to stay so.
     """
 
     integers: np.ndarray
     scale: np.ndarray
     grid: Grid
+    power_of_two: bool = False
 
     def stored(self, kind: str) -> QuantizedKernel:
         """The same kernel on the grid of its operator's storage.
@@ -52,7 +54,10 @@ class QuantizedKernel:
             return self
         factor = grid.qmax // self.grid.qmax
         return QuantizedKernel(
-            self.integers * np.int8(factor), self.scale / np.float32(factor), grid
+            self.integers * np.int8(factor),
+            self.scale / np.float32(factor),
+            grid,
+            self.power_of_two,
         )
 
     def lifted(self) -> QuantizedKernel:
@@ -85,22 +90,30 @@ def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
                 f"{type(quantizer).__qualname__}; files store up to {max(grids.KERNEL_WIDTHS)}. "
                 "Use a kernel quantizer with fewer."
             )
+        scales = learned_kernels.scales(layer, index)
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
             found = folding.kernel_integers(read(getattr(layer.host, name)), grid)
         else:
             values = np.asarray(layer.quantized_kernels()[index])
-            found = _foreign(values, grid, path, quantizer, layer.kernel_ranges(index))
-        result.append(QuantizedKernel(*found, grid))
+            ranges = layer.kernel_ranges(index)
+            found = _foreign(values, grid, path, quantizer, ranges, scales)
+        power = bool(getattr(quantizer, "power_of_two", False))
+        result.append(QuantizedKernel(*found, grid, power))
     return result
 
 
 def _foreign(
-    values: np.ndarray, grid: Grid, path: str, quantizer: Any, ranges: list[np.ndarray]
+    values: np.ndarray,
+    grid: Grid,
+    path: str,
+    quantizer: Any,
+    ranges: list[np.ndarray],
+    scales: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Integers and scales of a kernel that a user's quantizer has put on a grid of this width.
 
     ``ranges``: the ends of the range that it keeps, if any: its grid is theirs even where the
-    kernel does not reach them.
+    kernel does not reach them. ``scales``: those that training learned.
     """
     _, scale = folding.kernel_integers(values, grid)
     largest = np.float32(np.abs(values).max() / grid.qmax or 1)
@@ -114,6 +127,13 @@ def _foreign(
             step = end / np.float32(grid.qmax)
             step = np.where(step > 0, step, 1).astype(np.float32)  # a channel of zeros
             candidates.insert(0, np.broadcast_to(step, scale.shape))
+    if scales is not None:
+        candidates = [np.broadcast_to(np.asarray(scales, np.float32), scale.shape)]
+        if not np.isfinite(candidates[0]).all():
+            raise ExportError(
+                f"The learned scales of the kernel of {path!r} are not finite. Train with a "
+                "smaller learning rate, or from the calibrated model again."
+            )
     for candidate in candidates:
         integers, _ = folding.kernel_integers(values, grid, candidate)
         off = float(np.abs(integers - values / candidate.reshape(shape)).max())
@@ -177,7 +197,13 @@ def with_constants(
     def finish(output: Quantization, activation: str) -> Operator:
         source = low.grid(x)
         integers, scale = folding.bound_scale(
-            kernel.integers, kernel.scale, bias, kernel.grid.axes, source.scale, output.scale
+            kernel.integers,
+            kernel.scale,
+            bias,
+            kernel.grid.axes,
+            source.scale,
+            output.scale,
+            power_of_two=kernel.power_of_two,
         )
         made = Operator(
             kind,

@@ -15,10 +15,10 @@ import numpy as np
 
 from rewriter import grid as grids
 from rewriter.errors import ExportError
-from rewriter.grid import FUSED_ACTIVATIONS, Grid
+from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.variables import read
-from rewriter.lowering import folding
+from rewriter.lowering import folding, ranges
 from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
 from rewriter.quantization import quantizers
@@ -265,7 +265,7 @@ class ProgramBuilder:
 
         A range that is not set is noted in :attr:`unset`."""
         quantizer = layer.quantizer
-        grid = self._carried(grids.of(quantizer), quantizer, path)
+        grid = ranges.carried(grids.of(quantizer), quantizer, path)
         if isinstance(quantizer, quantizers.FixedQuantizer):
             return folding.activation_quantization(quantizer.minimum, quantizer.maximum, grid)
         variables = layer.range_variables
@@ -279,22 +279,9 @@ class ProgramBuilder:
             unset = (low, high) == (quantizers.UNSET_MIN, quantizers.UNSET_MAX)
             self.unset.append(path if unset else f"{path} (from {low:g} to {high:g})")
             low = high = 0.0
+        elif layer.learned_grid is not None:
+            found = ranges.learned(layer, grid)
+            if found is not None:
+                return found
+            self.unset.append(f"{path} (learned)")
         return folding.activation_quantization(low, high, grid)
-
-    @staticmethod
-    def _carried(grid: Grid, quantizer: Any, path: str) -> Grid:
-        """The grid of an activation, if the program has operators on it."""
-        wanted = {
-            f"num_bits={grid.bits}": grid.bits in grids.ACTIVATION_WIDTHS,
-            "narrow_range=True": not grid.narrow,
-            "per_axis=True": not grid.axes,
-        }
-        for option, carried in wanted.items():
-            if not carried:
-                widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
-                raise ExportError(
-                    f"The quantizer {type(quantizer).__qualname__} of {path!r} has {option}; "
-                    f"the activations of a file have {widths} bits, their whole range, and one "
-                    "scale for each tensor. Other quantizers can be trained with, not exported."
-                )
-        return grid

@@ -59,10 +59,11 @@ def set_phase(model: Any, phase: str, *, freeze_ranges: bool = False) -> None:
       phase: ``"float"`` (the original model), ``"observe"`` (the original model, ranges of the
         activations are recorded) or ``"quantize"`` (integer arithmetic emulated).
       freeze_ranges: in ``"quantize"``, keep the ranges of the activations as they are while
-        training instead of letting them follow the batches.
+        training instead of letting them follow the batches; and learned scales, of kernels too.
 
     Raises:
       ValueError: for another name.
+      CalibrationError: the range of an activation is learned, and there is none to start from.
       UnsupportedModelError: if the model has no layer with a phase.
     """
     if phase not in PHASES:
@@ -75,7 +76,15 @@ def set_phase(model: Any, phase: str, *, freeze_ranges: bool = False) -> None:
 
 
 def assign(layer: Any, code: int) -> None:
-    """Put one layer into a phase; a range that it holds is then frozen in any case."""
+    """Put one layer into a phase; a range that it holds is then frozen in any case.
+
+    What training learns of its ranges gets its first values before it is quantized.
+
+    Raises:
+      CalibrationError: the range of an activation is learned, and there is none to start from.
+    """
+    if code >= QUANTIZE and hasattr(layer, "start_learning"):
+        layer.start_learning()
     held = code == QUANTIZE and getattr(layer, "holds_range", False)
     if (code == QUANTIZE_FROZEN or held) and getattr(layer, "range_is_set", False):
         code = QUANTIZE_FIXED

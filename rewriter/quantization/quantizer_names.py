@@ -7,6 +7,7 @@ from typing import Any
 
 from rewriter.errors import RecipeError
 from rewriter.quantization import fixed_point
+from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
 from rewriter.quantization.quantizers import (
     FixedQuantizer,
     PerChannelQuantizer,
@@ -72,7 +73,14 @@ def deserialize(config: Mapping[str, Any]) -> Any:
 _OURS: dict[str, type] = {
     **{
         f"rewriter.quantizers.{cls.__name__}": cls
-        for cls in (PerChannelQuantizer, PerTensorQuantizer, RangeQuantizer, FixedQuantizer)
+        for cls in (
+            PerChannelQuantizer,
+            PerTensorQuantizer,
+            RangeQuantizer,
+            FixedQuantizer,
+            LearnedKernelQuantizer,
+            LearnedRangeQuantizer,
+        )
     },
     **{
         f"rewriter.fixed_point.{cls.__name__}": cls

@@ -31,7 +31,6 @@ UNSET_MAX = float("-inf")
 
 # How calibration makes a range of what it has seen; the first is what a range is without any.
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
-DEFAULT_CALIBRATION = "percentile"  # of a recipe, by benchmarks/ACCURACY.md
 
 
 def calibration_method(name: Any) -> str:
@@ -69,9 +68,15 @@ class _Sized:
         return {}
 
 
-class _KernelQuantizer(_Sized):
-    """A quantizer of kernels: its grid is symmetric and narrow."""
+class KernelQuantizer(_Sized):
+    """A quantizer of kernels: its grid is symmetric and narrow.
 
+    Attributes:
+      channel_axes: the axes of the kernel that index its scales.
+      commutes: whether quantizing and scaling by a normalization commute.
+    """
+
+    commutes = False
     channel_axes: tuple[int, ...] = ()
 
     @property
@@ -87,7 +92,7 @@ class _KernelQuantizer(_Sized):
         return {"num_bits": self.num_bits}
 
 
-class PerChannelQuantizer(_KernelQuantizer):
+class PerChannelQuantizer(KernelQuantizer):
     """Symmetric, narrow-range, per-channel quantizer of kernels.
 
     Forward: ``round(w / s) * s`` with ``s = max|w| / (2**(num_bits-1) - 1)`` for every output
@@ -98,6 +103,8 @@ class PerChannelQuantizer(_KernelQuantizer):
       channel_axes: kernel axes that index the output channels. In a rewritten model they are the
         host's, whatever is given here.
     """
+
+    commutes = True
 
     def __init__(self, num_bits: int = grids.BITS, channel_axes: Sequence[int] = (-1,)):
         super().__init__(num_bits)
@@ -117,7 +124,7 @@ class PerChannelQuantizer(_KernelQuantizer):
         return {**super().get_config(), "channel_axes": list(self.channel_axes)}
 
 
-class PerTensorQuantizer(_KernelQuantizer):
+class PerTensorQuantizer(KernelQuantizer):
     """As :class:`PerChannelQuantizer`, with one scale for the whole kernel.
 
     A normalization after the kernel is folded in first.
@@ -177,6 +184,11 @@ class RangeQuantizer(_ActivationQuantizer):
         self.momentum = momentum
         self.calibration = calibration_method(calibration)
         self.levels = None if levels is None else tuple(levels)
+
+    @property
+    def takes_levels(self) -> bool:
+        """Whether the range of an input with levels is chosen so that none is on a tie."""
+        return True
 
     @property
     def holds_range(self) -> bool:

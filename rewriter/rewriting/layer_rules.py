@@ -9,7 +9,7 @@ from typing import Any
 
 from rewriter import grid as grids
 from rewriter.errors import RecipeError
-from rewriter.quantization import quantizers
+from rewriter.quantization import quantizers, range_kinds
 from rewriter.reading.graph import Graph
 from rewriter.reading.hosts import HOSTS, Kernel
 from rewriter.reading.roles import Host
@@ -31,6 +31,8 @@ class LayerRule:
       per_tensor: one scale for a whole kernel; None: as the recipe has it.
       calibration: how the range of the output is calibrated, see :func:`rewriter.calibrate`; None:
         as the recipe has it.
+      ranges: of the kernels and the output: observed or learned, see :class:`Recipe`; None: as the
+        recipe has it.
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -41,6 +43,7 @@ class LayerRule:
     kernel_bits: int | None = None
     per_tensor: bool | None = None
     calibration: str | None = None
+    ranges: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "match", _texts(self.match, "match"))
@@ -60,6 +63,8 @@ class LayerRule:
             )
         if self.calibration is not None:
             quantizers.calibration_method(self.calibration)
+        if self.ranges is not None:
+            range_kinds.ranges(self.ranges, "layers: ranges")
 
     def names(self, *names: str | None) -> bool:
         """Whether one of these names matches."""

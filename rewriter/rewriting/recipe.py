@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.files import boundaries
-from rewriter.quantization import quantizer_names, quantizers
+from rewriter.quantization import quantizer_names, quantizers, range_kinds
 from rewriter.quantization.pipeline import BatchNormPipeline
 from rewriter.reading.hosts import Kernel
 from rewriter.reading.roles import Host
 from rewriter.rewriting import layer_rules
 
 # Fields that the first recipes had not, and what those meant: a file without them means that still.
-_LATER: dict[str, Any] = {"calibration": "minmax", "layers": (), "end_bits": grids.BITS}
+_LATER: dict[str, Any] = {
+    "calibration": "minmax",
+    "layers": (),
+    "end_bits": grids.BITS,
+    "ranges": range_kinds.OBSERVED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +45,17 @@ class Recipe:
         and ``phases`` if wanted), a :class:`BatchNormPipeline`, or several of them; of several
         that match a layer the first counts.
       calibration: how calibration makes ranges of what it has seen; see
-        :func:`rewriter.calibrate`. The default is what keeps most of a model's decisions
-        (``benchmarks/ACCURACY.md``); JSON without this field means ``"minmax"``.
+        :func:`rewriter.calibrate`. None: what suits ``ranges``: for observed ones
+        ``"percentile"``, which keeps most of a model's decisions (``benchmarks/ACCURACY.md``), for
+        learned ones ``"mse"``. JSON without this field means ``"minmax"``.
       layers: rules for single layers, as :class:`LayerRule` or mappings:
         ``[{"match": "block_*", "kernel_bits": 4}]``.
       end_bits: width of the kernels of the first and the last linear layer where a rule for more
         than those, by pattern or kind, would give them fewer.
+      ranges: ``"observed"``, or learned by gradients: ``"lsq"`` (Esser et al. 2020,
+        arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
+        arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
+        quantizers of the other fields must then be ours, which say the width.
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -54,9 +65,10 @@ class Recipe:
     activation_quantizer: Any = None
     range_momentum: float = 0.99
     batch_norm_pipeline: Any = None
-    calibration: str = quantizers.DEFAULT_CALIBRATION
+    calibration: str | None = None
     layers: Any = ()
     end_bits: int = grids.BITS
+    ranges: str = range_kinds.OBSERVED
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -71,7 +83,13 @@ class Recipe:
                 quantizer_names.check(value, field)
         object.__setattr__(self, "batch_norm_pipeline", _pipelines(self.batch_norm_pipeline))
         object.__setattr__(self, "layers", layer_rules.rules(self.layers))
-        quantizers.calibration_method(self.calibration)
+        if self.calibration is not None:
+            quantizers.calibration_method(self.calibration)
+        if range_kinds.ranges(self.ranges, "ranges") != range_kinds.OBSERVED:
+            if self.kernel_quantizer is not None:
+                range_kinds.kernel(self.kernel_quantizer, self.ranges)
+            if self.activation_quantizer is not None:
+                range_kinds.activation(self.activation_quantizer, self.ranges, self.calibration)
         grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
@@ -155,7 +173,21 @@ class Recipe:
           kernel: which of its kernels.
           names: of the layer, and of the normalization in it.
           at_end: whether it is the first or the last linear layer of the model.
+
+        Raises:
+          RecipeError: what the recipe says for it cannot be together; it names the layer.
         """
+        made = self._kernel_quantizer(host, kernel, names, at_end)
+        ranges = self._ranges(r for r in self.layers if r.takes(host, kernel, *names))
+        if ranges == range_kinds.OBSERVED:
+            return made
+        with _of_layer(names):
+            return range_kinds.kernel(made, ranges)
+
+    def _kernel_quantizer(
+        self, host: Host, kernel: Kernel, names: Sequence[str | None], at_end: bool
+    ) -> Any:
+        """The same, whether or not its ranges are range_kinds."""
         rule = next((r for r in self.layers if r.takes(host, kernel, *names)), None)
         if rule is None or (rule.kernel_bits is None and rule.per_tensor is None):
             if self.kernel_quantizer is None:
@@ -173,13 +205,30 @@ class Recipe:
         return quantizers.PerChannelQuantizer(bits, kernel.channel_axes)
 
     def new_activation_quantizer(self, *names: str | None) -> Any:
-        """A quantizer for one activation range, that of a layer with these names."""
-        if self.activation_quantizer is not None:
-            return quantizer_names.deserialize(quantizer_names.serialize(self.activation_quantizer))
+        """A quantizer for one activation range, that of a layer with these names.
+
+        Raises:
+          RecipeError: what the recipe says for it cannot be together; it names the layer.
+        """
+        ranges = self._ranges(r for r in self.layers if r.names(*names))
         chosen = (r.calibration for r in self.layers if r.calibration and r.names(*names))
-        return quantizers.RangeQuantizer(
-            momentum=self.range_momentum, calibration=next(chosen, self.calibration)
-        )
+        calibration = next(chosen, self.calibration)
+        made = self.activation_quantizer
+        if made is not None:
+            made = quantizer_names.deserialize(quantizer_names.serialize(made))
+        else:
+            made = quantizers.RangeQuantizer(
+                momentum=self.range_momentum,
+                calibration=calibration or range_kinds.CALIBRATION[range_kinds.OBSERVED],
+            )
+        if ranges == range_kinds.OBSERVED:
+            return made
+        with _of_layer(names):
+            return range_kinds.activation(made, ranges, calibration)
+
+    def _ranges(self, matching: Iterable[layer_rules.LayerRule]) -> str:
+        """What the first of the matching rules that says something about ranges says."""
+        return next((rule.ranges for rule in matching if rule.ranges), self.ranges)
 
     def check_names(self, names: Collection[str]) -> None:
         """Raise RecipeError for a rule that is about no layer of these names."""
@@ -209,6 +258,16 @@ class Recipe:
                 f"There is no recipe called {name!r}. There are: {', '.join(layer_rules.NAMED)}."
             )
         return cls(**layer_rules.NAMED[name])
+
+
+@contextlib.contextmanager
+def _of_layer(names: Sequence[str | None]) -> Iterator[None]:
+    """Within: what is wrong with the recipe is wrong in the first layer that has a name."""
+    try:
+        yield
+    except RecipeError as error:
+        name = next(filter(None, names), None)
+        raise RecipeError(f"The recipe does not fit {name!r}: {error}") from error
 
 
 def _pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:

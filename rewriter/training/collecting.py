@@ -77,7 +77,7 @@ class Collector:
         for (layer, _), finder in zip(self._inputs, self._finders, strict=True):
             found = finder.levels()
             grid = layer.quantizer.grid
-            if found is None:
+            if found is None or not layer.quantizer.takes_levels:
                 continue
             place = levels.placed(found, grid.qmin, grid.qmax)
             if place is None:

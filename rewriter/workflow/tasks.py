@@ -138,7 +138,7 @@ def imitation(wanted: np.ndarray) -> Task:
     Args:
       wanted: those outputs (N, ...).
     """
-    softmax = _is_softmax(wanted)
+    softmax = is_softmax(wanted)
 
     def loss(keras: Any) -> Any:
         return keras.losses.KLDivergence() if softmax else keras.losses.MeanSquaredError()
@@ -153,7 +153,7 @@ def imitation(wanted: np.ndarray) -> Task:
 
 
 def _classes(outputs: np.ndarray, labels: np.ndarray) -> Task:
-    logits = not _is_softmax(outputs)
+    logits = not is_softmax(outputs)
     return Task(
         CLASSES,
         labels,
@@ -179,7 +179,8 @@ def _binary(outputs: np.ndarray, labels: np.ndarray) -> Task:
     )
 
 
-def _is_softmax(outputs: np.ndarray) -> bool:
+def is_softmax(outputs: np.ndarray) -> bool:
+    """Whether outputs (N, ...) are shares that add up to 1."""
     ones = np.abs(outputs.sum(-1) - 1).max() < _SUM
     return bool(outputs.ndim == 2 and outputs.shape[1] > 1 and ones and outputs.min() >= 0)
 

@@ -1,0 +1,296 @@
+"""Learned ranges in a model: phases, training, saving, and the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import builders
+import claims
+import real_models
+import residuals
+import rewriter
+from builders import KERASES, fresh, keras_of
+from residuals import X
+from rewriter import Recipe
+from rewriter.errors import CalibrationError, RecipeError
+from rewriter.layers import learned_kernels
+from rewriter.lowering.lower import lower
+from rewriter.quantization import phases
+from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
+from rewriter.quantization.quantizers import PerChannelQuantizer, RangeQuantizer
+from tfmot_recipes import KERNEL, last_value, moving_average
+
+pytestmark = pytest.mark.kernels
+both = pytest.mark.parametrize("kind", KERASES)
+METHODS = ("lsq", "lsq+", "tqt")
+Y = np.arange(len(X)) % 5
+LOSS = "sparse_categorical_crossentropy"
+keras = residuals.keras
+
+
+def learned_variables(qat):
+    return [v for v in qat.trainable_weights if "learned" in v.name]
+
+
+def values(variables):
+    return [np.array(v) for v in variables]
+
+
+def moved(before, variables):
+    return [not np.array_equal(a, b) for a, b in zip(before, values(variables), strict=True)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_from_float_to_the_file(keras, method, tmp_path):
+    """The original model before, every scale trained in phase quantize, and kept to the file."""
+    model = builders.trained_residual(keras)
+    qat = rewriter.rewrite(model, Recipe(ranges=method))
+    plain = rewriter.rewrite(model)
+    for each in (qat, plain):
+        each.compile(keras.optimizers.SGD(1e-2, momentum=0.9), LOSS)
+    for phase in ("float", "observe"):
+        for each in (qat, plain):
+            rewriter.set_phase(each, phase)
+            before = values(learned_variables(each))
+            each.train_on_batch(X, Y)
+            assert not any(moved(before, learned_variables(each)))
+        outputs = [np.asarray(each(X, training=False)) for each in (qat, plain)]
+        assert np.array_equal(*outputs)
+
+    rewriter.calibrate(qat, X, progress=False)
+    variables = learned_variables(qat)
+    kernels = [h for h in builders.hosts(qat) for _ in h.kernel_quantizers]
+    assert len(variables) > 2 * len(kernels)
+    before = values(variables)
+    qat.fit(X, Y, epochs=3, verbose=0)
+    assert all(moved(before, variables))
+    rewriter.set_phase(qat, "quantize", freeze_ranges=True)
+    before = values(variables)
+    rest = values(qat.trainable_weights)
+    optimizer = keras.optimizers.SGD(1e-2)  # without momentum, which goes on by itself
+    qat.compile(optimizer, LOSS)
+    qat.fit(X, Y, epochs=1, verbose=0)
+    assert not any(moved(before, variables)) and any(moved(rest, qat.trainable_weights))
+
+    expected = np.asarray(qat(X, training=False))
+    names = ["qat.keras", "qat.h5"] + (["qat"] if keras.__name__ == "tf_keras" else [])
+    for name in names:
+        qat.save(tmp_path / name)
+        again = keras.models.load_model(tmp_path / name)
+        assert np.array_equal(np.asarray(again(X, training=False)), expected)
+    claims.check_file(again, rewriter.fold(again), X, tmp_path)
+    scales_are_the_learned(again, method)
+
+
+def scales_are_the_learned(qat, method):
+    """Those in the program are what the variables say, to the last bit."""
+    program = lower(qat)
+    grids = {t.quantization for t in program.tensors.values() if t.quantization is not None}
+    found = {(np.float32(g.scale), g.zero_point) for g in grids}
+    for layer in claims.quantize_layers(qat):
+        if not isinstance(layer.quantizer, LearnedRangeQuantizer):
+            continue
+        learned, offset, zero = (
+            np.float32(layer.range_variables[k]) for k in ("learned", "offset", "zero_point")
+        )
+        if method == "tqt":
+            learned = np.float32(2.0 ** np.ceil(learned) / (127 + 1 - zero))
+        if method == "lsq+":
+            zero = np.clip(np.floor(-offset / learned + np.float32(0.5)), 0, 255) - 128
+        assert (learned, int(zero)) in found
+    hosts = {h.name: h for h in builders.hosts(qat)}
+    for step in program.steps:
+        host = hosts.get(step.name)
+        if step.operator.kernel is None or host is None:
+            continue
+        scale = np.asarray(learned_kernels.scales(host, 0))
+        if host.batch_norm is not None and not host.folds_first:
+            factor = np.abs(np.asarray(host.factor(phases.FLOAT))).ravel().astype(np.float64)
+            scale = (scale * factor).astype(np.float32)
+        live = step.operator.kernel_scale > 1e-6  # others are raised, see folding.bound_scale
+        np.testing.assert_allclose(step.operator.kernel_scale[live], scale[live], rtol=3e-7)
+        if method == "tqt":
+            mantissa, _ = np.frexp(step.operator.kernel_scale)
+            assert set(mantissa) == {0.5}
+
+
+@both
+def test_mixed_precision(kind):
+    """The scales are float32, and the loss scale reaches none of them."""
+    keras = fresh(keras_of(kind))
+    keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        model = builders.trained_residual(keras)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    qat = builders.calibrated(model, X, Recipe(ranges="lsq+"))
+    variables = learned_variables(qat)
+    assert {np.asarray(v).dtype for v in variables} == {np.dtype("float32")}
+    before = values(variables)
+    optimizer = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(1e-3))
+    qat.compile(optimizer, LOSS)
+    qat.fit(X, Y, epochs=2, verbose=0)
+    after = values(variables)
+    assert sum(moved(before, variables)) > len(variables) // 2
+    for a, b in zip(before, after, strict=True):
+        assert np.abs(a - b).max() < 0.2 * max(np.abs(a).max(), 0.1)
+
+
+@both
+def test_a_schedule_starts_what_is_learned(kind):
+    """Observed while training in float: no calibration is needed."""
+    keras = fresh(keras_of(kind))
+    qat = rewriter.rewrite(builders.trained_residual(keras), Recipe(ranges="lsq"))
+    qat.compile(keras.optimizers.SGD(1e-3), LOSS)
+    with pytest.raises(CalibrationError, match=r"range of '\w+' is learned \(lsq\).*calibrate"):
+        rewriter.set_phase(qat, "quantize")
+    schedule = rewriter.QuantizationSchedule(2)
+    qat.fit(X, Y, batch_size=16, epochs=2, verbose=0, callbacks=[schedule])
+    assert all(np.all(v != 0) for v in values(learned_variables(qat)))
+    lower(qat)  # and export has its ranges
+
+
+@both
+def test_an_input_with_levels_keeps_its_scale(kind):
+    """Learned, its scale would put pixels on ties; powers of two are asked for all the same."""
+    keras = fresh(keras_of(kind))
+    rng = np.random.default_rng(0)
+    images = (rng.integers(0, 256, (32, 12, 12, 3)) / 127.5 - 1).astype(np.float32)
+    found = {}
+    for method in METHODS:
+        qat = builders.calibrated(builders.trained_residual(keras), images, Recipe(ranges=method))
+        qat.compile(keras.optimizers.SGD(1e-2), LOSS)
+        before = lower(qat).tensors["image"].quantization
+        qat.fit(images, np.arange(32) % 5, verbose=0)
+        found[method] = before, lower(qat).tensors["image"].quantization
+    plain = lower(builders.calibrated(builders.trained_residual(keras), images))
+    for method in ("lsq", "lsq+"):
+        assert found[method][0] == found[method][1] == plain.tensors["image"].quantization
+    assert np.frexp(found["tqt"][1].scale)[0] == 0.5
+
+
+# What may be asked for
+
+
+@both
+def test_rules_for_single_layers(kind):
+    recipe = Recipe(
+        layers=[{"match": "pw", "ranges": "observed"}, {"kind": "Conv2D", "ranges": "tqt"}],
+        ranges="lsq",
+    )
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    qat = rewriter.rewrite(builders.trained_residual(fresh(keras_of(kind))), recipe)
+    found = {h.name: getattr(h.kernel_quantizers[0], "method", None) for h in builders.hosts(qat)}
+    assert found == {"stem": "tqt", "dw": "lsq", "pw": None, "scores": "lsq"}
+
+
+def test_a_recipe_without_learned_ranges_is_written_as_before():
+    assert not {"ranges", "calibration"} & set(Recipe().to_dict())
+    assert Recipe(calibration="minmax").to_dict()["calibration"] == "minmax"
+
+
+REFUSED = {
+    "a name": ({"ranges": "pact"}, "ranges must be one of"),
+    "a rule": ({"layers": [{"ranges": "pact"}]}, "layers: ranges must be one of"),
+    "their kernels": (
+        {"kernel_quantizer": last_value(**KERNEL), "ranges": "lsq"},
+        "ranges 'lsq' and kernel_quantizer LastValueQuantizer exclude each other",
+    ),
+    "their activations": (
+        {"activation_quantizer": moving_average(), "ranges": "tqt"},
+        "ranges 'tqt' and activation_quantizer MovingAverageQuantizer exclude",
+    ),
+    "2 bits": (
+        {"kernel_quantizer": PerChannelQuantizer(2), "ranges": "tqt"},
+        r"3\.\.8.*no power of two. Received: 2. Use 3 bits or ranges 'lsq'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    arguments, message = REFUSED[name]
+    with pytest.raises(RecipeError, match=message):
+        Recipe(**arguments)
+
+
+def test_what_a_rule_asks_for_is_refused_by_layer():
+    keras = fresh(keras_of(KERASES[0]))
+    recipe = Recipe(ranges="tqt", layers=[{"match": "pw", "kernel_bits": 2}])
+    with pytest.raises(RecipeError, match=r"does not fit 'pw'.*3\.\.8"):
+        rewriter.rewrite(builders.trained_residual(keras), recipe)
+
+
+@both
+@pytest.mark.parametrize("method", ["lsq", "tqt"])
+def test_one_scale_for_a_kernel(kind, method, tmp_path):
+    keras = fresh(keras_of(kind))
+    recipe = Recipe(ranges=method, layers=[{"per_tensor": True}])
+    qat = builders.calibrated(builders.trained_residual(keras), X, recipe)
+    qat.compile(keras.optimizers.SGD(1e-3), LOSS)
+    before = values(learned_variables(qat))
+    qat.fit(X, Y, epochs=2, verbose=0)
+    assert all(moved(before, learned_variables(qat)))
+    claims.check_file(qat, rewriter.fold(qat), X, tmp_path)
+    for host in builders.hosts(qat):
+        assert isinstance(host.kernel_quantizers[0], LearnedKernelQuantizer)
+        assert learned_kernels.scales(host, 0).shape == ()
+
+
+# What it is for
+
+
+@pytest.mark.slow
+def test_three_bits_with_outliers():
+    """Digits with some hot pixels: the batches' extremes spend the steps on those."""
+    keras = fresh(keras_of(KERASES[0]))
+    digits, rng = load_digits(), np.random.default_rng(0)
+    x, y = digits.images[..., None] / 16, digits.target
+    x = np.where(rng.random(x.shape) < 0.01, rng.uniform(3, 8, x.shape), x).astype(np.float32)
+    layers = keras.layers
+    z = image = keras.Input((8, 8, 1))
+    for name, filters, strides in (("a", 12, 1), ("b", 16, 2)):
+        z = layers.Conv2D(filters, 3, strides=strides, padding="same", name=name)(z)
+        z = layers.ReLU()(layers.BatchNormalization(momentum=0.8)(z))
+    model = keras.Model(image, layers.Dense(10)(layers.Flatten()(z)))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(5e-3), loss)
+    model.fit(x[:1300], y[:1300], batch_size=50, epochs=5, verbose=0)
+    accuracy = {}
+    for ranges in ("observed", "lsq", "lsq+"):
+        recipe = Recipe(
+            kernel_quantizer=PerChannelQuantizer(3),
+            activation_quantizer=RangeQuantizer(3),
+            ranges=ranges,
+        )
+        keras.utils.set_random_seed(1)
+        qat = builders.calibrated(model, x[:300], recipe)
+        qat.compile(keras.optimizers.Adam(2e-3), loss)
+        qat.fit(x[:1300], y[:1300], batch_size=50, epochs=3, verbose=0)
+        found = qat.predict(x[1300:], verbose=0).argmax(-1)
+        accuracy[ranges] = np.mean(found == y[1300:])
+    assert accuracy["lsq"] > accuracy["observed"] + 0.05, accuracy
+    assert accuracy["lsq+"] > accuracy["observed"] + 0.05, accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_real_model(method, shared, tmp_path):
+    """Trained for a few steps at 4 bits, exported, and verified tensor by tensor."""
+    keras = fresh(keras_of("tf_keras"))
+    model = real_models.load(shared, "kws01", "tf_keras")
+    x, y = real_models.kws_extra(shared)
+    recipe = Recipe(ranges=method, layers=[{"kind": "pointwise", "kernel_bits": 4}])
+    qat = builders.calibrated(model, x[::10], recipe)
+    qat.compile(keras.optimizers.Adam(1e-4), LOSS)
+    rewriter.freeze_batch_norm(qat)
+    before = values(learned_variables(qat))
+    qat.fit(x[:640], y[:640], batch_size=64, verbose=0)
+    assert sum(moved(before, learned_variables(qat))) > 20
+    rewriter.export_tflite(qat, tmp_path / "model.tflite")
+    found = rewriter.verify(qat, tmp_path / "model.tflite", x[:64], progress=False)
+    assert found.training.fault is None and not found.comparison.differences
+    assert found.comparison.worst.identical == 1
+    assert found.training.weakest.snr_db > 20
