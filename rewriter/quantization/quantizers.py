@@ -160,9 +160,9 @@ class RangeQuantizer(_ActivationQuantizer):
     the batches by an exponential moving average while training in ``quantize``. It always
     contains 0.
 
-    A range that is not simply the smallest and the largest value (``calibration`` other than
-    ``"minmax"``, or an input whose values are ``levels``) stays as calibrated: following the
-    batches' extremes would undo it.
+    A range that calibration has made otherwise than of the smallest and the largest value (by
+    another method than ``"minmax"``, or of an input whose values are ``levels``) stays as
+    calibrated: following the batches' extremes would undo it.
 
     Args:
       num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
@@ -171,6 +171,8 @@ class RangeQuantizer(_ActivationQuantizer):
         ``CALIBRATIONS``.
       levels: where the values are equidistant: the first, the step, and how many; calibration sets
         it.
+      held: whether training leaves the range as it is; calibration sets it. None: where
+        ``calibration`` is another method than ``"minmax"``.
     """
 
     def __init__(
@@ -179,11 +181,13 @@ class RangeQuantizer(_ActivationQuantizer):
         momentum: float = 0.99,
         calibration: str = CALIBRATIONS[0],
         levels: Sequence[float] | None = None,
+        held: bool | None = None,
     ):
         super().__init__(num_bits)
         self.momentum = momentum
         self.calibration = calibration_method(calibration)
         self.levels = None if levels is None else tuple(levels)
+        self.held = calibration != CALIBRATIONS[0] if held is None else bool(held)
 
     @property
     def takes_levels(self) -> bool:
@@ -193,7 +197,7 @@ class RangeQuantizer(_ActivationQuantizer):
     @property
     def holds_range(self) -> bool:
         """Whether training leaves a calibrated range as it is."""
-        return self.levels is not None or self.calibration != CALIBRATIONS[0]
+        return self.levels is not None or self.held
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         def add(suffix: str, value: float) -> Any:
@@ -248,6 +252,8 @@ class RangeQuantizer(_ActivationQuantizer):
         config: dict[str, Any] = {"num_bits": self.num_bits, "momentum": self.momentum}
         if self.calibration != CALIBRATIONS[0]:
             config["calibration"] = self.calibration
+        if self.held != (self.calibration != CALIBRATIONS[0]):
+            config["held"] = self.held
         if self.levels is not None:
             config["levels"] = list(self.levels)
         return config

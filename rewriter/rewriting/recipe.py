@@ -220,6 +220,7 @@ class Recipe:
             made = quantizers.RangeQuantizer(
                 momentum=self.range_momentum,
                 calibration=calibration or range_kinds.CALIBRATION[range_kinds.OBSERVED],
+                held=False,  # until it is calibrated
             )
         if ranges == range_kinds.OBSERVED:
             return made

@@ -38,7 +38,8 @@ class Collector:
         self._names = {id(layer): name for layer, name in _named(graph, self._layers)}
         self._methods = _chosen(self._layers, self._names, methods)
         self._before = [
-            (each.quantizer.calibration, each.quantizer.levels) for each in self._layers
+            (each.quantizer.calibration, each.quantizer.levels, each.quantizer.held)
+            for each in self._layers
         ]
         self._recorders = {
             id(layer): Recorder()
@@ -70,6 +71,7 @@ class Collector:
             recorder = self._recorders.get(id(layer))
             method = self._methods[id(layer)]
             layer.quantizer.calibration = method
+            layer.quantizer.held = method != CALIBRATIONS[0]
             seen = _range(layer)
             if recorder is not None and seen[0] < seen[1]:
                 steps = layer.quantizer.grid.steps
@@ -108,8 +110,9 @@ class Collector:
 
     def restore(self) -> None:
         """Have the quantizers as they were; the ranges are variables, which others restore."""
-        for layer, (calibration, found) in zip(self._layers, self._before, strict=True):
+        for layer, (calibration, found, held) in zip(self._layers, self._before, strict=True):
             layer.quantizer.calibration, layer.quantizer.levels = calibration, found
+            layer.quantizer.held = held
 
 
 def _range(layer: Any) -> tuple[float, float]:

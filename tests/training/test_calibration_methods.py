@@ -232,3 +232,28 @@ def test_a_failure_brings_the_method_back(qat):
 def test_histograms_do_not_grow_with_the_data():
     few, many = recorded(sample(0, 100)), recorded(*[sample(seed) for seed in range(4)])
     assert few.counts.nbytes == many.counts.nbytes == Histogram(0, many.counts, 0).counts.nbytes
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("name", builders.KERASES)
+def test_what_training_has_observed_follows_the_batches(name, calibrated, tmp_path):
+    """Only what calibration has made is held: a schedule's ranges adapt to the weights."""
+    keras = builders.fresh(builders.keras_of(name))
+    inputs = keras.Input((8,))
+    x = keras.layers.BatchNormalization(name="bn")(keras.layers.Dense(4, name="dense")(inputs))
+    qat = rewriter.rewrite(keras.Model(inputs, x))
+    data = builders.normal(64, 8)
+    if calibrated:
+        rewriter.calibrate(qat, data, progress=False)
+    else:
+        rewriter.set_phase(qat, "observe")
+        qat.predict(data, verbose=0)
+        rewriter.set_phase(qat, "quantize")
+    qat.save(tmp_path / "qat.keras")
+    qat = rewriter.load_model(tmp_path / "qat.keras")
+    rewriter.set_phase(qat, "quantize")
+    before = ranges(qat)
+    qat.compile(keras.optimizers.SGD(0.0), "mse")
+    qat.fit(5 * data, np.zeros((64, 4), np.float32), epochs=2, verbose=0)
+    after = ranges(qat)
+    assert all((after[each] == before[each]) == calibrated for each in before)
