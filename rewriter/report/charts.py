@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import statistics
 from typing import Any
 from xml.etree import ElementTree
 
@@ -110,10 +111,9 @@ def scales(report: Report) -> str:
     rows = report.kernels_of_layers
     figure = _figure(2.0)
     (axis,) = _axes(figure, 1, 1)
-    for i, row in enumerate(rows):
-        axis.plot([i, i], [min(row.scales), max(row.scales)], color=_BLUE, lw=2.0)
-        middle = sorted(row.scales)[len(row.scales) // 2]
-        axis.plot([i], [middle], "_", color=_ORANGE, ms=6)
+    ends = [min(r.scales) for r in rows], [max(r.scales) for r in rows]
+    axis.vlines(range(len(rows)), *ends, color=_BLUE, lw=2.0)
+    axis.plot([statistics.median(row.scales) for row in rows], "_", color=_ORANGE, ms=6)
     axis.set_yscale("log")
     axis.set_xlim(-0.5, len(rows) - 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -17,7 +17,7 @@ from rewriter.quantization import phases
 from rewriter.training.histograms import Histogram, Recorder
 
 BINS = 48  # of a histogram as it is shown
-_ELEMENTS = 100_000_000  # of all tensors and samples: what takes a few seconds to count
+_ELEMENTS = 50_000_000  # of all tensors and samples: what takes a few seconds to count
 _CHUNK = 10_000_000  # elements at a time, but 16 samples at least
 
 
