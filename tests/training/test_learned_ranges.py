@@ -81,6 +81,8 @@ def test_from_float_to_the_file(keras, method, tmp_path):
         again = keras.models.load_model(tmp_path / name)
         assert np.array_equal(np.asarray(again(X, training=False)), expected)
     claims.check_file(again, rewriter.fold(again), X, tmp_path)
+    frozen = np.asarray(rewriter.freeze(again)(X, training=False))
+    claims.assert_close(frozen, expected, 0.03)
     scales_are_the_learned(again, method)
 
 
