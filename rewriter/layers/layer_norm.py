@@ -1,4 +1,7 @@
-"""Layer normalization as the integer operators that it becomes on the device."""
+"""Layer normalization by L2_NORMALIZATION, for models that were saved with it.
+
+``rewrite`` keeps the stock layer, which :mod:`rewriter.lowering.operators.normalizations` lowers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What layer normalizations become on the device."""
+"""What the layer normalizations of models that were saved with ours become on the device.
+
+Those of models that are rewritten now: :mod:`rewriter.lowering.operators.normalizations`.
+"""
 
 from __future__ import annotations
 

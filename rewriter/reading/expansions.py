@@ -70,7 +70,9 @@ def _every_step(flavour: Flavour, call: Call) -> Function | None:
     """The layer on steps and samples together.
 
     Keras 3 calls the layer for one step after the other, which makes a difference to a batch
-    normalization: each call has statistics of its own. There it is called so, too.
+    normalization: each call has statistics of its own. There it is called so, too. (tf_keras runs a
+    model twice to find out its mask, and updates moving statistics both times; here they are
+    updated once.)
     """
     layer, shape = call.layer, call.input_shapes[0]
     if len(call.refs) != 1 or len(shape) < 3 or None in shape[1:] or len(call.shapes) != 1:

@@ -155,7 +155,8 @@ def test_among_other_layers(flavour: str, tmp_path: Path) -> None:
 def test_saved_and_loaded(flavour: str, kind: str, tmp_path: Path) -> None:
     if kind == "saved_model" and flavour == "keras":
         pytest.skip("Keras 3 writes no such folders")
-    model, x = model_of(KERASES[flavour], "two_axes")
+    # Keras 3 itself does not load a layer over two axes from HDF5.
+    model, x = model_of(KERASES[flavour], "image" if kind == "h5" else "two_axes")
     qat = rewriter.rewrite(model)
     rewriter.calibrate(qat, x, progress=False)
     path = tmp_path / ("m" if kind == "saved_model" else f"m.{kind}")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import rewriter
-from checks import KERASES, both, everything
+from checks import KERASES, both, everything, samples, train
 
 
 def _small(k: Any) -> Any:
@@ -34,16 +34,26 @@ def _film(k: Any) -> Any:
 
 @both
 def test_a_model_for_every_step(flavour: str, tmp_path: Path) -> None:
-    """Its normalization is fused; float phase, training, file and twin as everywhere."""
+    """Its normalization is fused; float phase, file and twin as everywhere.
+
+    Trained, it has the original's losses. Moving statistics are not compared: tf_keras updates those
+    of a model in ``TimeDistributed`` twice, in a second run of it to find a mask, and Keras 3 takes
+    the steps of a batch in another order.
+    """
     plan = everything(
         flavour,
         _film,
         {"steps/small/bn": "steps/small/conv", "norm/own": "standalone"},
         tmp_path,
         dead=False,
-        steps=2,
+        steps=0,
     )
     assert not plan.float_layers
+    model = _film(KERASES[flavour])
+    qat, rng = rewriter.rewrite(model), np.random.default_rng(1)
+    rewriter.set_phase(qat, "float")
+    batches = [samples(model, rng) for _ in range(3)]
+    np.testing.assert_allclose(train(qat, batches), train(model, batches), rtol=1e-5)
 
 
 def _weights(k: Any, given: Any) -> Any:

@@ -103,13 +103,15 @@ def attention(k: Any, x: Any) -> Any:
 
 def multi_head(k: Any, x: Any) -> Any:
     x = _steps(k, x)
-    y = k.layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")(query=x, value=x)
+    y = k.layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")(
+        query=x, value=x, use_causal_mask=True
+    )
     y = k.layers.Permute((2, 1))(y)
     return _image(k, k.layers.Permute((2, 1))(y))
 
 
 def group_norm(k: Any, x: Any) -> Any:
-    y = k.layers.GroupNormalization(2, name="groups")(x)
+    y = k.layers.GroupNormalization(2, axis=1, name="groups")(x)
     gate = k.layers.GlobalAveragePooling2D(keepdims=True)(y)
     return k.layers.Multiply()([x, gate])
 
