@@ -8,13 +8,16 @@ objects by reference where they cannot be copied. The calls that it was part of 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
+
+import numpy as np
 
 from rewriter.errors import SaveError, short
 from rewriter.keras_compat.calls import flat_layers
 
 # Made anew with every object, or bound to the old one.
-_OWN = ("build", "get_config", "_lock", "_inbound_nodes", "_outbound_nodes", "_losses")
+_OWN = ("build", "get_config")
 
 
 def copied(layer: Any) -> Any:
@@ -31,7 +34,7 @@ def copied(layer: Any) -> Any:
     for part in parts:
         new = memo[id(part)]
         for key, value in vars(part).items():
-            if key in _OWN[:3]:
+            if key in _OWN:
                 continue
             vars(new)[key] = _copied(value, memo)
         _mend(new)
@@ -53,6 +56,23 @@ def _mend(layer: Any) -> None:
             kept = list({id(each): each for each in store}.values())
             list.__setitem__(store, slice(None), kept)
             tracker.stored_ids[name] = {id(each) for each in store}
+
+
+def operation(original: Any) -> Any:
+    """An operation of Keras 3 again, with plain numbers in the place of NumPy's.
+
+    Raises:
+      TypeError: it does not keep what it was made with.
+    """
+    names = inspect.signature(type(original).__init__).parameters
+    given = {name: _plain(getattr(original, name)) for name in names if name in vars(original)}
+    return type(original)(**given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(each) for each in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def refuse_saving(flavour: Any, layer: Any, original: Any, error: BaseException) -> None:
