@@ -42,6 +42,13 @@ def copied(layer: Any) -> Any:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) not in memo and type(value).__module__.startswith("keras.src.utils.tracking"):
+        # What Keras 3 puts in the place of containers asks for its tracker, which has none yet.
+        if isinstance(value, (list, set, tuple)):
+            kind: Any = next(k for k in (list, set, tuple) if isinstance(value, k))
+            memo[id(value)] = kind(_copied(each, memo) for each in value)
+        elif isinstance(value, dict):
+            memo[id(value)] = {key: _copied(each, memo) for key, each in value.items()}
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, a module, a graph: nothing that a layer changes

@@ -32,8 +32,6 @@ def _bare(keras: Any, function: Any) -> Any:
 
         def build(self, shape: Any) -> None:
             self.shift = self.add_weight(name="shift", shape=(4,), initializer="ones")
-            for step in self.steps:
-                step.build(shape)
             super().build(shape)
 
         def call(self, x: Any) -> Any:
