@@ -31,6 +31,8 @@ class Cloning:
                 raise
             if not self.is_layer(layer):
                 return copying.operation(layer)
+            if self.class_name(layer) and copying.takes_nothing(layer):
+                return copying.plainly(layer, name or layer.name)
             if not layer.built:
                 raise
             new = copying.copied(layer)

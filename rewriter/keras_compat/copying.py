@@ -65,6 +65,22 @@ def _mend(layer: Any) -> None:
             tracker.stored_ids[name] = {id(each) for each in store}
 
 
+def takes_nothing(layer: Any) -> bool:
+    """Whether a layer is made with no arguments but those that all layers have."""
+    parameters = inspect.signature(type(layer).__init__).parameters.values()
+    return all(p.name == "self" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def plainly(layer: Any, name: str) -> Any:
+    """Such a layer of Keras 3 again: it has no configuration if its dtype was given as an object."""
+    return type(layer)(
+        name=name,
+        dtype=layer.dtype_policy.name,
+        trainable=layer.trainable,
+        activity_regularizer=layer.activity_regularizer,
+    )
+
+
 def operation(original: Any) -> Any:
     """An operation of Keras 3 again, with plain numbers in the place of NumPy's.
 

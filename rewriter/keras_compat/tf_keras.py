@@ -224,5 +224,6 @@ def _without_ellipsis(node: Any) -> tuple[tuple, dict[str, Any]]:
     taken = sum(one is not Ellipsis and one is not None for one in each)
     free = len(tf.nest.flatten(node.input_tensors)[0].shape) - taken
     first = places[0]
-    spec = (*each[:first], *[slice(None)] * free, *each[first + 1 :])
+    whole = {"start": None, "stop": None, "step": None}  # a slice, as the layer keeps one
+    spec = (*each[:first], *[whole] * free, *each[first + 1 :])
     return (args, {**kwargs, "slice_spec": spec}) if named else ((args[0], spec, *args[2:]), kwargs)
