@@ -72,7 +72,7 @@ def takes_nothing(layer: Any) -> bool:
 
 
 def plainly(layer: Any, name: str) -> Any:
-    """Such a layer of Keras 3 again; one whose dtype was given as an object has no configuration."""
+    """Such a layer of Keras 3 again; given an object as its dtype it has no configuration."""
     return type(layer)(
         name=name,
         dtype=layer.dtype_policy.name,
