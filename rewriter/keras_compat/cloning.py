@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from rewriter.errors import SaveError
 from rewriter.keras_compat import copying, references
 
 
@@ -26,7 +27,13 @@ class Cloning:
         try:
             new = self._from_configuration(layer, name, changes)
         except Exception as error:  # of a user's class: whatever it raises, the layer is copied
-            if changes or not self.is_layer(layer) or not layer.built:
+            if changes:
+                raise
+            if not self.is_layer(layer):
+                return copying.operation(layer)
+            if self.class_name(layer) and copying.takes_nothing(layer):
+                return copying.plainly(layer, name or layer.name)
+            if not layer.built:
                 raise
             new = copying.copied(layer)
             self.rename(new, name or layer.name)
@@ -37,11 +44,14 @@ class Cloning:
 
     def unsaved(self: Any, layer: Any) -> str:
         """Why a layer of a user's cannot be saved with its model, and what to do; "" if it can."""
-        stock = self.is_layer(layer) and self.class_name(layer) and not self.sublayers(layer)
-        if stock or not self.is_layer(layer) or not layer.built:
+        if not self.is_layer(layer) or not layer.built:
             return ""
         try:
-            self._from_configuration(layer, None, None)
+            references.refuse(self, layer)
+            if not self.class_name(layer) or self.sublayers(layer):
+                self._from_configuration(layer, None, None)
+        except SaveError as error:
+            return str(error)
         except Exception as error:  # of a user's class
             return copying.unsaved(self, layer, error)
         return ""

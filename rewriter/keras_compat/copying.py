@@ -8,13 +8,16 @@ objects by reference where they cannot be copied. The calls that it was part of 
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
+
+import numpy as np
 
 from rewriter.errors import SaveError, short
 from rewriter.keras_compat.calls import flat_layers
 
 # Made anew with every object, or bound to the old one.
-_OWN = ("build", "get_config", "_lock", "_inbound_nodes", "_outbound_nodes", "_losses")
+_OWN = ("build", "get_config")
 
 
 def copied(layer: Any) -> Any:
@@ -31,7 +34,7 @@ def copied(layer: Any) -> Any:
     for part in parts:
         new = memo[id(part)]
         for key, value in vars(part).items():
-            if key in _OWN[:3]:
+            if key in _OWN:
                 continue
             vars(new)[key] = _copied(value, memo)
         _mend(new)
@@ -39,6 +42,13 @@ def copied(layer: Any) -> Any:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) not in memo and type(value).__module__.startswith("keras.src.utils.tracking"):
+        # What Keras 3 puts in the place of containers asks for its tracker, which has none yet.
+        if isinstance(value, (list, set, tuple)):
+            kind: Any = next(k for k in (list, set, tuple) if isinstance(value, k))
+            memo[id(value)] = kind(_copied(each, memo) for each in value)
+        elif isinstance(value, dict):
+            memo[id(value)] = {key: _copied(each, memo) for key, each in value.items()}
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, a module, a graph: nothing that a layer changes
@@ -53,6 +63,39 @@ def _mend(layer: Any) -> None:
             kept = list({id(each): each for each in store}.values())
             list.__setitem__(store, slice(None), kept)
             tracker.stored_ids[name] = {id(each) for each in store}
+
+
+def takes_nothing(layer: Any) -> bool:
+    """Whether a layer is made with no arguments but those that all layers have."""
+    parameters = inspect.signature(type(layer).__init__).parameters.values()
+    return all(p.name == "self" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def plainly(layer: Any, name: str) -> Any:
+    """Such a layer of Keras 3 again; given an object as its dtype it has no configuration."""
+    return type(layer)(
+        name=name,
+        dtype=layer.dtype_policy.name,
+        trainable=layer.trainable,
+        activity_regularizer=layer.activity_regularizer,
+    )
+
+
+def operation(original: Any) -> Any:
+    """An operation of Keras 3 again, with plain numbers in the place of NumPy's.
+
+    Raises:
+      TypeError: it does not keep what it was made with.
+    """
+    names = inspect.signature(type(original).__init__).parameters
+    given = {name: _plain(getattr(original, name)) for name in names if name in vars(original)}
+    return type(original)(**given)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(each) for each in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def refuse_saving(flavour: Any, layer: Any, original: Any, error: BaseException) -> None:

@@ -82,7 +82,8 @@ class TfKeras(Flavour):
                 if node.is_input:
                     yield node.layer, (), {}, node.outputs
                 else:
-                    yield node.layer, node.call_args, node.call_kwargs, node.outputs
+                    args, kwargs = _without_ellipsis(node)
+                    yield node.layer, args, kwargs, node.outputs
 
     def rename(self, layer: Any, name: str) -> None:
         layer._name = name
@@ -214,3 +215,22 @@ class TfKeras(Flavour):
 
     def allow_lambda(self) -> Any:
         return self.keras.saving.custom_object_scope({})
+
+
+def _without_ellipsis(node: Any) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call; of an index, with slices for ``...``, which no file can hold."""
+    args, kwargs = node.call_args, node.call_kwargs
+    if type(node.layer).__name__ != "SlicingOpLambda":
+        return args, kwargs
+    named = "slice_spec" in kwargs
+    spec = kwargs["slice_spec"] if named else args[1] if len(args) > 1 else None
+    each = spec if isinstance(spec, tuple) else (spec,)
+    places = [i for i, one in enumerate(each) if one is Ellipsis]
+    if not places:
+        return args, kwargs
+    taken = sum(one is not Ellipsis and one is not None for one in each)
+    free = len(tf.nest.flatten(node.input_tensors)[0].shape) - taken
+    first = places[0]
+    whole = {"start": None, "stop": None, "step": None}  # a slice, as the layer keeps one
+    spec = (*each[:first], *[whole] * free, *each[first + 1 :])
+    return (args, {**kwargs, "slice_spec": spec}) if named else ((args[0], spec, *args[2:]), kwargs)

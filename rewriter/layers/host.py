@@ -69,6 +69,13 @@ class QuantizedHostMixin(PhasedMixin):
         )
         self.supports_masking = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "trainable":  # Keras 3 does nothing where the flag was so, whatever its parts'
+            for part in (getattr(self, "host", None), getattr(self, "batch_norm", None)):
+                if part is not None:
+                    part.trainable = value
+
     def _load(self, value: Any) -> Any:
         return self.flavour.deserialize(value) if isinstance(value, dict) else value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rewriter.keras_compat import Flavour
+from rewriter.keras_compat import Flavour, flat_layers
 
 
 class ModelPartMixin:
@@ -75,7 +75,8 @@ class ModelPartMixin:
         base: Any = super(ModelPartMixin, type(self)).trainable
         base.fset(self, value)
         for layer in self.layers if getattr(self, "members", ()) else ():
-            layer.trainable = value
+            for part in flat_layers(layer):
+                part.trainable = value
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "members": list(self.members)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rewriter import layers
 from rewriter.reading.graph import Graph, Ref
+from rewriter.reading.operations import is_floating
 
 
 def unique(base: str, taken: Container[str]) -> str:
@@ -28,12 +29,13 @@ class Parts:
     def __init__(self, graph: Graph, made: Sequence[int], free: Callable[[str], str]):
         self._graph = graph
         self._at: dict[Ref, list[tuple[Any, list[int]]]] = {}
-        outputs = set(graph.output_refs())
+        outputs, read = set(graph.output_refs()), graph.consumers()
         cls = layers.of(graph.flavour).ModelPart
         for part in graph.parts:
             inside = set(part.calls)
-            able = [call for call in made if call in inside and len(graph.calls[call].dtypes) == 1]
-            places = [Ref(call) for call in able if Ref(call) not in outputs]
+            dtypes = {call: graph.calls[call].dtypes for call in made if call in inside}
+            able = [call for call, own in dtypes.items() if len(own) == 1 and is_floating(own[0])]
+            places = [ref for ref in map(Ref, able) if ref in read and ref not in outputs]
             if not places:
                 continue  # a single layer: there is no tensor inside
             ref = places[-1]

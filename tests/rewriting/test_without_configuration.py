@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import builders
 import claims
@@ -31,8 +32,6 @@ def _bare(keras: Any, function: Any) -> Any:
 
         def build(self, shape: Any) -> None:
             self.shift = self.add_weight(name="shift", shape=(4,), initializer="ones")
-            for step in self.steps:
-                step.build(shape)
             super().build(shape)
 
         def call(self, x: Any) -> Any:
@@ -64,3 +63,36 @@ def test_a_layer_without_a_configuration_is_copied(keras: Any, tmp_path: Path) -
     claims.check_float_phase(model, qat, normal(4, 6, 6, 4), 1e-4)
     with pytest.raises(SaveError, match=f"{bare.name!r}.*Bare.*cannot be saved"):
         qat.save(tmp_path / "qat.keras")
+
+
+def _reshaped(keras: Any, x: Any) -> Any:
+    """NumPy's numbers among the arguments."""
+    shape = (-1, np.int64(36), 4)
+    y = keras.ops.reshape(x, shape) if hasattr(keras, "ops") else tf.reshape(x, shape)
+    return keras.layers.Reshape((6, 6, 4))(y)
+
+
+def _with_policy(keras: Any, x: Any) -> Any:
+    if hasattr(keras, "ops"):
+        return keras.layers.Identity(dtype=keras.DTypePolicy("float32"))(x)
+    return keras.layers.Activation("linear", dtype=keras.mixed_precision.Policy("float32"))(x)
+
+
+def _sliced(keras: Any, x: Any) -> Any:
+    return keras.layers.Concatenate()([x[..., 2:], x[:, ..., :2], x[:, None, ..., 1:][:, 0]])
+
+
+@pytest.mark.parametrize("function", [_reshaped, _with_policy, _sliced])
+def test_arguments_that_no_file_holds_are_written_as_others(
+    keras: Any, function: Any, tmp_path: Path
+) -> None:
+    image = keras.Input((6, 6, 4), name="image")
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, padding="same")(image))
+    model = keras.Model(image, keras.layers.Conv2D(2, 1, name="scores")(function(keras, x)))
+    builders.randomise_all(model, 1)
+    qat = rewriter.rewrite(model)
+    data = normal(4, 6, 6, 4)
+    claims.check_float_phase(model, qat, data)
+    qat.save(tmp_path / "qat.keras")
+    again = rewriter.load_model(tmp_path / "qat.keras")
+    np.testing.assert_array_equal(np.asarray(again(data)), np.asarray(qat(data)))
