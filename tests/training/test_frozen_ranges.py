@@ -28,7 +28,7 @@ def _qat(kind, recipe=None):
     x = layers.LayerNormalization(name="layer_norm")(x)
     x = layers.Dense(4, activation="softmax", name="second")(x)
     qat = rewriter.rewrite(keras.Model(image, x), recipe)
-    return rewriter.calibrate(qat, X, progress=False)
+    return rewriter.calibrate(qat, X, progress=False, method="minmax")
 
 
 def _fit(qat):
