@@ -18,7 +18,8 @@ from rewriter.quantization.quantizer_names import register_quantizer
 from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuantizer
 from rewriter.reading.load import load_model
 from rewriter.report.model_explorer import write_model_explorer
-from rewriter.report.report import Report, write_report
+from rewriter.report.report import Report
+from rewriter.report.write import write_report
 from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
 from rewriter.rewriting.plan import Plan, PlanEntry, plan

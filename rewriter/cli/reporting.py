@@ -6,7 +6,8 @@ from argparse import Namespace
 from typing import Any
 
 from rewriter.checking.verify import Verification
-from rewriter.report import model_explorer, report
+from rewriter.report import model_explorer
+from rewriter.report import write as writing
 from rewriter.workflow.quantize import Quantized
 
 
@@ -17,7 +18,7 @@ def check(args: Namespace) -> None:
       RewriterError: there is such a thing.
     """
     if args.report is not None:
-        report.check(args.report)
+        writing.check(args.report)
     if args.model_explorer is not None:
         model_explorer.check(args.model_explorer)
 
@@ -38,7 +39,7 @@ def write(args: Namespace, result: Quantized | Verification, labels: Any = None)
     """
     values: dict[str, Any] = {}
     if args.report is not None:
-        values["report"] = report.write_report(result, args.report, labels=labels).to_dict()
+        values["report"] = writing.write_report(result, args.report, labels=labels).to_dict()
     if args.model_explorer is not None:
         verification = result.verification if isinstance(result, Quantized) else result
         model_explorer.write_model_explorer(verification, args.model_explorer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,7 @@ from rewriter import export
 from rewriter.checking.comparison import TensorAgreement
 from rewriter.checking.verify import Evidence, Verification
 from rewriter.errors import RewriterError, VerificationError
-from rewriter.files import outputs
-from rewriter.files.replacing import write_bytes
-from rewriter.report import confusion, contract, extras, graph, kernels, operators, summary, tensors
+from rewriter.report import confusion, contract, graph, kernels, operators, summary, tensors
 from rewriter.report.confusion import Confusion
 from rewriter.report.contract import Contract
 from rewriter.report.kernels import KernelRow
@@ -113,55 +110,8 @@ class Report:
         return values
 
 
-def write_report(
-    result: Quantized | Verification,
-    path: str | Path,
-    *,
-    labels: Any = None,
-    measure_times: bool = True,
-) -> Report:
-    """Write one HTML file that shows what quantizing has done; it loads nothing from elsewhere.
-
-    The model is run once more, without quantization, on some of the samples of the verification,
-    for the histograms; each operator of the file is timed. So write the report before the model is
-    trained any further. Needs the extra: ``pip install 'rewriter[report]'``.
-
-    Args:
-      result: what :func:`rewriter.quantize` or :func:`rewriter.verify` returned.
-      path: where to write, with the suffix ``.html``; an older report there is replaced.
-      labels: for a verification: the classes of its samples, int (N,).
-      measure_times: time the operators, on this computer.
-
-    Returns:
-      The numbers that the file shows.
-
-    Raises:
-      RewriterError: the extra is not installed, ``path`` holds something else, or ``labels`` do
-        not fit.
-      OSError: the file cannot be written.
-    """
-    check(path)
-    report = make(result, labels, measure_times)
-    from rewriter.report import page  # it imports what the extra installs
-
-    write_bytes(path, page.html(report).encode())
-    return report
-
-
-def check(path: str | Path) -> None:
-    """Check, before the work, that a report can be written.
-
-    Raises:
-      RewriterError: the extra is not installed, or ``path`` holds something else.
-    """
-    extras.require()
-    refusal = outputs.refusal(path, (".html",), "A report")
-    if refusal is not None:
-        raise RewriterError(refusal)
-
-
 def make(result: Quantized | Verification, labels: Any, measure_times: bool) -> Report:
-    """The numbers of a report; see :func:`write_report`.
+    """The numbers of a report; see :func:`rewriter.write_report`.
 
     Raises:
       RewriterError: ``labels`` do not fit, or the verification does not say what it compared.
