@@ -50,7 +50,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     qat = rewriter.rewrite(model, Recipe(ranges=method))
     plain = rewriter.rewrite(model)
     for each in (qat, plain):
-        each.compile(keras.optimizers.SGD(1e-2, momentum=0.9), LOSS)
+        each.compile(keras.optimizers.SGD(2e-3, momentum=0.9), LOSS)
     for phase in ("float", "observe"):
         for each in (qat, plain):
             rewriter.set_phase(each, phase)
@@ -73,7 +73,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     before = values(variables)
     rest = values(qat.trainable_weights)
-    optimizer = keras.optimizers.SGD(1e-2)  # without momentum, which goes on by itself
+    optimizer = keras.optimizers.SGD(2e-3)  # without momentum, which goes on by itself
     qat.compile(optimizer, LOSS)
     qat.fit(X, Y, epochs=1, verbose=0)
     assert not any(moved(before, variables)) and any(moved(rest, qat.trainable_weights))
