@@ -106,7 +106,7 @@ class QuantizedHostMixin(PhasedMixin):
         for name, shape in parts.items():
             part = getattr(self, name)
             if part is not None:
-                part.state_scope = name
+                part.state_scope, part.owner = name, self.name
                 with self.flavour.part_scope(part.name):
                     part.build(tuple(shape))
                     part.built = True

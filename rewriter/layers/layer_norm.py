@@ -61,7 +61,7 @@ class QuantizedLayerNormalizationMixin(PhasedMixin):
         }
         for name, given in shapes.items():
             part = getattr(self, name)
-            part.state_scope = name
+            part.state_scope, part.owner = name, self.name
             with self.flavour.part_scope(part.name):
                 part.build(given)
                 part.built = True

@@ -39,6 +39,7 @@ class PhasedMixin:
     rewriter_phased = True
     __call__: Any  # Keras's
     state_scope = "quantization"  # of the scalars' names; the parts of one layer have their own
+    owner = ""  # the name of the layer that this one is a part of
 
     def add_phase(self) -> None:
         """Add the variable; for ``build``."""
@@ -102,7 +103,11 @@ class QuantizeMixin(PhasedMixin):
     def build(self, input_shape: Any) -> None:
         self.add_phase()
         adapter = self.flavour.quantizer_adapter(self, "float32")
-        with self.flavour.part_scope(self.state_scope):
+        scope = self.state_scope
+        if isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+            # A name of its own: HDF5 keeps an optimizer's state of all layers by the names.
+            scope = f"{self.owner or self.name}/{scope}"
+        with self.flavour.part_scope(scope):
             self._quantizer_weights = self.quantizer.build(tuple(input_shape), "range", adapter)
         super().build(input_shape)
 

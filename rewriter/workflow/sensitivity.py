@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from rewriter import grid as grids
-from rewriter.errors import RecipeError, RewriterError
+from rewriter.errors import RecipeError, RewriterError, RewriterWarning
 from rewriter.keras_compat import flat_layers
 from rewriter.litert import writer
 from rewriter.lowering.lower import lower
@@ -84,7 +85,11 @@ def sensitivity(
     qat = rewrite(model, base)
     count = len(inputs[0])
     sample = np.arange(min(calibration_samples, count)) * count // min(calibration_samples, count)
-    calibrate(qat, samples.packed([each[sample] for each in inputs]), progress=progress)
+    with warnings.catch_warnings():
+        # The ranges are for the sizes of files only; what is to be said of them is said when a
+        # model is calibrated that is kept.
+        warnings.simplefilter("ignore", RewriterWarning)
+        calibrate(qat, samples.packed([each[sample] for each in inputs]), progress=progress)
     hosts = [Host(host, tried) for host in flat_layers(qat) if is_integer(host)]
     measure = Measure(qat, inputs, labels, batch_size)
     layers = []
@@ -238,7 +243,10 @@ def _recipe(base: Recipe, hosts: Sequence[Host], choice: Choice) -> Recipe:
 
 def _require(model: Any, recipe: Recipe, choice: Choice) -> None:
     """Raise RecipeError if rewriting by the recipe gives other widths than the chosen ones."""
-    for layer in flat_layers(rewrite(model, recipe)):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they have been shown: the model is the same
+        rewritten = rewrite(model, recipe)
+    for layer in flat_layers(rewritten):
         if not is_integer(layer):
             continue
         found = {grids.of(quantizer).bits for quantizer in layer.kernel_quantizers}

@@ -36,7 +36,7 @@ def learned_variables(qat):
 
 
 def values(variables):
-    return [np.array(v) for v in variables]
+    return [np.asarray(v).copy() for v in variables]  # not a view of what training changes
 
 
 def moved(before, variables):
@@ -50,7 +50,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     qat = rewriter.rewrite(model, Recipe(ranges=method))
     plain = rewriter.rewrite(model)
     for each in (qat, plain):
-        each.compile(keras.optimizers.SGD(1e-2, momentum=0.9), LOSS)
+        each.compile(keras.optimizers.SGD(2e-3, momentum=0.9), LOSS)
     for phase in ("float", "observe"):
         for each in (qat, plain):
             rewriter.set_phase(each, phase)
@@ -58,7 +58,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
             each.train_on_batch(X, Y)
             assert not any(moved(before, learned_variables(each)))
         outputs = [np.asarray(each(X, training=False)) for each in (qat, plain)]
-        assert np.array_equal(*outputs)
+        claims.assert_close(*outputs, 1e-6)
 
     rewriter.calibrate(qat, X, progress=False)
     variables = learned_variables(qat)
@@ -73,7 +73,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     before = values(variables)
     rest = values(qat.trainable_weights)
-    optimizer = keras.optimizers.SGD(1e-2)  # without momentum, which goes on by itself
+    optimizer = keras.optimizers.SGD(2e-3)  # without momentum, which goes on by itself
     qat.compile(optimizer, LOSS)
     qat.fit(X, Y, epochs=1, verbose=0)
     assert not any(moved(before, variables)) and any(moved(rest, qat.trainable_weights))
