@@ -195,7 +195,7 @@ class Flavour(Names, Calls):
         raise NotImplementedError
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
-        """Whether a ``TimeDistributed`` calls its layer for each step; ``batch``: if it is fixed."""
+        """Whether a ``TimeDistributed`` calls its layer for each step; ``batch``: if fixed."""
         raise NotImplementedError
 
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
