@@ -179,11 +179,12 @@ class Flavour(Names, Calls, Cloning):
         """Whether this stock layer puts the n/(n-1) corrected variance into its average."""
         raise NotImplementedError
 
-    def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
-        """Whether a ``TimeDistributed`` calls its layer for one step after the other.
+    def attention(self, layer: Any) -> Any:
+        """What a ``MultiHeadAttention`` of tensors of rank 3 does, by layers that are saved."""
+        raise NotImplementedError
 
-        ``batch``: the number of samples, where it is fixed.
-        """
+    def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
+        """Whether a ``TimeDistributed`` calls its layer for each step; ``batch``: if fixed."""
         raise NotImplementedError
 
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:

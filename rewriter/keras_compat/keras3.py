@@ -96,6 +96,9 @@ class Keras3(Flavour):
     def bessel_correction(self, batch_norm: Any) -> bool:
         return False
 
+    def attention(self, layer: Any) -> Any:
+        return layer.call
+
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return True
 

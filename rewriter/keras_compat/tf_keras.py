@@ -129,6 +129,30 @@ class TfKeras(Flavour):
     def bessel_correction(self, batch_norm: Any) -> bool:
         return bool(batch_norm.fused)
 
+    def attention(self, layer: Any) -> Any:
+        # By tf.matmul: a model with tf.einsum of two tensors is saved, but not loaded again.
+        heads = [0, 2, 1, 3]
+
+        def attend(
+            query: Any,
+            value: Any,
+            key: Any = None,
+            attention_mask: Any = None,
+            return_attention_scores: bool = False,
+            use_causal_mask: bool = False,
+        ) -> Any:
+            if attention_mask is not None or use_causal_mask or layer._attention_axes != (1,):
+                raise NotImplementedError
+            query = layer._query_dense(query) * (float(layer._key_dim) ** -0.5)
+            keys = tf.transpose(layer._key_dense(value if key is None else key), [0, 2, 3, 1])
+            scores = layer._softmax(tf.matmul(tf.transpose(query, heads), keys))
+            values = tf.transpose(layer._value_dense(value), heads)
+            given = tf.matmul(layer._dropout_layer(scores), values)
+            output = layer._output_dense(tf.transpose(given, heads))
+            return (output, scores) if return_attention_scores else output
+
+        return attend
+
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return bool(batch) and not wrapper._always_use_reshape
 

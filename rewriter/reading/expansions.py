@@ -43,6 +43,11 @@ def _own_call(flavour: Flavour, call: Call) -> Function | None:
     return call.layer.call
 
 
+def _attention(flavour: Flavour, call: Call) -> Function | None:
+    fits = {len(shape) for shape in call.input_shapes} == {3}
+    return flavour.attention(call.layer) if fits else None
+
+
 def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
     """``softmax(q k / sqrt(d)) v`` for every head (Vaswani et al. 2017, arXiv:1706.03762)."""
     layer, shapes = call.layer, call.input_shapes
@@ -104,7 +109,7 @@ def _apart(flavour: Flavour, inner: Any, steps: int) -> Function:
 
 
 _MAKERS: dict[str, Callable[[Flavour, Call], Function | None]] = {
-    "MultiHeadAttention": _own_call,
+    "MultiHeadAttention": _attention,
     "Attention": _own_call,
     "AdditiveAttention": _own_call,
     "ops.DotProductAttention": _scaled_product,

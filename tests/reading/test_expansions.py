@@ -88,3 +88,14 @@ def test_a_softmax_with_a_mask_stays_in_float(keyword: bool, flavour: str) -> No
     softmax = k.layers.Softmax(name="softmax")
     y = softmax(x, mask=mask) if keyword else softmax(x, mask)
     assert rewriter.plan(k.Model([x, mask], y)).float_layers == ("softmax",)
+
+
+@both
+def test_attention_is_saved_and_loaded(flavour: str, tmp_path: Path) -> None:
+    k = KERASES[flavour]
+    k.backend.clear_session()
+    x = np.random.default_rng(0).normal(size=(8, 6, 4)).astype(np.float32)
+    qat = rewriter.calibrate(rewriter.rewrite(_weights(k, {})), x, progress=False)
+    qat.save(tmp_path / "m.keras")
+    loaded = rewriter.load_model(tmp_path / "m.keras")
+    np.testing.assert_array_equal(np.asarray(loaded(x)), np.asarray(qat(x)))

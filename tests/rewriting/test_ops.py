@@ -246,11 +246,10 @@ def _attention(k: Any, x: Any, y: Any) -> Any:
 
 
 case("attention_written", _attention, "line", inner=lambda x, y: y)
-case("MultiHeadAttention", lambda k, x, y: k.layers.MultiHeadAttention(2, 3, dropout=0.1)(x, y),
+case("MultiHeadAttention", lambda k, x, y: k.layers.MultiHeadAttention(2, 3)(x, y),
      "line")  # fmt: skip
 case("MultiHeadAttention_scores", lambda k, x, y: k.layers.MultiHeadAttention(1, 3)(
     x, value=x, return_attention_scores=True), "line")  # fmt: skip
-case("MultiHeadAttention_plain", lambda k, x, y: k.layers.MultiHeadAttention(2, 3)(x, y, x), "line")
 case("Attention", lambda k, x, y: k.layers.Attention()([x, y]), "line")
 case("AdditiveAttention", lambda k, x, y: k.layers.AdditiveAttention(use_scale=False)([x, y]),
      "line")  # fmt: skip
