@@ -54,3 +54,11 @@ class Calls:
         """The variables of ``layer`` that belong to no layer inside it."""
         inner = {id(v) for part in self.sublayers(layer) for v in part.variables}
         return [v for v in layer.variables if id(v) not in inner]
+
+    def restrained(self, layer: Any) -> bool:
+        """Whether one of those has a regularizer or a constraint."""
+        held = ("regularizer", "constraint")
+        own = self.own_variables(layer)
+        # tf_keras keeps the regularizers of a layer's variables as functions of the layer.
+        losses = getattr(layer, "_callable_losses", None)
+        return bool(losses) or any(getattr(v, name, None) is not None for v in own for name in held)

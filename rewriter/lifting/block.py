@@ -22,8 +22,8 @@ from rewriter.keras_compat.recording import recorded
 from rewriter.lifting.flatten import Flat
 from rewriter.lifting.graph import Graph, Out
 
-# Of a variable, they show the same values.
-_VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims", "Cast"})
+# Of a variable, they show the same values. A cast would make it a weight of fewer bits.
+_VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims"})
 
 
 class ClosedError(LoadError):
@@ -85,6 +85,8 @@ def trace(
     Raises:
       ClosedError: it cannot be run so, or does what no layer can be made of.
     """
+    if flavour.restrained(layer):
+        raise ClosedError("a variable of its own has a regularizer or a constraint")
     records: list[tuple[Any, tuple, dict[str, Any], Any]] = []
     run: list[Any] = []
     outer = _context(flavour, layer)
@@ -179,7 +181,7 @@ def _read(
         str(number): (number, tf.TensorShape(None), tf.float32) for number in (*given_nodes, *inner)
     }
     graph = Graph(flat.nodes, inputs, ends, variables, constants)
-    _check(graph, layer)
+    _check(graph)
     return Block(graph, given_nodes, inner, results)
 
 
@@ -214,7 +216,7 @@ def _captured(
     return variables, constants
 
 
-def _check(graph: Graph, layer: Any) -> None:
+def _check(graph: Graph) -> None:
     """Raise ClosedError where the graph does more than compute, or trains in another way.
 
     A value that is computed from variables, and not only shown in another shape, would become a

@@ -323,9 +323,30 @@ def noisy(keras: Any) -> Any:
     return Noisy(name="block")
 
 
+def regularized(keras: Any) -> Any:
+    class Regularized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            _parts(keras, self)
+
+        def build(self, shape: Any) -> None:
+            self.gamma = self.add_weight(
+                name="gamma", shape=(4,), initializer="ones", regularizer=keras.regularizers.L2(0.1)
+            )
+            self.conv.build(shape)
+            self.bn.build(shape)
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.bn(self.conv(x)) * self.gamma
+
+    return Regularized(name="block")
+
+
 REFUSED: dict[str, tuple[Build, str]] = {
     "doubles_in_training": (doubles_in_training, "computes something else in training"),
     "own_gradient": (own_gradient, "gradient of its own"),
     "standardized": (standardized, "computes with its own variables"),
     "noisy": (noisy, "RandomStandardNormal"),
+    "regularized": (regularized, "has a regularizer"),
 }
