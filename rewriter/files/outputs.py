@@ -6,18 +6,19 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-_HDF5 = (0, b"\x89HDF\r\n\x1a\n")
-# Where, and with which bytes, a file of each suffix begins.
-_BEGINNINGS = {
-    ".tflite": (4, b"TFL3"),
-    ".keras": (0, b"PK"),
+_HDF5 = (0, (b"\x89HDF\r\n\x1a\n",))
+# Where, and with which bytes, a file of each suffix begins: of JSON, a recipe or an overlay for
+# Model Explorer.
+_BEGINNINGS: dict[str, tuple[int, tuple[bytes, ...]]] = {
+    ".tflite": (4, (b"TFL3",)),
+    ".keras": (0, (b"PK",)),
     ".h5": _HDF5,
     ".hdf5": _HDF5,
-    ".html": (0, b"<!DOCTYPE html>"),
-    ".json": (0, b"{"),
-    ".png": (0, b"\x89PNG"),
-    ".pdf": (0, b"%PDF"),
-    ".svg": (0, b"<?xml"),
+    ".html": (0, (b"<!DOCTYPE html>",)),
+    ".json": (0, (b'{\n  "kernel_quantizer"', b'{"results"')),
+    ".png": (0, (b"\x89PNG",)),
+    ".pdf": (0, (b"%PDF",)),
+    ".svg": (0, (b"<?xml",)),
 }
 
 
@@ -76,5 +77,5 @@ def _is_such_a_file(path: Path, suffix: str) -> bool:
         return False
     start, expected = _BEGINNINGS[suffix]
     with path.open("rb") as file:
-        head = file.read(start + len(expected))
-    return not head or head[start:] == expected
+        head = file.read(start + max(map(len, expected)))
+    return not head or head[start:].startswith(expected)
