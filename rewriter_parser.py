@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import textwrap
 from collections.abc import Sequence
 from fractions import Fraction
@@ -289,7 +290,8 @@ class _Version(argparse.Action):
         lines = [f"rewriter {metadata.version('rewriter')}"]
         lines += [f"  {name} {_installed(name)}" for name in VERSIONS]
         lines.append(f"  Python {platform.python_version()} on {platform.platform()}")
-        parser.exit(0, "\n".join(lines) + "\n")
+        sys.stdout.write("\n".join(lines) + "\n")
+        parser.exit()
 
 
 def _installed(name: str) -> str:
