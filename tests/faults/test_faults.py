@@ -219,7 +219,7 @@ def test_overflowing_bias(keras, monkeypatch):
     """Dead channels without a bound on their scales."""
     model, x = prepared(keras, CONV, NormOptions(), seed=11)
     kill_channels(model, seed=11)
-    monkeypatch.setattr(folding, "bound_scale", lambda integers, scale, *_: (integers, scale))
+    monkeypatch.setattr(folding, "bound_scale", lambda integers, scale, *_, **__: (integers, scale))
     with np.errstate(all="ignore"):
         qat, twin = _folded(model, x)
         with pytest.raises(AssertionError):

@@ -283,6 +283,12 @@ def without_dropout(model: Any) -> Any:
 
 
 def calibrated(model: Any, data: Any, recipe: Any = None) -> Any:
-    """``model``, rewritten and calibrated without a progress bar."""
+    """``model``, rewritten and calibrated without a progress bar.
+
+    By all that was seen, where the recipe says nothing of ranges: they then follow the batches.
+    """
     qat = rewriter.rewrite(model, recipe)
-    return rewriter.calibrate(qat, data, progress=False)
+    plain = recipe is None or isinstance(recipe, rewriter.Recipe)
+    if plain and recipe is not None:
+        plain = not recipe.layers and recipe.calibration is None and recipe.ranges == "observed"
+    return rewriter.calibrate(qat, data, progress=False, method="minmax" if plain else None)
