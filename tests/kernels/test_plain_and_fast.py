@@ -111,7 +111,7 @@ def test_hosts(kind: str, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
     shape = 4, *CASES[name].shape
     given = np.random.default_rng(1).normal(size=shape)
     x = tf.constant(given, "float64" if dtype == "float64" else "float32")
-    rewriter.calibrate(model, np.asarray(x), progress=False)
+    rewriter.calibrate(model, np.asarray(x), progress=False, method="minmax")
     model.get_layer("second").batch_norm.frozen.assign(1)
     start = model.get_weights()
 
@@ -140,7 +140,7 @@ def test_how_far_apart_phases_are() -> None:
     """That the comparison above compares something: each phase has outputs or ranges of its own."""
     model = _model("tf_keras", "Conv2D", "float32")
     x = tf.random.stateless_normal((4, *CASES["Conv2D"].shape), (1, 2))
-    rewriter.calibrate(model, np.asarray(x), progress=False)
+    rewriter.calibrate(model, np.asarray(x), progress=False, method="minmax")
     outputs = []
     for code in (phases.FLOAT, phases.QUANTIZE):
         for layer in phases.phased_layers(model):
@@ -210,7 +210,7 @@ def test_layer_normalizations(kind: str, axis: Any) -> None:
     inputs = keras.Input((5, 6))
     model = rewriter.rewrite(keras.Model(inputs, keras.layers.LayerNormalization(axis)(inputs)))
     x = tf.random.stateless_normal([4, 5, 6], (3, 4)) * 2.0
-    rewriter.calibrate(model, np.asarray(x), progress=False)
+    rewriter.calibrate(model, np.asarray(x), progress=False, method="minmax")
     start = model.get_weights()
 
     def results() -> Any:

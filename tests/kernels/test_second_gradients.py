@@ -73,7 +73,7 @@ def test_of_a_whole_model(arrangement, models, kind, training):
 def test_with_the_plain_kernels(models, kind, training, compiled):
     """In every phase; where kernels and activations are quantized, straight through."""
     model, rewritten, x = models
-    rewriter.calibrate(rewritten, np.asarray(x), progress=False)
+    rewriter.calibrate(rewritten, np.asarray(x), progress=False, method="minmax")
     rewriter.set_phase(rewritten, "float")
     step = tf.function(_penalty, autograph=False) if compiled else _penalty
     expected = step(model, x, training)

@@ -89,7 +89,7 @@ def _check_training(keras, dtype, quantizer):
     model = builders.randomise_all(_model(keras, dtype), 1)
     qat = rewriter.rewrite(model, rewriter.Recipe(kernel_quantizer=quantizer))
     x = normal(16, 8, 8, 3)
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     rewriter.set_phase(qat, "quantize")
     qat.compile(keras.optimizers.SGD(1e-2), "mse")
     before = builders.weights_by_name(qat)
@@ -107,7 +107,7 @@ def test_float64_becomes_the_file_that_float32_becomes(keras, tmp_path):
     x, files, outputs = normal(64, 8, 8, 3), [], []
     for model in (single, double):
         qat = rewriter.rewrite(model)
-        rewriter.calibrate(qat, x, progress=False)
+        rewriter.calibrate(qat, x, progress=False, method="minmax")
         rewriter.set_phase(qat, "quantize")
         path = tmp_path / "model.tflite"
         rewriter.export_tflite(qat, path)

@@ -73,7 +73,7 @@ def test_gradients_and_ranges(arrangement, kind, name, ending):
         y = keras.layers.BatchNormalization(name="bn", beta_initializer="random_normal")(y)
     qat = rewriter.rewrite(keras.Model(inputs, y))
     x = np.random.default_rng(0).normal(size=(8, 6, 6, 5)).astype("float32")
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     rewriter.set_phase(qat, "quantize")
     first, *_, last = claims.quantize_layers(qat)
     start, variables = _range(last), list(qat.trainable_variables)

@@ -151,7 +151,7 @@ def test_models_built_with_the_layer_are_rewritten_and_exported(kind, tmp_path):
     assert {e.name: e.host for e in rewriter.plan(model).entries} == {"norm": "conv", "norm2": None}
     qat = rewriter.rewrite(model)
     claims.check_float_phase(model, qat, x)
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     path = tmp_path / "m.tflite"
     report = rewriter.export_tflite(qat, path)
     assert not report.float_tensors and report.ops["DEPTHWISE_CONV_2D"] == 1

@@ -64,7 +64,7 @@ targets = np.zeros((8, 4, 4, 4), np.float32)
 ranges = lambda: [layer.range_variables["max_var"].numpy() for layer in kept]
 replicas = lambda: [each.numpy() for each in first.range_variables["max_var"].values]
 
-rewriter.calibrate(qat, images, progress=False)
+rewriter.calibrate(qat, images, progress=False, method="minmax")
 assert replicas() == [images.max()] * 2, (replicas(), images.max())
 rewriter.set_phase(qat, "observe")
 tf.function(lambda x: qat(x))(images * 1.5)  # outside of the strategy, too
