@@ -106,7 +106,7 @@ def _check_integers(qat: Any, x: np.ndarray) -> float:
 def test_integers_are_near_float64(name: str, flavour: str, seed: int) -> None:
     model, x = model_of(KERASES[flavour], name, seed)
     qat = _saved_before(flavour, model)
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     assert _check_integers(qat, x) < 0.1
     emulated = np.asarray(qat(x))
     (output,) = lower(qat).outputs
@@ -129,7 +129,7 @@ def test_outliers_and_small_positions_keep_their_precision(flavour: str) -> None
     x = rng.normal(size=(512, 96)) * np.exp(rng.uniform(-1, 1, (512, 1)))
     x[:, 0] *= 10
     qat = _saved_before(flavour, model)
-    rewriter.calibrate(qat, x.astype(np.float32), progress=False)
+    rewriter.calibrate(qat, x.astype(np.float32), progress=False, method="minmax")
     assert _check_integers(qat, x.astype(np.float32)) < 0.15
 
 
@@ -138,7 +138,7 @@ def test_epsilon_alone_gives_beta(tmp_path: Path) -> None:
     model, x = model_of(KERASES["keras"], "image")
     x[:8] = 0.0
     qat = _saved_before("keras", model)
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     beta = np.asarray(norm_of(qat).norm.beta)
     (output,) = lower(qat).outputs
     step = lower(qat).tensors[output].quantization.scale
@@ -176,7 +176,7 @@ def _affine(change: Any) -> tuple[str, Any]:
 def test_a_fault_is_seen(case: str, fault: tuple[str, Any], monkeypatch: Any) -> None:
     model, x = model_of(KERASES["keras"], case)
     qat = _saved_before("keras", model)
-    rewriter.calibrate(qat, x, progress=False)
+    rewriter.calibrate(qat, x, progress=False, method="minmax")
     monkeypatch.setattr(norms, *fault)
     with pytest.raises(AssertionError, match="off by"):
         _check_integers(qat, x)

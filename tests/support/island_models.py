@@ -158,8 +158,9 @@ def shared(k: Any, x: Any) -> Any:
 
 
 def shared_layer(k: Any, x: Any) -> Any:
-    norm = k.layers.GroupNormalization(4, name="shared")
-    return k.layers.Add()([norm(x), norm(k.layers.MaxPooling2D(3, 1, padding="same")(x))])
+    rows = k.layers.SimpleRNN(CHANNELS, return_sequences=True, unroll=True)
+    layer = k.layers.TimeDistributed(rows, name="shared")
+    return k.layers.Add()([layer(x), layer(k.layers.MaxPooling2D(3, 1, padding="same")(x))])
 
 
 def adjacent(k: Any, x: Any) -> Any:
