@@ -19,7 +19,11 @@ from rewriter.rewriting.recipe import Recipe
 
 
 def model(args: Namespace, path: Path | None = None) -> Any:
-    """The model of the command, or the one at ``path``."""
+    """The model of the command, or the one at ``path``.
+
+    Raises:
+      LoadError: a module of ``--import`` or the model cannot be loaded.
+    """
     path = args.model if path is None else path
     if args.imports and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
@@ -48,7 +52,11 @@ def recipe(given: str | None) -> tuple[Recipe | None, Path | None]:
 
 
 def input_shape(args: Namespace) -> Any:
-    """Of the only input, or by name; None if none was given."""
+    """Of the only input, or by name; None if none was given.
+
+    Raises:
+      RewriterError: for several inputs, sizes without a name, or a name twice.
+    """
     if not args.input_shape:
         return None
     named = dict(args.input_shape)
@@ -62,6 +70,7 @@ def input_shape(args: Namespace) -> Any:
 def source(
     args: Namespace, path: Path, preferred: tuple[str, ...], labels: str | None = None
 ) -> data.Source:
+    """Where the data of a command is, and how it is read."""
     return data.Source(
         path,
         array=args.array,
@@ -75,15 +84,21 @@ def source(
 
 
 def refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: Any) -> None:
-    """Before the work is done: outputs that would take the place of something else."""
+    """Before the work is done: outputs that would take the place of something else.
+
+    Raises:
+      RewriterError: such an output.
+    """
     refusal = outputs.refusal(args.output, suffixes, what, (args.model, *more))
     if refusal is not None:
         raise RewriterError(refusal)
 
 
 def say(args: Namespace) -> Callable[[str], None]:
+    """What shows a line: nothing where JSON was asked for."""
     return (lambda text: None) if args.json else lambda text: print(text, flush=True)
 
 
 def progress() -> bool:
+    """Whether to show progress bars: on a terminal."""
     return sys.stderr.isatty()

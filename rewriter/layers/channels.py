@@ -1,7 +1,8 @@
-"""The output channels of a QuantizedHost, where its kernel may have them on several axes."""
+"""The axes of a QuantizedHost: output channels, which may be on several, and steps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,3 +34,17 @@ def output_shape(layer: Any, input_shape: Any) -> tuple[int | None, ...]:
     made = sizes(layer)
     summed = len(layer.kernel.shape) - len(made)
     return (*tuple(input_shape)[:-summed], *made)
+
+
+def along(quantizers: Sequence[Any], kernels: Sequence[hosts.Kernel]) -> tuple[Any, ...]:
+    """Quantizers on the channel axes of their kernels, where they are ours."""
+    return tuple(
+        quantizer.along(kernel.channel_axes) if hasattr(quantizer, "along") else quantizer
+        for quantizer, kernel in zip(quantizers, kernels, strict=True)
+    )
+
+
+def without_steps(shape: Any) -> tuple[int | None, ...]:
+    """The shape of a step, of a layer that is applied to every step of axis 1."""
+    shape = tuple(shape)
+    return (shape[0], *shape[2:])

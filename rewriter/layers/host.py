@@ -63,10 +63,7 @@ class QuantizedHostMixin(PhasedMixin):
         loaded = [
             quantizer_names.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
         ]
-        self.kernel_quantizers = tuple(
-            quantizer.along(kernel.channel_axes) if hasattr(quantizer, "along") else quantizer
-            for quantizer, kernel in zip(loaded, self.row.kernels, strict=True)
-        )
+        self.kernel_quantizers = channels.along(loaded, self.row.kernels)
         self.supports_masking = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -87,7 +84,7 @@ class QuantizedHostMixin(PhasedMixin):
         self.add_phase()
         host = self.host
         with self.flavour.part_scope(host.name):
-            host.build(_without_steps(input_shape) if self.distributed else input_shape)
+            host.build(channels.without_steps(input_shape) if self.distributed else input_shape)
             host.built = True
         output_shape = self.compute_output_shape(input_shape)
         self._kernel_weights = []
@@ -285,7 +282,7 @@ class QuantizedHostMixin(PhasedMixin):
             return channels.output_shape(self, input_shape)
         if not self.distributed:
             return self.host.compute_output_shape(input_shape)
-        shape = self.host.compute_output_shape(_without_steps(input_shape))
+        shape = self.host.compute_output_shape(channels.without_steps(input_shape))
         return (input_shape[0], input_shape[1], *tuple(shape)[1:])
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
@@ -300,8 +297,3 @@ class QuantizedHostMixin(PhasedMixin):
         config["distributed"] = self.distributed
         config["kernel_quantizers"] = [quantizer_names.serialize(q) for q in self.kernel_quantizers]
         return config
-
-
-def _without_steps(shape: Any) -> tuple[int | None, ...]:
-    shape = tuple(shape)
-    return (shape[0], *shape[2:])

@@ -69,5 +69,6 @@ def merged(
 
 
 def plain(flag: Any) -> bool | None:
+    """A flag as Python's, also where it is a constant tensor; None if it is not known."""
     known = flag if isinstance(flag, bool) or flag is None else tf.get_static_value(flag)
     return None if known is None else bool(known)

@@ -13,7 +13,7 @@ from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input, Role
-from rewriter.rewriting import behaviours, layer_rules, parts, placement, rules
+from rewriter.rewriting import behaviours, layer_rules, left_behind, parts, placement, rules
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -181,10 +181,8 @@ class Builder:
         if alone is not None and clamp != "none" and not hosted:
             # The activation and its quantizer in one layer, under the activation's name.
             args, kwargs = self._arguments(job)
-            given = [*args, *kwargs.values()]  # by keyword, in any order
-            value = next(each for each in given if self.flavour.is_tensor(each))
+            value = next(v for v in [*args, *kwargs.values()] if self.flavour.is_tensor(v))
             quantize = self._quantize_layer(alone, ref, own_name, clamp)
-            # Keras's own part of the layer that this one stands for.
             quantize.activity_regularizer = getattr(job.layer, "activity_regularizer", None)
             self.tensors[ref] = quantize(value)
             return
@@ -196,10 +194,13 @@ class Builder:
         renamed = id(job.layer) in self.unnamed and owned is None
         rename = own_name + UNQUANTIZED if renamed else None
         layer = self._layer(job, owned, rename)
+        lost = left_behind.regularizer(self.flavour, job.role, job.layer, layer)
         if isinstance(job.role, Input):
             tensor = self.symbols[ref] = layer.output
         else:
             args, kwargs = self._arguments(job)
+            if lost is not None and alone is None:
+                layer.activity_regularizer = lost
             tensor = layer(*args, **kwargs)
             if self.flavour.overrides_training and self.graph.calls[job.call].always is False:
                 self.factory.freeze(layer)
@@ -214,7 +215,10 @@ class Builder:
             name = output_name if output_name == own_name or self._free(output_name) else None
             if name in self.given:
                 name = None  # a layer whose outputs are all called alike
-            self.tensors[ref] = self._quantize_layer(group, ref, name)(flat[0])
+            quantize = self._quantize_layer(group, ref, name)
+            if alone is not None and lost is not None:
+                quantize.activity_regularizer = lost
+            self.tensors[ref] = quantize(flat[0])
         elif output_name and own_name != output_name and self._free(output_name):
             linear = self.flavour.keras.layers.Activation("linear", name=output_name)
             self.taken.add(output_name)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rewriter.keras_compat import Flavour
 from rewriter.reading.graph import Graph
+from rewriter.reading.roles import Host, Input, Role
 
 # What a subclass of Model may define to train, evaluate or predict in another way.
 _METHODS = (
@@ -68,3 +69,13 @@ def _unsaved(graph: Graph) -> list[str]:
     reasons = [graph.flavour.unsaved(layer) for layer in layers.values()
                if not graph.flavour.is_ours(layer)]  # fmt: skip
     return [reason for reason in reasons if reason]
+
+
+def regularizer(flavour: Flavour, role: Role, original: Any, new: Any) -> Any:
+    """That of the activity, if the copy of a stock layer lacks it: tf_keras keeps none.
+
+    The layer of its output's range saves it, so that it belongs there where there is one.
+    """
+    own = isinstance(role, (Host, Input)) or flavour.is_ours(new)
+    found = None if own else getattr(original, "activity_regularizer", None)
+    return found if getattr(new, "activity_regularizer", None) is None else None
