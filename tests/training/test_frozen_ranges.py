@@ -50,7 +50,7 @@ def test_a_frozen_model(kind, phase, quantizer):
     assert _fit(qat) == set()
     qat.trainable = True
     qat.compile("sgd", "mse")
-    assert len(_fit(qat)) > 2
+    assert len(_fit(qat)) >= 2
     # After compile, as in Keras: it holds from the next time on that the step is traced.
     qat.trainable = False
     qat.compile("sgd", "mse")

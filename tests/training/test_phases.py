@@ -39,7 +39,7 @@ def test_observe_computes_float_and_records(qat):
 
 def test_quantize_changes_the_outputs_a_little(qat):
     expected = np.asarray(qat(X, training=False))
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     assert rewriter.get_phase(qat) == "quantize"
     found = np.asarray(qat(X, training=False))
     assert 1e-4 < np.abs(found - expected).max() < 0.25
@@ -59,14 +59,14 @@ def test_quantized_activations_lie_on_256_steps(keras):
 
 
 def test_inference_in_quantize_leaves_the_ranges(qat):
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     before = ranges(qat)
     qat(3 * X, training=False)
     assert ranges(qat) == before
 
 
 def test_training_in_quantize_moves_the_ranges(qat):
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     before = ranges(qat)
     qat(2 * X, training=True)
     low, high = next(iter(ranges(qat).values()))
@@ -77,7 +77,7 @@ def test_training_in_quantize_moves_the_ranges(qat):
 
 
 def test_frozen_ranges(qat):
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     before = ranges(qat)
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     assert rewriter.get_phase(qat) == "quantize"
@@ -93,7 +93,7 @@ def codes(qat):
 
 def test_ranges_that_are_set_are_not_looked_at(qat):
     """The shorter branch, and the longer one that it stands for: the same to the bit."""
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     rewriter.freeze_batch_norm(qat)
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     assert codes(qat) == {phases.QUANTIZE_FIXED}
@@ -116,7 +116,7 @@ def test_frozen_ranges_that_are_not_set_become_the_first_batch_and_stay(qat):
 
 
 def test_a_frozen_range_that_is_reset_is_looked_at_again(qat):
-    rewriter.calibrate(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False, method="minmax")
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     next(each for each in phases.phased_layers(qat) if hasattr(each, "reset_range")).reset_range()
     assert codes(qat) == {phases.QUANTIZE_FROZEN, phases.QUANTIZE_FIXED}
