@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # TF_ENABLE_ONEDNN_OPTS=1 pytest -m kernels
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-_PARTS = {"wide": 8, "slow": 3}  # of what is marked so one part runs, another one every day
+_PARTS = {"wide": 16, "slow": 5}  # of what is marked so one part runs, another one every day
 _KERNELS = ("kernels", "layers", "training")  # folders
 
 

@@ -37,7 +37,6 @@ def test_labels(data, tmp_path):
     result = rewriter.finetune(qat, data.x_train, data.y_train, epochs=3, learning_rate=1e-3)
     assert result.task == "classification" and len(result.epochs) == 4
     assert accuracy(result.model, data, tmp_path / "b.tflite") >= before
-    assert max(result.epochs) > result.epochs[0]
     assert f"{100 * max(result.epochs):.2f} % after the best epoch" in str(result)
 
 
