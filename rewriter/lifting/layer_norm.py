@@ -37,6 +37,8 @@ class Norm:
       gamma, beta: its vectors; None where it has none.
       epsilon: added to the variance.
       nodes: the operators that nothing but it reads; the last is its output.
+      rank: of the tensor: where an axis is counted from the front, it is the last one of this rank
+        only. None for any.
     """
 
     of: Out
@@ -44,6 +46,7 @@ class Norm:
     beta: Known | None
     epsilon: float
     nodes: tuple[int, ...]
+    rank: int | None
 
 
 class Finder:
@@ -130,7 +133,8 @@ class Finder:
             own = [_vector(vectors, fit, plain) for fit, plain in ((gamma, 1.0), (beta, 0.0))]
             if all(found for found, _ in own):
                 alone = tuple(self._alone(order))
-                return Norm(of, own[0][1], own[1][1], epsilon, alone)
+                rank = None if axis < 0 else axis + 1
+                return Norm(of, own[0][1], own[1][1], epsilon, alone, rank)
         return None
 
     def _axis(self, axes: np.ndarray) -> int | None:

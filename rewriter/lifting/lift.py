@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import functions, operation, rows, source, values
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Graph, Out
-from rewriter.lifting.values import Known, Symbol
+from rewriter.lifting.values import Known, Symbol, Value
 
 _DEFAULT = ("serving_default", "serve")
 
@@ -160,6 +160,16 @@ _INFERENCE_ONLY = words(
 )
 
 
+# Several operators that are one layer: where they have been found, and what makes it of them, or
+# None if no layer does.
+_WHOLE: tuple[
+    tuple[Callable[[Builder], dict[int, Any]], Callable[..., list[Value] | None]], ...
+] = (
+    (lambda b: b.layer_norms, rows.layer_norm_in_pieces),
+    (lambda b: b.pieces, functions.in_pieces),
+)
+
+
 def visit(b: Builder, number: int) -> None:
     """Make what a node of the graph is: a layer, a size, or nothing where another has taken it in.
 
@@ -171,12 +181,11 @@ def visit(b: Builder, number: int) -> None:
         for index, value in enumerate(rows.norm_in_pieces(b, number, b.norms[number])):
             b.set(Out(number, index), value)
         return
-    if number in b.layer_norms:
-        b.set(Out(number), rows.layer_norm_in_pieces(b, number, b.layer_norms[number]))
-        return
-    if number in b.pieces:
-        match = b.pieces.pop(number)
-        whole = functions.in_pieces(b, number, match)
+    for matches, made_of in _WHOLE:
+        if number not in matches(b):
+            continue
+        match = matches(b).pop(number)
+        whole = made_of(b, number, match)
         if whole is not None:
             b.set(Out(number), whole[0])
             return

@@ -185,8 +185,10 @@ def norm_in_pieces(b: Builder, number: int, norm: Norm) -> list[Value]:
     return _norm(b, node, norm.base, weights, norm.epsilon, norm.axis)
 
 
-def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> Value:
+def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> list[Value] | None:
     """A layer normalization that :mod:`rewriter.lifting.layer_norm` has found.
+
+    None if it is none for this tensor: what it averages over is another axis than the last.
 
     Raises:
       LoadError: what it normalizes is no tensor of the model.
@@ -194,11 +196,13 @@ def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> Valu
     node, value = b.graph.nodes[number], b.value(norm.of)
     if not isinstance(value, Symbol):
         raise b.refusal(node, "what it normalizes is no tensor of the model")
+    if norm.rank not in (None, len(value.tensor.shape)):
+        return None
     pairs = (("gamma", norm.gamma), ("beta", norm.beta))
     weights = {name: known for name, known in pairs if known is not None}
     options = {"epsilon": norm.epsilon, "scale": "gamma" in weights, "center": "beta" in weights}
     made = b.apply(node, b.layers.LayerNormalization, value.tensor, weights, axis=-1, **options)
-    return Symbol(made, value.rows)
+    return [Symbol(made, value.rows)]
 
 
 def _norm(

@@ -126,12 +126,12 @@ def _transposed(size: int, padding: str, computed: bool) -> Any:
     return make
 
 
-def _layer_norm(form: str) -> Any:
+def _layer_norm(form: str, axis: int = -1) -> Any:
     def make(v: Variables) -> Function:
         gamma, beta = v("ln/gamma", 4), v("ln/beta", 4)
 
         def run(x: Any) -> Any:
-            mean, variance = tf.nn.moments(x, -1, keepdims=True)
+            mean, variance = tf.nn.moments(x, axis, keepdims=True)
             if form == "by hand":
                 return gamma * (x - mean) / tf.sqrt(variance + 1e-5) + beta
             if form == "alone":
@@ -321,6 +321,9 @@ CASES: dict[str, Case] = {
     "transposed, computed": Case(_transposed(0, "SAME", True), layers=("Conv2DTranspose",)),
     "layer norm by hand": Case(_layer_norm("by hand"), layers=("LayerNormalization",)),
     "layer norm, tf.nn": Case(_layer_norm("tf.nn"), layers=("LayerNormalization",)),
+    "layer norm, from the front": Case(_layer_norm("tf.nn", 3), layers=("LayerNormalization",)),
+    # Of matrices it would be one; of images it is over their rows.
+    "norm over rows": Case(_layer_norm("tf.nn", 1)),
     "layer norm, alone": Case(_layer_norm("alone"), layers=("LayerNormalization",)),
     "embedding": Case(_embedding, layers=("Embedding",)),
     "padded by hand": Case(_padded_by_hand, layers=("Conv2D",)),
@@ -442,8 +445,8 @@ CASES: dict[str, Case] = {
 
 
 # Those of which an operator stays as it is.
-KEPT = {"embedding", "reflected", "log softmax", "abs", "square root", "sin", "compared", "cast", "argmax",
-        "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
+KEPT = {"embedding", "norm over rows", "reflected", "log softmax", "abs", "square root", "sin", "compared",
+        "cast", "argmax", "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
         "depth to space", "space to depth", "tile", "broadcast", "reverse", "l2 normalized",
         "attention", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
 # Those whose convolution, followed by them, becomes integers to the last operator.
