@@ -17,6 +17,10 @@ from rewriter.files import boundaries
 from rewriter.litert.file_model import FileModel, FileOperator
 
 _KERNELS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1}
+_NORMALIZED = (
+    "a LayerNormalization, GroupNormalization or RMSNormalization computes in 16 bits: use a "
+    "BatchNormalization in its place, or another target"
+)
 _PER_TENSOR = (
     'rewrite with Recipe(layers=[{"kind": "Dense", "per_tensor": True}]), then calibrate or train'
 )
@@ -31,6 +35,7 @@ class Target:
       narrow: the operators that take kernels of less than 8 bits.
       channels: the operators that take a scale for each channel of the kernel.
       activations: the types of activations.
+      eight: the operators whose activations must have 8 bits, where others may have 16.
       floating: whether parts in float run, be it on another processor.
       rank: the most axes a tensor may have; None: any number.
       static: whether all sizes must be known.
@@ -42,6 +47,7 @@ class Target:
     narrow: tuple[str, ...] = ()
     channels: tuple[str, ...] = tuple(_KERNELS)
     activations: tuple[str, ...] = ("INT8",)
+    eight: tuple[str, ...] = ()
     floating: bool = False
     rank: int | None = None
     static: bool = True
@@ -70,6 +76,7 @@ TARGETS: dict[str, Target] = {
         "Arm Ethos-U55 and U65, by the compiler Vela",
         channels=_CONVOLUTIONS,
         activations=("INT8", "INT16", "UINT8"),
+        eight=("BATCH_MATMUL",),  # others run on the CPU, as Vela says
         rank=4,
         batch=True,
     ),
@@ -213,11 +220,11 @@ def _types(file: FileModel, target: Target) -> Iterator[Finding]:
                     "it is computed in float",
                     "export without --allow-float and --float-io",
                 )
-            if tensor.quantized and tensor.dtype not in target.activations:
-                taken = ", ".join(target.activations)
-                yield _finding(
-                    file, op, f"its output is {tensor.dtype}, taken are {taken}", "export it so"
-                )
+            wide = tensor.dtype == "INT16"
+            types = ("INT8",) if wide and op.kind in target.eight else target.activations
+            if tensor.quantized and tensor.dtype not in types:
+                taken = f"its output is {tensor.dtype}, taken are {', '.join(types)}"
+                yield _finding(file, op, taken, _NORMALIZED if wide else "export it so")
 
 
 def _shapes(file: FileModel, target: Target) -> Iterator[Finding]:

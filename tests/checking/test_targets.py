@@ -40,6 +40,12 @@ def files(tmp_path_factory):
     mild = rewriter.rewrite(mild, "int8-per-tensor", calibration_data=builders.residual_data())
     made["per-tensor"] = folder / "per-tensor.tflite"
     rewriter.export_tflite(mild, made["per-tensor"])
+    image = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(image))
+    norm = keras.Model(image, layers.LayerNormalization(name="norm")(x))
+    norm = rewriter.rewrite(norm, calibration_data=builders.normal(8, 6, 6, 3))
+    made["16 bits"] = folder / "16 bits.tflite"
+    rewriter.export_tflite(norm, made["16 bits"])
     make("int4", "w4a8-small")
     make("float border", PER_TENSOR_DENSE, float_io=True)
     make("any batch", PER_TENSOR_DENSE, batch_size=None)
@@ -55,6 +61,8 @@ BROKEN = {
     ("per-tensor dense", "stm32mp2"): ("CONV_2D", "8 scales", "int8-per-tensor"),
     ("int4", "stm32n6"): ("DEPTHWISE_CONV_2D", "is INT4, 8 bits are taken", "int8"),
     ("float border", "edgetpu"): ("DEQUANTIZE", "computed in float", "--float-io"),
+    ("16 bits", "edgetpu"): ("RSQRT", "INT16, taken are INT8, UINT8", "LayerNormalization"),
+    ("16 bits", "ethos-u"): ("BATCH_MATMUL", "INT16, taken are INT8", "LayerNormalization"),
     ("any batch", "ethos-u"): ("", "size may change", "--batch 1"),
     ("four samples", "ethos-u"): ("", "takes 4 samples", "--batch 1"),
 }
