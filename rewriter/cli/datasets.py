@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter.errors import LoadError, short
+from rewriter.errors import LoadError, RewriterWarning, short
 
 Shapes = Mapping[str, tuple[int | None, ...]]
 RECORDS = (".tfrecord", ".tfrecords")
@@ -90,9 +91,15 @@ def _elements(
     name: str, dataset: tf.data.Dataset, shapes: Shapes
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray | None]]:
     """Batches of the inputs in the model's order, and of the labels."""
-    for element in dataset:
+    for number, element in enumerate(dataset):
         # As in fit: a tuple is (inputs, labels[, weights]).
         pair = isinstance(element, tuple)
+        if pair and len(element) > 2 and not number:
+            warnings.warn(
+                f"What {name} gives beside inputs and labels, such as weights, is not used.",
+                RewriterWarning,
+                stacklevel=2,
+            )
         inputs, labels = (
             (element[0], element[1] if len(element) > 1 else None) if pair else (element, None)
         )

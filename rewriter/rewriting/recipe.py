@@ -187,7 +187,7 @@ class Recipe:
     def _kernel_quantizer(
         self, host: Host, kernel: Kernel, names: Sequence[str | None], at_end: bool
     ) -> Any:
-        """The same, whether or not its ranges are range_kinds."""
+        """The same, before what is said of its ranges."""
         rule = next((r for r in self.layers if r.takes(host, kernel, *names)), None)
         if rule is None or (rule.kernel_bits is None and rule.per_tensor is None):
             if self.kernel_quantizer is None:

@@ -35,31 +35,30 @@ class Finetuned:
 
     Attributes:
       model: with the weights of the best epoch.
-      task: what it was trained for.
-      epochs: the scores of the exported file after each epoch, the calibrated model's first, on
-        samples that were not trained on.
-      shown: those scores for people.
+      tuning: the epochs run here, with the scores of the exported file on samples that were not
+        trained on.
     """
 
     model: Any
-    task: str
-    epochs: tuple[float, ...]
-    shown: tuple[str, ...]
+    tuning: Epochs
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only."""
-        return {"task": self.task, "epochs": list(self.epochs)}
+        kept = ("task", "first", "scores", "losses")
+        return {name: getattr(self.tuning, name) for name in kept}
 
     def to_json(self) -> str:
         """JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     def __str__(self) -> str:
-        if not self.epochs:
-            return f"{self.task}: nothing was left to do"
-        best = max(range(len(self.epochs)), key=self.epochs.__getitem__)
+        first, scores, shown = self.tuning.first, self.tuning.scores, self.tuning.shown
+        if not scores:
+            return f"{self.tuning.task}: nothing was left to do"
+        best = max(range(len(scores)), key=scores.__getitem__)
         return (
-            f"{self.task}: the file {self.shown[0]} before, {self.shown[best]} after the best epoch"
+            f"{self.tuning.task}: the file {shown(scores[0])} at epoch {first}, "
+            f"{shown(scores[best])} at epoch {first + best}, the best of those run here"
         )
 
 
@@ -87,7 +86,7 @@ def finetune(
       data: inputs: an array (N, ...), or a list, tuple or dict of arrays by the model's inputs.
       labels: of ``data``, see :func:`rewriter.quantize`.
       teacher: train towards the outputs of this model instead (distillation, Hinton et al. 2015,
-        arXiv:1503.02531); labels are not needed then.
+        arXiv:1503.02531), without labels.
       epochs: how many.
       learning_rate: at the start.
       batch_size: samples in a step.
@@ -98,11 +97,12 @@ def finetune(
       say: gets a line after each epoch.
 
     Raises:
-      RewriterError: neither labels nor a teacher, labels that fit no task, a model that is not
-        calibrated or has several outputs, or too few samples to hold some out.
+      RewriterError: neither labels nor a teacher, or both, labels that fit no task, a model that
+        is not calibrated or has several outputs, or too few samples to hold some out.
     """
-    if labels is None and teacher is None:
-        raise RewriterError("Fine-tuning needs labels, or a teacher. Received: neither.")
+    if (labels is None) == (teacher is None):
+        given = "neither" if labels is None else "both"
+        raise RewriterError(f"Fine-tuning needs labels, or a teacher. Received: {given}.")
     keras_compat.flavour_of(qat).keras.utils.set_random_seed(seed)
     x = inputs_of(qat, data)
     check_enough(len(x[0]))
@@ -114,7 +114,7 @@ def finetune(
     training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
     model, tuning, kept = train(qat, aim, x, training)
     kept.done(epochs)
-    return Finetuned(model, aim.name, tuning.scores, tuple(map(aim.shown, tuning.scores)))
+    return Finetuned(model, tuning)
 
 
 def train(

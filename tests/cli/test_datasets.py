@@ -13,7 +13,7 @@ import tensorflow as tf
 from PIL import Image
 
 from rewriter.cli.data import Source, read
-from rewriter.errors import LoadError
+from rewriter.errors import LoadError, RewriterWarning
 
 ONE = {"image": (4, 6, 3)}
 TWO = {"a": (2,), "b": (3,)}
@@ -56,7 +56,13 @@ def function(name: str, samples: int | None = None, **more) -> Source:
     return Source(Path(f"given_data:{name}"), samples=samples, **more)
 
 
-@pytest.mark.parametrize("name", ["pairs", "singles", "weighted"])
+def test_weights_are_not_used(here: Path) -> None:
+    with pytest.warns(RewriterWarning, match="such as weights, is not used"):
+        found = read(function("weighted"), ONE)
+    np.testing.assert_array_equal(found.labels, LABELS)
+
+
+@pytest.mark.parametrize("name", ["pairs", "singles"])
 def test_pairs(name: str, here: Path) -> None:
     found = read(function(name, scale=1 / 255, offset=-1), ONE)
     np.testing.assert_allclose(found.inputs["image"], PIXELS / 255 - 1, atol=1e-6)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import documentation
@@ -68,7 +67,6 @@ def test_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         place = f"{page.name}, block {number + 1}"
         if language == "python":
             exec(compile(text, place, "exec"), values)
-            documentation.keep(values, folder)
         if language == "sh":
             for line in text.replace("\\\n", " ").splitlines():
                 _run(line, place, capsys)
@@ -132,10 +130,3 @@ def test_every_command_has_its_entry() -> None:
 
     text = (ROOT / "docs" / "command-line.md").read_text()
     assert [name for name in commands.COMMANDS if f"`rewriter {name}" not in text] == []
-
-
-def test_names_are_as_pages_expect_them() -> None:
-    values = documentation.names()
-    assert values["x_train"].dtype == np.float32 and len(values["x_train"]) == len(
-        values["y_train"]
-    )

@@ -91,8 +91,3 @@ def _sensors(folder: Path) -> None:
     )
     windows = np.random.default_rng(0).normal(size=(64, 128, 6)).astype(np.float32)
     np.savez(folder / "windows.npz", x=windows)
-
-
-def keep(values: dict[str, Any], folder: Path) -> None:
-    """After a block: nothing of it is to be found by the next page."""
-    del values, folder

@@ -35,9 +35,12 @@ def test_labels(data, tmp_path):
     qat = coarse(data)
     before = accuracy(qat, data, tmp_path / "a.tflite")
     result = rewriter.finetune(qat, data.x_train, data.y_train, epochs=3, learning_rate=1e-3)
-    assert result.task == "classification" and len(result.epochs) == 4
+    tuning = result.tuning
+    assert tuning.task == "classification" and len(tuning.scores) == 4
+    assert tuning.losses[3] < tuning.losses[1]
     assert accuracy(result.model, data, tmp_path / "b.tflite") >= before
-    assert f"{100 * max(result.epochs):.2f} % after the best epoch" in str(result)
+    best = tuning.scores.index(max(tuning.scores))
+    assert f"{100 * max(tuning.scores):.2f} % at epoch {best}, the best" in str(result)
 
 
 def test_a_teacher(data):
@@ -46,7 +49,7 @@ def test_a_teacher(data):
     result = rewriter.finetune(
         coarse(data), data.x_train, teacher=teacher, epochs=3, learning_rate=1e-3
     )
-    assert max(result.epochs) > result.epochs[0] + 1  # dB
+    assert max(result.tuning.scores) > result.tuning.scores[0] + 1  # dB
 
 
 def test_the_command_goes_on(data, tmp_path, capsys, monkeypatch):
@@ -73,7 +76,7 @@ def test_the_command_goes_on(data, tmp_path, capsys, monkeypatch):
     assert not work.exists()
     assert rewriter.get_phase(rewriter.load_model(out)) == "quantize"
     values = json.loads(commands.output_of(capsys, *arguments, "--json"))
-    assert values["task"] == "classification" and len(values["epochs"]) == 3
+    assert values["task"] == "classification" and len(values["scores"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,10 @@ def test_the_command_goes_on(data, tmp_path, capsys, monkeypatch):
 def test_bad_arguments(count, labels, message, data):
     with pytest.raises(RewriterError, match=message):
         rewriter.finetune(coarse(data), data.x_train[:count], labels)
+
+
+def test_labels_and_a_teacher_exclude_each_other(data):
+    with pytest.raises(RewriterError, match="Received: both"):
+        rewriter.finetune(
+            coarse(data), data.x_train, data.y_train, teacher=rewriter.load_model(demo.MODEL)
+        )
