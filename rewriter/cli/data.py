@@ -13,6 +13,7 @@ from PIL import Image
 from rewriter.cli import datasets
 from rewriter.errors import LoadError
 from rewriter.files import boundaries
+from rewriter.workflow import samples
 
 # Where a file has several arrays and none is asked for: the first of these names that it has.
 FOR_CALIBRATION = ("x", "x_train", "x_test")
@@ -117,7 +118,9 @@ def _from_array(source: Source, array: np.ndarray) -> Data:
                 f"{str(source.path)!r} has one array without a name: --{option} {value} needs an "
                 ".npz file."
             )
-    return Data(_values(source, array, _chosen(source, len(_samples(source, array)))))
+    return Data(
+        _values(source, array, samples.spread(len(_samples(source, array)), source.samples))
+    )
 
 
 def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
@@ -133,7 +136,7 @@ def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | N
         raise LoadError(
             f"The arrays of {str(source.path)!r} have different numbers of samples: {lengths}."
         )
-    chosen = _chosen(source, next(iter(lengths.values())))
+    chosen = samples.spread(next(iter(lengths.values())), source.samples)
     values = {name: _values(source, array, chosen) for name, array in raw.items()}
     by_name = len(values) > 1 or (len(shapes) == 1 and list(values) == list(shapes))
     return Data(
@@ -188,13 +191,6 @@ def _samples(source: Source, array: np.ndarray, name: str | None = None) -> np.n
     return array
 
 
-def _chosen(source: Source, count: int) -> np.ndarray:
-    """The indexes of the samples to use."""
-    if source.samples is None or source.samples >= count:
-        return np.arange(count)
-    return np.arange(source.samples) * count // source.samples
-
-
 def _values(source: Source, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     values = np.asarray(array[chosen], np.float64) * source.scale + source.offset
     return values.astype(np.float32)
@@ -224,7 +220,7 @@ def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -
             f"Known suffixes: {', '.join(sorted(_IMAGE_SUFFIXES))}."
         )
     height, width, channels = (int(d or 0) for d in shape)
-    kept = [files[i] for i in _chosen(source, len(files))]
+    kept = [files[i] for i in samples.spread(len(files), source.samples)]
     pixels = np.stack([_image(file, (width, height), channels) for file in kept])
     inputs = _values(source, pixels, np.arange(len(kept)))
     return Data(inputs, None if source.labels is None else _folders(source.path, kept))

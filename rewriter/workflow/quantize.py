@@ -22,7 +22,7 @@ from rewriter.training.calibrate import calibrate
 from rewriter.workflow import tasks
 from rewriter.workflow.fine_tuning import Epochs, run_file
 from rewriter.workflow.finetune import Training, train
-from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
+from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split, spread
 
 _VERIFIED = 256  # samples
 
@@ -155,9 +155,8 @@ def quantize(
     planned = plan(model)
     say(str(planned))
     qat = rewrite(model, recipe)
-    sample = np.arange(min(calibration_samples, count)) * count // min(calibration_samples, count)
-    structured = [values[sample] for values in x]
-    calibrate(qat, packed(structured), method=method, progress=progress)
+    sample = spread(count, calibration_samples)
+    calibrate(qat, packed([values[sample] for values in x]), method=method, progress=progress)
     task, outputs = None, None
     if labels is not None or epochs:
         outputs = predicted(model, x)

@@ -44,6 +44,12 @@ def inputs_of(model: Any, data: Any) -> list[np.ndarray]:
     return values
 
 
+def spread(count: int, wanted: int | None) -> np.ndarray:
+    """The numbers of ``wanted`` of ``count`` samples, spread evenly over them; None: all."""
+    taken = count if wanted is None else min(wanted, count)
+    return np.arange(taken) * count // max(taken, 1)
+
+
 def packed(values: list[np.ndarray]) -> Any:
     """As Keras takes them: one array by itself, several as a list."""
     return values[0] if len(values) == 1 else values

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from rewriter import grid as grids
@@ -83,8 +82,7 @@ def sensitivity(
             "signal to noise then decides."
         )
     qat = rewrite(model, base)
-    count = len(inputs[0])
-    sample = np.arange(min(calibration_samples, count)) * count // min(calibration_samples, count)
+    sample = samples.spread(len(inputs[0]), calibration_samples)
     with warnings.catch_warnings():
         # The ranges are for the sizes of files only; what is to be said of them is said when a
         # model is calibrated that is kept.

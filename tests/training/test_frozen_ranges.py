@@ -50,7 +50,8 @@ def test_a_frozen_model(kind, phase, quantizer):
     assert _fit(qat) == set()
     qat.trainable = True
     qat.compile("sgd", "mse")
-    assert len(_fit(qat)) >= 2
+    # The others are of what the batch has normalized, however large it is.
+    assert {key.partition(":")[2] for key in _fit(qat)} >= {"image_quantize", "alone_quantize"}
     # After compile, as in Keras: it holds from the next time on that the step is traced.
     qat.trainable = False
     qat.compile("sgd", "mse")
