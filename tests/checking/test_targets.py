@@ -10,7 +10,7 @@ import builders
 import commands
 import rewriter
 import rewriter_command
-import rewriter_parser
+import rewriter_options
 from builders import keras_of
 from rewriter import Recipe
 from rewriter.checking import targets
@@ -140,7 +140,7 @@ def test_bad_arguments(files, tmp_path):
 
 
 def test_the_command(files, capsys):
-    assert tuple(targets.TARGETS) == rewriter_parser.TARGETS
+    assert tuple(targets.TARGETS) == rewriter_options.TARGETS
     said = commands.output_of(capsys, "check", files["per-tensor dense"], "--target", "edgetpu")
     assert "nothing in it is against" in said
     arguments = ["check", str(files["int8"]), "--target", "edgetpu", "--json"]

@@ -8,7 +8,7 @@ import pytest
 import builders
 import rewriter
 import rewriter_command
-import rewriter_parser
+import rewriter_options
 from builders import KERASES, keras_of
 from rewriter import LayerRule, Recipe
 from rewriter.errors import RecipeError
@@ -186,8 +186,8 @@ def test_a_width_that_a_file_does_not_take(keras, tmp_path):
 
 
 def test_the_command_line_knows_the_same_names():
-    assert tuple(NAMED) == rewriter_parser.RECIPES
-    assert CALIBRATIONS == rewriter_parser.CALIBRATIONS
+    assert tuple(NAMED) == rewriter_options.RECIPES
+    assert CALIBRATIONS == rewriter_options.CALIBRATIONS
 
 
 def test_the_command_line(tmp_path, capsys):
