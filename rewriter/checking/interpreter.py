@@ -13,6 +13,7 @@ from rewriter.checking.worker import KERNELS, Engine
 from rewriter.errors import VerificationError
 from rewriter.grid import BITS
 from rewriter.litert import affine
+from rewriter.litert.file_model import FileModel
 from rewriter.program import Quantization
 
 Progress = Callable[[int, int], None]
@@ -53,6 +54,7 @@ class Runner:
         model, so that the kernels stay the ones that were asked for.
       num_threads: threads for one sample; ``None`` leaves it to LiteRT.
       isolated: run LiteRT in a child process. What would end this process is an error then.
+      file: what the file consists of, where the caller knows; None: read from ``content``.
 
     Raises:
       VerificationError: unknown ``kernels``, or LiteRT cannot load the file.
@@ -67,12 +69,13 @@ class Runner:
         all_tensors: bool = False,
         num_threads: int | None = None,
         isolated: bool = False,
+        file: FileModel | None = None,
     ):
         if kernels not in KERNELS:
             raise VerificationError(
                 f"Unknown kernels. Expected one of {sorted(KERNELS)}. Received: {kernels!r}."
             )
-        self.file = reading.read(content)
+        self.file = reading.read(content) if file is None else file
         self._readable = set(self.file.outputs) | set(self.file.inputs)
         if all_tensors:
             content = reading.with_all_outputs(content)

@@ -34,7 +34,7 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
     """
     extreme = _extreme(program)
     if extreme is not None:
-        _load_elsewhere(path, extreme)
+        _load_elsewhere(path, file, extreme)
     details = _prepared(path, "builtin", file, program).get_tensor_details()
     shapes = {detail["index"]: tuple(detail["shape"].tolist()) for detail in details}
     first = 1 if open_batch else 0
@@ -58,15 +58,16 @@ def _extreme(program: Program) -> str | None:
     return None
 
 
-def _load_elsewhere(path: Path, layer: str) -> None:
+def _load_elsewhere(path: Path, file: FileModel, layer: str) -> None:
     """Have a child process load the file, which may crash over the scales of a layer.
 
     Raises:
       ExportError: it does; the message names the operator.
     """
+    content = path.read_bytes()
     try:
         for kernels in ("builtin", "xnnpack"):
-            interpreter.Runner(path.read_bytes(), kernels=kernels, isolated=True).close()
+            interpreter.Runner(content, kernels=kernels, isolated=True, file=file).close()
     except VerificationError as error:
         raise ExportError(
             f"Layer {layer!r}: the scales of its input and output are more than {_FAR} times "
