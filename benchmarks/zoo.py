@@ -103,10 +103,16 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
     say({"float": _difference(model(given, training=False), qat(given, training=False))})
     rewriter.calibrate(qat, given, batch_size=4, progress=False)
     _exported(rewriter, qat, _images(model, 2, 1), say)
+    # As a user loads it who has the package: with its layers, and its Lambdas trusted.
+    known = [*model._flatten_layers(), *qat._flatten_layers()]
     with tempfile.TemporaryDirectory() as folder:
         try:
             qat.save(Path(folder) / "model.keras")
-            loaded = rewriter.load_model(Path(folder) / "model.keras")
+            loaded = rewriter.load_model(
+                Path(folder) / "model.keras",
+                allow_lambda=True,
+                custom_objects={type(layer).__name__: type(layer) for layer in known},
+            )
             say({"saved": _difference(qat(given, training=False), loaded(given, training=False))})
         except Exception as error:  # whatever is raised is the finding
             say({"saved": f"{type(error).__name__}: {str(error)[:300]}"})
