@@ -85,6 +85,7 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
     """
     import rewriter
     from benchmarks import architectures
+    from rewriter.errors import RewriterError
 
     model = entry.build(keras)
     data = _images(model, SAMPLES, 0)
@@ -95,7 +96,7 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
     say({"layers": len(model.layers), "norms": len(actions), "refused": actions.count("refused")})
     try:
         qat = rewriter.rewrite(model)
-    except rewriter.RewriterError as error:
+    except RewriterError as error:
         say({"rewrite": str(error)})
         return
     norms = keras.layers.BatchNormalization
@@ -126,15 +127,17 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
 def _exported(
     rewriter: Any, qat: Any, probe: list[np.ndarray], say: Callable[[dict[str, Any]], None]
 ) -> None:
+    from rewriter.errors import ExportError
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
         try:
             report = rewriter.export_tflite(qat, path)
-        except rewriter.ExportError as error:
+        except ExportError as error:
             say({"export": str(error)})
             try:
                 report = rewriter.export_tflite(qat, path, allow_float=True)
-            except rewriter.ExportError as error:
+            except ExportError as error:
                 say({"with float": str(error)})
                 return
         else:
