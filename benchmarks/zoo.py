@@ -117,9 +117,14 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
             say({"saved": _difference(qat(given, training=False), loaded(given, training=False))})
         except Exception as error:  # whatever is raised is the finding
             say({"saved": f"{type(error).__name__}: {str(error)[:300]}"})
-    outputs = [np.zeros(o.shape, np.float32) for o in _flat(qat(given, training=False))]
-    qat.compile(keras.optimizers.SGD(1e-4), "mse")
-    targets = outputs if len(outputs) > 1 else outputs[0]
+    outputs = qat(given, training=False)
+    if isinstance(outputs, dict):
+        targets: Any = {name: np.zeros(o.shape, np.float32) for name, o in outputs.items()}
+        losses: Any = dict.fromkeys(outputs, "mse")
+    else:
+        each = [np.zeros(o.shape, np.float32) for o in _flat(outputs)]
+        targets, losses = (each, ["mse"] * len(each)) if len(each) > 1 else (each[0], "mse")
+    qat.compile(keras.optimizers.SGD(1e-4), losses)
     history = qat.fit(given, targets, batch_size=SAMPLES // STEPS, verbose=0)
     say({"loss": float(history.history["loss"][-1])})
 
