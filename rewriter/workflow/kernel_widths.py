@@ -186,7 +186,8 @@ class Measure:
             return None
         found, labels = outputs[0], self._task.labels
         count = min(_GROUPS, len(labels))
-        group = np.arange(len(labels)) % count
+        # At random: of samples sorted by class every group would be like the whole.
+        group = np.random.default_rng(0).permutation(len(labels)) % count
         without = [self._task.score(found[group != g], labels[group != g]) for g in range(count)]
         return float(np.sqrt((count - 1) * np.var(without))) if count > 1 else float("inf")
 
