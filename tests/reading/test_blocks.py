@@ -92,6 +92,7 @@ def test_a_block_is_opened(keras: Any, name: str, tmp_path: Path) -> None:
     on_the_device(qat, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw", "scaled", "stopped", "default_false", "held"])
 def test_a_subclassed_model_of_blocks(keras: Any, name: str, tmp_path: Path) -> None:
     model = subclassed(keras, user_blocks.OPENED[name](keras))
