@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis
+import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
