@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,21 +20,41 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 _PARTS = {"wide": 16, "slow": 5}  # of what is marked so one part runs, another one every day
 _KERNELS = ("kernels", "layers", "training")  # folders
+_KERAS = re.compile(r"(?<=[\[-])(tf_)?keras(?=[\]-])")  # in the parameters of a test
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    everything = os.environ.get("REWRITER_WIDE", "0") != "0"
+    everything = os.environ.get("REWRITER_WIDE", "0") != "0" or any(
+        "::" in argument for argument in config.args
+    )
     today = datetime.date.today().toordinal()
+    names = {item.nodeid for item in items}
     kept, left = [], []
     for item in items:
         if item.path.parent.name in _KERNELS:
             item.add_marker(pytest.mark.kernels)
-        parts = max((n for name, n in _PARTS.items() if item.get_closest_marker(name)), default=1)
-        # The part of a test depends on its name alone.
-        part = zlib.crc32(item.nodeid.encode()) % parts
-        (kept if everything or part == today % parts else left).append(item)
+        (kept if everything or _todays(item, names, today) else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)
+
+
+def _todays(item: pytest.Item, names: set[str], today: int) -> bool:
+    """Whether a test is of the part that runs today, which depends on its name alone.
+
+    Of a test that runs with both Kerases, one a day: half of the tests with each.
+    """
+    nodeid = item.nodeid
+    parts = max((n for name, n in _PARTS.items() if item.get_closest_marker(name)), default=1)
+    if parts > 1:
+        return zlib.crc32(nodeid.encode()) % parts == today % parts
+    found = _KERAS.search(nodeid)
+    if found is None:
+        return True
+    other = "keras" if found[1] else "tf_keras"
+    if nodeid[: found.start()] + other + nodeid[found.end() :] not in names:
+        return True
+    half = zlib.crc32(_KERAS.sub("", nodeid).encode()) // 16 + today
+    return (half % 2 == 0) == (found[1] is None)
 
 
 @pytest.fixture(scope="session")

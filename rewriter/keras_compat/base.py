@@ -230,6 +230,11 @@ class Flavour(Names, Calls, Cloning):
         """
         return tf.name_scope(name + "/")
 
+    def is_variable(self, value: Any) -> bool:
+        """Whether a value is a variable, of Keras or of TensorFlow."""
+        own = getattr(self.keras, "Variable", tf.Variable)
+        return isinstance(value, (tf.Variable, own))
+
     def tf_variable(self, variable: Any) -> tf.Variable:
         """The TensorFlow variable under a Keras variable."""
         return variable

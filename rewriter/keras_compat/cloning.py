@@ -8,6 +8,7 @@ from typing import Any
 
 from rewriter.errors import SaveError
 from rewriter.keras_compat import copying, references
+from rewriter.keras_compat.calls import flat_layers
 
 
 class Cloning:
@@ -60,12 +61,24 @@ class Cloning:
         self: Any, layer: Any, name: str | None, changes: Mapping[str, Any] | None
     ) -> Any:
         config, named = references.configuration(self, layer)
+        of_variables = references.holds_variables(self, config)
+        if of_variables:
+            config = references.values(self, config)
         config = {**config, **(changes or {})}
         if name is not None:
             config = {**config, "name": name}
         # The code is in this process already.
         with self.keras.saving.custom_object_scope(named), self.allow_lambda():
             new = type(layer).from_config(config)
+        if not self.class_name(layer) and _parts(layer) & _parts(new):
+            raise ValueError("it holds layers or variables of the layer itself")
+        if of_variables:
+            references.say_values(self, new)
         if name is not None and new.name != name:
             new._name = name  # a TensorFlowOpLayer puts a prefix before it
         return new
+
+
+def _parts(layer: Any) -> set[int]:
+    """A layer, what is inside it and its variables, by identity."""
+    return {id(each) for each in (*flat_layers(layer), *getattr(layer, "variables", ()))}

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from rewriter.errors import SaveError
 
 _ARGUMENT = re.compile(r"_?(\w*activation|\w+_(initializer|regularizer|constraint))")
@@ -28,6 +30,29 @@ def configuration(flavour: Any, layer: Any) -> tuple[dict[str, Any], dict[str, A
         return layer.get_config(), named
     config = _view(flavour, layer, {}).get_config()
     return _filled(flavour, layer, config, named), named
+
+
+def values(flavour: Any, config: Any) -> Any:
+    """``config`` with values in the place of variables, which a new layer would share."""
+    if isinstance(config, Mapping):
+        return {key: values(flavour, value) for key, value in config.items()}
+    if type(config) in (list, tuple):
+        return type(config)(values(flavour, value) for value in config)
+    return np.asarray(config).tolist() if flavour.is_variable(config) else config
+
+
+def holds_variables(flavour: Any, config: Any) -> bool:
+    """Whether a configuration holds some: a layer may say what it has made of an argument."""
+    if isinstance(config, (Mapping, list, tuple)):
+        inside = config.values() if isinstance(config, Mapping) else config
+        return any(holds_variables(flavour, each) for each in inside)
+    return bool(flavour.is_variable(config))
+
+
+def say_values(flavour: Any, layer: Any) -> None:
+    """Have the configuration of a layer say values where it would say variables."""
+    get_config = layer.get_config
+    object.__setattr__(layer, "get_config", lambda: values(flavour, get_config()))
 
 
 def guard(flavour: Any, layer: Any, name: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour, symbols
+from rewriter.lifting.operation import GraphOperatorMixin
 from rewriter.reading import stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref, map_refs
 from rewriter.reading.operations import Operation, affine, is_floating
@@ -56,6 +57,7 @@ def may_be_replaced(flavour: Flavour, call: Call) -> bool:
         and (bool(flavour.class_name(layer)) or "training" not in parameters(layer))
         and all(dtype == getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
         and flavour.is_layer(layer)
+        and not isinstance(layer, GraphOperatorMixin)  # the call inside it is itself
         and not flavour.own_variables(layer)
         and not masks(flavour, layer)
     )

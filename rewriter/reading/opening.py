@@ -118,12 +118,23 @@ def _called(
     given, options = _at((args, kwargs), symbols)
     with flavour.added_losses(layer) as losses:
         outputs = function(*given, **options)
-    model = flavour.keras.Model(
-        list(symbols) if inputs is None else inputs, outputs, name=layer.name
-    )
+    model = _model(flavour, layer, symbols, outputs, inputs)
     for loss in losses:
         model.add_loss(loss)
     return model
+
+
+def _model(flavour: Flavour, layer: Any, symbols: Sequence[Any], outputs: Any, inputs: Any) -> Any:
+    """A functional model of results on symbols.
+
+    Raises:
+      ClosedError: a result depends on none of them.
+    """
+    if not all(flavour.is_tensor(leaf) for leaf in tf.nest.flatten(outputs)):
+        raise ClosedError("its call returns a value that does not depend on its inputs")
+    return flavour.keras.Model(
+        list(symbols) if inputs is None else inputs, outputs, name=layer.name
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +272,4 @@ def _graph(
     outputs, fixed = block_layers.build(
         flavour, layer, blocks[0], symbols, lambda call: by_call.get(id(call)), shared
     )
-    model = flavour.keras.Model(
-        list(symbols) if inputs is None else inputs, outputs, name=layer.name
-    )
-    return Opened(model, dict(fixed))
+    return Opened(_model(flavour, layer, symbols, outputs, inputs), dict(fixed))

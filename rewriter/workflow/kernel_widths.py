@@ -121,6 +121,9 @@ def _on_grid(host: Host, bits: int) -> list[Any]:
     return found
 
 
+_GROUPS = 20  # of samples, of which one at a time is left out
+
+
 class Measure:
     """How good the outputs of a model in phase ``float`` are, with the kernels that it has now.
 
@@ -171,10 +174,22 @@ class Measure:
             signal, noise = np.sum(np.square(wanted)), np.sum(np.square(wanted - own))
             ratios.append(noise / max(signal, 1e-30))
         noise = float(np.mean(ratios))
-        return Measured(-10 * float(np.log10(max(noise, 1e-20))), self._score(found))
+        snr_db = -10 * float(np.log10(max(noise, 1e-20)))
+        return Measured(snr_db, self._score(found), self._score_error(found))
 
     def _score(self, outputs: list[np.ndarray]) -> float | None:
         return None if self._task is None else self._task.score(outputs[0], self._task.labels)
+
+    def _score_error(self, outputs: list[np.ndarray]) -> float | None:
+        """The score's standard error: the delete-a-group jackknife (Shao and Tu 1995, 2.3)."""
+        if self._task is None:
+            return None
+        found, labels = outputs[0], self._task.labels
+        count = min(_GROUPS, len(labels))
+        # At random: of samples sorted by class every group would be like the whole.
+        group = np.random.default_rng(0).permutation(len(labels)) % count
+        without = [self._task.score(found[group != g], labels[group != g]) for g in range(count)]
+        return float(np.sqrt((count - 1) * np.var(without))) if count > 1 else float("inf")
 
     def _outputs(self) -> list[np.ndarray]:
         parts = []

@@ -47,8 +47,9 @@ def sensitivity(
     float, and the outputs are compared with the trained model's. Under a budget, widths for all
     layers are chosen by integer programming, as if noise powers, or losses of the score, added up;
     so are those of a greedy search, and the same width for all. Each is then measured with all
-    kernels on their grids at once, and the best of those within the budget is proposed. Nothing is
-    trained: fine-tuning by the proposed recipe comes after.
+    kernels on their grids at once, and the best of those within the budget is proposed: where there
+    are labels, of the recipes within one standard error of the best score the one with the least
+    noise. Nothing is trained: fine-tuning by the proposed recipe comes after.
 
     Args:
       model: a trained model of either Keras; it is left as it is.
@@ -108,7 +109,7 @@ def sensitivity(
         return result
     choices = search.choices(budget_bytes, progress)
     within = [choice for choice in choices if choice.bytes <= budget_bytes]
-    proposal = max(within, key=lambda choice: choice.measured.rank)
+    proposal = best(within)
     proposed = _recipe(base, hosts, proposal)
     _require(model, proposed, proposal)
     return dataclasses.replace(
@@ -118,6 +119,19 @@ def sensitivity(
         proposal=proposal,
         recipe=proposed,
     )
+
+
+def best(choices: Sequence[Choice]) -> Choice:
+    """The one with the least noise among those that the labels do not tell from the best score.
+
+    Choices within one standard error of the best are alike on other samples (the rule of Breiman et
+    al. 1984, *Classification and Regression Trees*, 3.4.3), and noise is measured at every output.
+    """
+    first = max(choices, key=lambda choice: choice.measured.rank).measured
+    if first.score is not None:
+        least = first.score - (first.score_error or 0.0)
+        choices = [c for c in choices if (c.measured.score or 0.0) >= least]
+    return max(choices, key=lambda choice: choice.measured.snr_db)
 
 
 def _check_budget(budget_bytes: int | None, budget_share: float | None) -> None:

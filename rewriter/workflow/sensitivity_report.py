@@ -23,10 +23,12 @@ class Measured:
         what it is given.
       score: on the labels: the share of right classes, or minus the mean squared error; None
         without labels.
+      score_error: the standard error of the score: how far it is from that on other samples.
     """
 
     snr_db: float
     score: float | None = None
+    score_error: float | None = None
 
     @property
     def rank(self) -> tuple[float, float]:

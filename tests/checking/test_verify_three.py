@@ -141,6 +141,7 @@ def test_nested_outputs_in_a_dict(keras, tmp_path):
     assert any(t.layer == "a" for t in found.training.tensors)
 
 
+@pytest.mark.slow
 def test_float_layers_are_compared_relatively(keras, tmp_path):
     layers = keras.layers
     image = keras.Input((6, 6, 3), name="image")

@@ -64,6 +64,7 @@ def _calls(function: Any, model: Any) -> int:
     return pstats.Stats(profile).total_calls  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", scaling.KINDS)
 @pytest.mark.parametrize("flavour", KERASES)
 def test_rewrite_is_linear_in_the_number_of_blocks(flavour: str, kind: str) -> None:

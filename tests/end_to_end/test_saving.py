@@ -102,6 +102,7 @@ def saved(request, tmp_path_factory):
 WHAT = ("calibrated", "float", "tfmot", "twin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", WHAT)
 def test_bit_identical_in_a_fresh_process(saved, what):
     kind, _, models, found = saved

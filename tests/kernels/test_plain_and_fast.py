@@ -265,6 +265,7 @@ def test_a_tensorflow_that_lacks_a_private_name() -> None:
     assert "record_operation" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_the_environment_asks_for() -> None:
     code = "from rewriter import kernels; print('kernels:', kernels.current())"
     assert "kernels: plain" in _run(code, REWRITER_KERNELS="plain").stdout

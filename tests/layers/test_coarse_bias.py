@@ -170,6 +170,7 @@ def test_saved_and_loaded(keras, tmp_path):
         np.testing.assert_allclose(graph(X, training=False), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_cloned_nested_and_cut(keras):
     qat = qat_of(keras)
     expected = np.asarray(qat(X, training=False))

@@ -55,6 +55,7 @@ def test_float_is_the_original(keras, dtype):
     _check_float(keras, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["mixed_float16", "float64"])
 def test_global_policy(keras, dtype, policy):
     _check_float(keras, dtype)
@@ -75,6 +76,7 @@ def _check_float(keras, dtype):
     assert off <= bound * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer",
     [None, rewriter.PerTensorQuantizer(), last_value()],

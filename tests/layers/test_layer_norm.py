@@ -72,6 +72,7 @@ def test_frozen_stays_frozen(flavour: str, tmp_path: Path) -> None:
     assert not rewriter.load_model(tmp_path / "m.keras").trainable_variables
 
 
+@pytest.mark.slow
 @both
 def test_training_in_quantize_learns(flavour: str) -> None:
     k = KERASES[flavour]
@@ -87,6 +88,7 @@ def test_training_in_quantize_learns(flavour: str) -> None:
 # The file
 
 
+@pytest.mark.slow
 @both
 @every
 def test_the_file_is_the_twin(name: str, flavour: str, tmp_path: Path) -> None:
@@ -144,6 +146,7 @@ def _between(k: Any) -> Any:
     return k.Model(inputs, k.layers.Dense(5)(k.layers.Flatten()(x)))
 
 
+@pytest.mark.slow
 @both
 def test_among_other_layers(flavour: str, tmp_path: Path) -> None:
     """Shared by two calls, with a fused ReLU, two of one tensor, over several axes."""

@@ -42,6 +42,7 @@ def check(qat: Any, data: Any, path: Any, **options: Any) -> Any:
     return found
 
 
+@pytest.mark.slow
 @KERASES
 @pytest.mark.parametrize("case", island_models.CASES)
 def test_a_file_with_islands_is_its_twin(name, case, tmp_path):
@@ -77,6 +78,7 @@ def interpreted(path: Any, data: Any, batch: int) -> list[np.ndarray]:
     return [np.concatenate(arrays) for arrays in zip(*rows, strict=True)]
 
 
+@pytest.mark.slow
 @KERASES
 @pytest.mark.parametrize(
     "case",
@@ -135,6 +137,7 @@ def test_a_state_starts_anew_with_every_sample(name, case, tmp_path):
     assert len(np.unique(forth, axis=0)) > 1
 
 
+@pytest.mark.slow
 @KERASES
 @pytest.mark.parametrize("case", ["two_islands", "two_outputs", "shared_layer", "two_windows"])
 def test_the_twin_is_a_model_that_computes_what_the_file_does(name, case, tmp_path):

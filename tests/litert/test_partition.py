@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis
+import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
@@ -42,6 +43,7 @@ def programs(draw: Any) -> Program:
 
 @hypothesis.given(programs())
 @hypothesis.settings(max_examples=500, deadline=None)
+@pytest.mark.slow
 def test_islands_are_in_an_order_of_execution(program):
     known, seen = set(program.inputs), []
     islands = []
@@ -68,6 +70,7 @@ def test_islands_are_in_an_order_of_execution(program):
 
 @hypothesis.given(programs(), st.sampled_from([1, 3, None]))
 @hypothesis.settings(max_examples=25, deadline=None)
+@pytest.mark.slow
 def test_random_programs_are_their_files(program, size):
     content = writer.write(program, allow_float=True, batch_size=size)
     found = compare_program(program, content, None, [builders.normal(7, 6)])

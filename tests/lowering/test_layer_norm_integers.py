@@ -100,6 +100,7 @@ def _check_integers(qat: Any, x: np.ndarray) -> float:
     return float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(gamma**2)))
 
 
+@pytest.mark.slow
 @both
 @every
 @pytest.mark.parametrize("seed", range(2))

@@ -60,6 +60,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KERASES)
 @pytest.mark.parametrize(("how", "value"), CASES)
 def test_the_whole_way(kind, how, value, tmp_path):

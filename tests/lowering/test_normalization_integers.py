@@ -90,6 +90,7 @@ def _is_variable(layer: Any, name: str) -> bool:
     return hasattr(getattr(layer, name, None), "shape")
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("name", CASES)
 def test_near_float64_and_the_file_is_the_twin(name: str, flavour: str, tmp_path: Path) -> None:

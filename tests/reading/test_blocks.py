@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import builders
 import claims
@@ -91,6 +92,7 @@ def test_a_block_is_opened(keras: Any, name: str, tmp_path: Path) -> None:
     on_the_device(qat, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["raw", "scaled", "stopped", "default_false", "held"])
 def test_a_subclassed_model_of_blocks(keras: Any, name: str, tmp_path: Path) -> None:
     model = subclassed(keras, user_blocks.OPENED[name](keras))
@@ -132,3 +134,24 @@ def test_what_cannot_be_opened_is_refused_by_name(keras: Any, name: str) -> None
     model = functional(keras, build(keras))
     with pytest.raises(UnsupportedModelError, match=f"'block/bn'.*inside.*'block'.*{reason}.*make"):
         rewriter.rewrite(model)
+
+
+def test_a_layer_that_returns_a_constant_stays_as_it_is(keras: Any) -> None:
+    """As one that makes anchors of the sizes of what it is given."""
+
+    class Anchors(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any) -> Any:
+            return tf.reshape(tf.range(float(x.shape[1] * x.shape[2] * 4)), (1, 8, 8, 4)) / 256
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (1, *shape[1:])
+
+    layers = keras.layers
+    image = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv")(image)
+    x = layers.BatchNormalization(name="bn")(x)
+    model = keras.Model(image, layers.Add(name="add")([x, Anchors(name="anchors")(x)]))
+    builders.randomise_all(model, 1)
+    qat = rewriter.rewrite(model)
+    claims.check_no_batch_norm(qat)
+    claims.check_float_phase(model, qat, normal(2, 8, 8, 3))

@@ -32,6 +32,7 @@ def _film(k: Any) -> Any:
     return k.Model(inputs, k.layers.Dense(3, name="end")(x))
 
 
+@pytest.mark.slow
 @both
 def test_a_model_for_every_step(flavour: str, tmp_path: Path) -> None:
     """Its normalization is fused; float phase, file and twin as everywhere.

@@ -54,6 +54,7 @@ WAYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written_by", "kind", "flavour"), WAYS)
 def test_the_whole_way(written_by, kind, flavour, tmp_path):
     keras = builders.fresh(keras_of(written_by))

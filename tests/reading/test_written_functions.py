@@ -6,16 +6,18 @@ The values are held by ``tests/rewriting/test_ops.py``; here is what is recognis
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import graph_files
 import rewriter
 from checks import KERASES, both
 from rewriter.lowering.lower import lower
-from rewriter.reading import from_keras, scalar_functions
+from rewriter.reading import from_keras, opening, scalar_functions
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Opaque, Within
 from rewriter.reading.traces import trace
@@ -189,6 +191,41 @@ def test_a_layer_is_read_with_the_variables_it_has_now(flavour: str) -> None:
     assert isinstance(role, Operation) and role.name == "affine"
     np.testing.assert_array_equal(role.options["scale"], [1.0, 2.0, -3.0, 0.5])
     np.testing.assert_array_equal(role.options["offset"], -1)
+
+
+@both
+@pytest.mark.parametrize("how", ["Lambda", "layer", "lifted"])
+def test_what_lifting_cannot_read_is_opened_once(
+    flavour: str, how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Inside it is the operator itself, in a layer of ours, and no layer that could be opened."""
+    keras = KERASES[flavour]
+
+    def odd(x: Any) -> Any:
+        return tf.where(tf.pad(x, [[0, 0], [1, 1], [0, 0]])[:, 1:-1] > 0, tf.sin(x), x)
+
+    class Odd(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any) -> Any:
+            return odd(x)
+
+    def inside(keras: Any, x: Any) -> Any:
+        if how == "Lambda":
+            return keras.layers.Lambda(odd, output_shape=lambda shape: shape)(x)
+        return Odd()(x)
+
+    made = model(flavour, inside)
+    if how == "lifted":
+        graph_files.write(made, "module", tmp_path / "saved")
+        made = rewriter.load_model(tmp_path / "saved", flavour=flavour)
+    opened, original = [], opening.opened
+
+    def counted(flavour: Any, layer: Any, *args: Any) -> Any:
+        opened.append(layer.name)
+        return original(flavour, layer, *args)
+
+    monkeypatch.setattr(opening, "opened", counted)
+    assert any(isinstance(call.role, Opaque) for call in from_keras.read(made).calls)
+    assert len(opened) == (0 if how == "lifted" else 1)
 
 
 @both

@@ -96,3 +96,58 @@ def test_arguments_that_no_file_holds_are_written_as_others(
     qat.save(tmp_path / "qat.keras")
     again = rewriter.load_model(tmp_path / "qat.keras")
     np.testing.assert_array_equal(np.asarray(again(data)), np.asarray(qat(data)))
+
+
+def _says_itself(keras: Any, what: str) -> Any:
+    """The configuration has a variable of the layer, or a layer inside it, where a value was."""
+
+    class SaysItself(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, factor: Any, inner: Any = None, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.factor = factor
+            self.inner = inner or keras.layers.Dense(4)
+
+        def build(self, shape: Any) -> None:
+            start = keras.initializers.Constant(self.factor)
+            self.factor = self.add_weight(name="factor", shape=(1,), initializer=start)
+            self.inner.build(shape)
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x) * self.factor
+
+        def get_config(self) -> dict[str, Any]:
+            own = (
+                {"factor": self.factor}
+                if what == "variable"
+                else {"factor": 0.5, "inner": self.inner}
+            )
+            return {**super().get_config(), **own}
+
+    return SaysItself
+
+
+@pytest.mark.parametrize("what", ["variable", "layer"])
+def test_a_configuration_of_the_layers_own_parts_shares_none(
+    keras: Any, what: str, tmp_path: Path
+) -> None:
+    cls = _says_itself(keras, what)
+    image = keras.Input((6, 6, 4), name="image")
+    x = keras.layers.Conv2D(4, 3, name="conv")(image)
+    model = keras.Model(image, cls(0.5, name="own")(x))
+    builders.randomise_all(model, 1)
+    qat = rewriter.rewrite(model)
+    claims.check_float_phase(model, qat, normal(4, 6, 6, 4))
+    shared = {id(v) for v in model.variables} & {id(v) for v in qat.variables}
+    assert not shared
+    before = [np.asarray(v) for v in model.get_weights()]
+    claims.train(qat, keras, [(normal(8, 6, 6, 4), normal(8, 4, 4, 4))], "mse", 1e-2)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(new, old)
+    if what == "layer":
+        with pytest.raises(SaveError, match="'own'.*SaysItself.*cannot be saved"):
+            qat.save(tmp_path / "qat.keras")
+        return
+    qat.save(tmp_path / "qat.keras")
+    again = rewriter.load_model(tmp_path / "qat.keras", custom_objects={"SaysItself": cls})
+    np.testing.assert_array_equal(again(normal(4, 6, 6, 4)), qat(normal(4, 6, 6, 4)))

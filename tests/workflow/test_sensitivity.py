@@ -14,6 +14,9 @@ from builders import KERASES, fresh, keras_of
 from rewriter import Recipe
 from rewriter.errors import RecipeError, RewriterError
 from rewriter.workflow import allocation
+from rewriter.workflow.kernel_widths import Measure
+from rewriter.workflow.sensitivity import best
+from rewriter.workflow.sensitivity_report import Choice, Measured
 
 both = pytest.mark.parametrize("kind", KERASES)
 X = builders.normal(96, 10, seed=3)
@@ -97,11 +100,43 @@ def test_the_proposal_is_a_recipe_within_its_budget(found, tmp_path):
         assert report.bytes == result.proposal.bytes <= result.budget_bytes < result.int8_bytes
         plain = rewriter.export_tflite(builders.calibrated(model, X), tmp_path / "int8.tflite")
         assert plain.bytes == result.int8_bytes
-        for choice in result.choices:  # uniform widths and the greedy ones among them
-            if choice.bytes <= result.budget_bytes:
-                assert result.proposal.measured.rank >= choice.measured.rank
+        within = [c.measured for c in result.choices if c.bytes <= result.budget_bytes]
+        own, first = result.proposal.measured, max(within, key=lambda m: m.rank)
+        for other in within:  # uniform widths and the greedy ones among them
+            if own.score is None:
+                assert own.snr_db >= other.snr_db
+            else:
+                assert own.score >= first.score - first.score_error
+                assert own.snr_db >= other.snr_db or other.score < first.score - first.score_error
         uniform = next(choice for choice in result.choices if set(choice.widths.values()) == {4})
         assert result.proposal.measured.snr_db > uniform.measured.snr_db + 6
+
+
+def test_standard_error_of_a_score():
+    """Of a share of right classes the binomial formula's; of a mean squared error, of a mean's."""
+    model, rng = planted(keras_of("keras")), np.random.default_rng(0)
+    qat = rewriter.rewrite(model)
+    x = builders.normal(400, 10, seed=1)
+    wanted = model.predict(x, verbose=0)
+    targets = wanted + rng.normal(size=wanted.shape).astype(np.float32)
+    squares = np.mean((wanted - targets) ** 2, axis=1)
+    found = Measure(qat, [x], targets, 64)()
+    assert found.score_error == pytest.approx(squares.std(ddof=1) / 20, rel=0.35)
+    right = np.sort(rng.random(400) < 0.7)
+    classes = np.where(right, wanted.argmax(-1), wanted.argmin(-1))
+    found = Measure(qat, [x], classes, 64)()
+    assert found.score_error == pytest.approx(
+        np.sqrt(right.mean() * (1 - right.mean()) / 400), rel=0.35
+    )
+
+
+def test_of_choices_that_labels_do_not_tell_apart_the_least_noise_wins():
+    def choice(score, error, snr):
+        return Choice("", {}, 0, Measured(snr, score, error))
+
+    lucky, quiet, worse = choice(0.90, 0.02, 10), choice(0.89, 0.02, 20), choice(0.87, 0.02, 30)
+    assert best([lucky, quiet, worse]) is quiet
+    assert best([choice(None, None, 10), choice(None, None, 20)]).measured.snr_db == 20
 
 
 # The solver
