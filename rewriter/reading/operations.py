@@ -91,11 +91,18 @@ def reshape(call: Call, x: Any) -> Operation | None:
     return Operation("reshape", (x,))
 
 
-def resize(x: Any, size: Any, method: str) -> Operation | None:
-    """To ``size`` (height, width) by TensorFlow 2's half-pixel rule; nearest or bilinear."""
-    if method not in ("nearest", "bilinear"):
+def resize(
+    x: Any, size: Any, method: str, aligned: bool = False, centred: bool = True
+) -> Operation | None:
+    """To ``size`` (height, width), nearest or bilinear; by default by TensorFlow 2's rule.
+
+    ``aligned``: the corner pixels of both images lie on each other. ``centred``: pixels have their
+    centres at halves. Neither: TensorFlow 1's rule, corners at 0.
+    """
+    if method not in ("nearest", "bilinear") or None in tuple(size) or (aligned and centred):
         return None
-    return Operation("resize", (x,), {"size": [int(s) for s in size], "method": method})
+    flags = {"align_corners": aligned, "half_pixel_centers": centred}
+    return Operation("resize", (x,), {"size": [int(s) for s in size], "method": method, **flags})
 
 
 def softmax(call: Call, x: Any, axis: Any) -> Operation | None:

@@ -60,10 +60,14 @@ def _pad(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     paddings = np.asarray(arguments["paddings"], np.int64)
     mode = str(arguments.get("mode", "constant")).lower()
     lowest = number <= LOWEST
-    if mode != "constant" or not (number == 0 or lowest) or paddings.size not in (1, 2, 2 * rank):
+    if paddings.size not in (1, 2, 2 * rank):
         return None
     pairs = np.broadcast_to(paddings, (rank, 2)).tolist()
     if pairs[0] != [0, 0]:
+        return None
+    if mode in ("reflect", "symmetric"):
+        return Operation("mirror_pad", (arguments["x"],), {"paddings": pairs, "mode": mode})
+    if mode != "constant" or not (number == 0 or lowest):
         return None
     return Operation("pad", (arguments["x"],), {"paddings": pairs, "lowest": lowest})
 
@@ -256,6 +260,28 @@ def _resize(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return resize(arguments["x"], call.shapes[0][1:3], method)
 
 
+def _resize_by_flags(method: str) -> Reader:
+    """An operator of resizing, whose flags say where the pixels of an image lie."""
+
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        aligned, centred = (
+            bool(arguments.get(key, False)) for key in ("align_corners", "half_pixel_centers")
+        )
+        return resize(arguments["x"], call.shapes[0][1:3], method, aligned, centred)
+
+    return reader
+
+
+def _resize_old(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    """``tf.compat.v1.image.resize``, whose methods are numbers."""
+    method = arguments.get("method", 0)
+    names = {0: "bilinear", 1: "nearest"}
+    name = method if isinstance(method, str) else names.get(int(method))
+    if name not in names.values() or arguments.get("preserve_aspect_ratio"):
+        return None
+    return _resize_by_flags(name)(call, arguments)
+
+
 READERS: dict[str, Reader] = {
     "reshape": _same_values,
     "transpose": _transpose,
@@ -265,6 +291,9 @@ READERS: dict[str, Reader] = {
     "split": _split,
     "item": _item,
     "resize": _resize,
+    "resize_old": _resize_old,
+    "resize_bilinear": _resize_by_flags("bilinear"),
+    "resize_nearest": _resize_by_flags("nearest"),
     "unstack": _unstack,
     "take": _take,
     "flip": _flip,

@@ -192,6 +192,18 @@ both_ways(
 )
 both_ways("resize_nearest", lambda x, y: tf.image.resize(x, (9, 5), "nearest"),
           lambda o, x, y: o.image.resize(x, (9, 5), "nearest"))  # fmt: skip
+for _mode in ("reflect", "symmetric"):
+    both_ways(f"pad_{_mode}", lambda x, y, m=_mode: tf.pad(x, [[0, 0], [2, 1], [0, 2], [0, 0]], m),
+              lambda o, x, y, m=_mode: o.pad(x, [[0, 0], [2, 1], [0, 2], [0, 0]], m))  # fmt: skip
+    case(f"pad_{_mode}_Lambda", lambda k, x, y, m=_mode: k.layers.Lambda(
+        lambda t: tf.pad(t, [[0, 0], [2, 1], [0, 2], [0, 0]], m))(x))  # fmt: skip
+for _aligned in (False, True):
+    for _method in ("bilinear", "nearest_neighbor"):
+        case(f"resize_{_method}_{_aligned}", lambda k, x, y, m=_method, a=_aligned:
+             k.layers.Lambda(lambda t: getattr(tf.compat.v1.image, f"resize_{m}")(
+                 t, (9, 13), align_corners=a))(x))  # fmt: skip
+case("tf_resize_aligned", lambda k, x, y: tf.compat.v1.image.resize(
+    x, (9, 13), method="bilinear", align_corners=True), only="tf_keras")  # fmt: skip
 both_ways("cast", lambda x, y: tf.cast(x, "float32") + 1, lambda o, x, y: o.cast(x, "float32") + 1)
 both_ways("min", lambda x, y: tf.reduce_min(x, [1, 2]), lambda o, x, y: o.min(x, [1, 2]))
 both_ways("abs", lambda x, y: tf.abs(x), lambda o, x, y: o.abs(x))
