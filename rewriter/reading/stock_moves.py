@@ -275,9 +275,8 @@ def _resize_by_flags(method: str) -> Reader:
 def _resize_old(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     """``tf.compat.v1.image.resize``, whose methods are numbers."""
     method = arguments.get("method", 0)
-    names = {0: "bilinear", 1: "nearest"}
-    name = method if isinstance(method, str) else names.get(int(method))
-    if name not in names.values() or arguments.get("preserve_aspect_ratio"):
+    name = method if isinstance(method, str) else {0: "bilinear", 1: "nearest"}.get(int(method), "")
+    if arguments.get("preserve_aspect_ratio"):
         return None
     return _resize_by_flags(name)(call, arguments)
 

@@ -89,8 +89,15 @@ def _resized(
     half_pixel_centers: bool = True,
 ) -> Value:
     shape = (None, *size, x.shape[-1])
-    flags = {"align_corners": align_corners, "half_pixel_centers": half_pixel_centers}
-    return low.apply(kind, call, [x], shape, size=list(size), **flags)
+    return low.apply(
+        kind,
+        call,
+        [x],
+        shape,
+        size=list(size),
+        align_corners=align_corners,
+        half_pixel_centers=half_pixel_centers,
+    )
 
 
 def _resize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
