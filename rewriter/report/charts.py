@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from rewriter.checking.training_agreement import LOW_SNR_DB
 from rewriter.report.report import Report
@@ -115,6 +115,9 @@ def scales(report: Report) -> str:
     axis.vlines(range(len(rows)), *ends, color=_BLUE, lw=2.0)
     axis.plot([statistics.median(row.scales) for row in rows], "_", color=_ORANGE, ms=6)
     axis.set_yscale("log")
+    # Plain text: matplotlib's powers of ten are formulas, which take seconds to set.
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlim(-0.5, len(rows) - 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("kernel, in the order of execution")
