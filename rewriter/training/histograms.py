@@ -58,7 +58,7 @@ class Histogram:
 
 
 def of_array(values: np.ndarray) -> Histogram:
-    """What :class:`Recorder` would count of finite values, float32 of any shape, outside of a graph.
+    """What :class:`Recorder` counts of finite values, float32 of any shape, outside of a graph.
 
     Where nothing has to be traced, this is several times as fast: a block at a time stays in the
     processor's cache.

@@ -69,7 +69,9 @@ def test_odd_values(values):
 
 
 @pytest.mark.parametrize(
-    "values", [sample(4, 200_000).reshape(2, -1), np.zeros(5), [2.0**100, -1.0], [1e-30], [-1.0]], ids=np.shape
+    "values",
+    [sample(4, 200_000).reshape(2, -1), np.zeros(5), [2.0**100, -1.0], [1e-30], [-1.0]],
+    ids=np.shape,
 )
 def test_outside_of_a_graph_the_same_is_counted(values):
     values = np.asarray(values, np.float32)
