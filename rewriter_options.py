@@ -164,6 +164,10 @@ def reporting(command: argparse.ArgumentParser) -> None:
         help="also write a .json overlay with the signal to noise of every operator, for Google's "
         "Model Explorer",
     )  # fmt: skip
+    group.add_argument(
+        "--tensorboard", type=Path, metavar="DIR",
+        help="also add epochs, scores and signal to noise to this folder, for TensorBoard",
+    )  # fmt: skip
 
 
 def loading(command: argparse.ArgumentParser) -> None:

@@ -247,7 +247,8 @@ def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str
             "--labels needs a model with one input and one output. "
             f"Received: {len(model.inputs)} and {len(model.outputs)}."
         )
-    inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    given = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    inputs = np.asarray(given)
     with boundaries.litert(f"The file {str(file)!r}"):
         (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
     found = {"file": scores, "model": model.predict(inputs, verbose=0)}

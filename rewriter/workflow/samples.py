@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from rewriter.errors import RewriterError
 
-_CHUNK = 8_000_000  # elements of samples that are made at a time
+_CHUNK = 32  # samples that are made at a time: what Keras predicts at a time
 
 
 class Lazy:
@@ -50,10 +49,8 @@ def chunks(values: Sequence[Any]) -> Iterator[list[np.ndarray]]:
     if not any(isinstance(each, Lazy) for each in values):
         yield list(values)
         return
-    each = sum(math.prod(part.shape[1:]) for part in values)
-    size = max(32, _CHUNK // max(each, 1))
-    for start in range(0, len(values[0]), size):
-        yield [np.asarray(part[start : start + size]) for part in values]
+    for start in range(0, len(values[0]), _CHUNK):
+        yield [np.asarray(part[start : start + _CHUNK]) for part in values]
 
 
 def batches(keras: Any, x: Sequence[Any], labels: np.ndarray, size: int, seed: int) -> Any:
@@ -139,11 +136,14 @@ def split(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def predicted(model: Any, x: list[np.ndarray]) -> np.ndarray:
     """The model's first output (N, ...) for these inputs."""
-    parts = []
-    for chunk in chunks(x):
-        outputs = model.predict(packed(chunk), verbose=0)
-        parts.append(outputs[0] if isinstance(outputs, (list, tuple)) else outputs)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if not any(isinstance(each, Lazy) for each in x):
+        return _first(model.predict(packed(x), verbose=0))
+    # Not predict, which makes a pipeline of its own for each part, and keeps memory with it.
+    return np.concatenate([_first(model.predict_on_batch(packed(chunk))) for chunk in chunks(x)])
+
+
+def _first(outputs: Any) -> np.ndarray:
+    return np.asarray(outputs[0] if isinstance(outputs, (list, tuple)) else outputs)
 
 
 def check_enough(count: int) -> None:
