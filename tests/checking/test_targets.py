@@ -136,7 +136,8 @@ def edited(files):
         model = flatbuffer.unpack(content)
         for code in model.operatorCodes:
             code.version = 99
-        code = model.operatorCodes[model.subgraphs[0].operators[-1].opcodeIndex]
+        # A convolution, which has as many operands as the others.
+        code = model.operatorCodes[model.subgraphs[0].operators[0].opcodeIndex]
         code.builtinCode = getattr(flatbuffer.schema.BuiltinOperator, kind)
         code.deprecatedBuiltinCode = code.builtinCode
         save(f"new {kind}", model)
