@@ -37,17 +37,17 @@ def write_tensorboard(result: Quantized | Verification, folder: str | Path) -> N
         if quantized is not None and quantized.tuning is not None:
             tuning = quantized.tuning
             for place, (score, loss) in enumerate(zip(tuning.scores, tuning.losses, strict=True)):
-                tf.summary.scalar("epoch/score", score, step=tuning.first + place)
+                _write("scalars", "epoch/score", score, step=tuning.first + place)
                 if loss is not None:
-                    tf.summary.scalar("epoch/loss", loss, step=tuning.first + place)
+                    _write("scalars", "epoch/loss", loss, step=tuning.first + place)
         for name, score in ({} if quantized is None else quantized.scores).items():
-            tf.summary.scalar(f"score/{name.replace(' ', '_')}", score, step=0)
+            _write("scalars", f"score/{name.replace(' ', '_')}", score, step=0)
         for place, tensor in enumerate(verification.training.tensors):
             value = tensor.snr_db if math.isfinite(tensor.snr_db) else EQUAL_DB
-            tf.summary.scalar("signal_to_noise_db", value, step=place)
+            _write("scalars", "signal_to_noise_db", value, step=place)
         # As it is laid out: Markdown's block of code.
         text = "\n".join(f"    {line}" for line in str(result).splitlines())
-        tf.summary.text("verification", text, step=0)
+        _write("text", "verification", text, step=0)
     writer.close()
 
 
@@ -61,3 +61,11 @@ def check(folder: str | Path) -> None:
         raise RewriterError(
             f"TensorBoard's summaries go into a folder. Received: the file {str(folder)!r}."
         )
+
+
+def _write(plugin: str, tag: str, value: float | str, step: int) -> None:
+    """As ``tf.summary.scalar`` and ``text`` do, which need TensorBoard to be installed."""
+    kind = tf.compat.v1.SummaryMetadata.PluginData(plugin_name=plugin)
+    metadata = tf.compat.v1.SummaryMetadata(plugin_data=kind)
+    tensor = tf.constant(value, tf.string if isinstance(value, str) else tf.float32)
+    tf.summary.write(tag, tensor, step=step, metadata=metadata)
