@@ -176,6 +176,11 @@ both_ways("max", lambda x, y: tf.reduce_max(x, [1, 2]), lambda o, x, y: o.max(x,
 both_ways("concat", lambda x, y: tf.concat([y, x], 2), lambda o, x, y: o.concatenate([y, x], 2))
 both_ways("stack", lambda x, y: tf.stack([x, y], 1), lambda o, x, y: o.stack([x, y], 1), "line")
 both_ways("split", lambda x, y: tf.split(x, 2, -1)[1], lambda o, x, y: o.split(x, 2, -1)[1])
+both_ways(
+    "split_empty",
+    lambda x, y: tf.concat(tf.split(x, [2, 0, x.shape[-1] - 2], -1), -1),
+    lambda o, x, y: o.concatenate(o.split(x, [2, 2], -1), -1),
+)
 both_ways("split_all", lambda x, y: tf.multiply(*tf.split(x, 2, 1)),
           lambda o, x, y: o.multiply(*o.split(x, 2, 1)))  # fmt: skip
 both_ways("transpose", lambda x, y: tf.transpose(x, [0, 3, 1, 2]),

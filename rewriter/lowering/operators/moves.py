@@ -16,7 +16,8 @@ Range = tuple[int, int, int]
 def _concatenate(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> Value:
-    return low.apply("CONCATENATION", call, x, axis=operation.options["axis"])
+    filled = [value for value in x if 0 not in value.shape[1:]]  # the kernel takes no empty ones
+    return low.apply("CONCATENATION", call, filled or x, axis=operation.options["axis"])
 
 
 def _stack(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
