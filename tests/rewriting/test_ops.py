@@ -356,6 +356,16 @@ case("layer_shift", lambda k, x, y: _user_layer(k, lambda t, v: t - v, (4,))(x))
 case("layer_affine", lambda k, x, y: _user_layer(k, lambda t, v: t * v[0] + v[1], (2, 4))(x))
 case("layer_twice", lambda k, x, y: _user_layer(k, lambda t, v: (t * v + 1) * 0.5, (4,))(x))
 case("position", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (1, 10, 4))(x), "line")
+_PLACES = np.random.default_rng(0).integers(0, 12, (6, 8))
+_WAVES = np.random.default_rng(1).normal(size=(6, 8, 5)).astype(np.float32)
+case("position_gathered", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + k.ops.take(v, _PLACES, axis=0), (12, 4))(x), only="keras")  # fmt: skip
+case("tf_position_gathered", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + tf.gather(v, _PLACES), (12, 4))(x), only="tf_keras")  # fmt: skip
+case("position_projected", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + k.ops.matmul(_WAVES, v), (5, 4))(x), only="keras")  # fmt: skip
+case("tf_position_projected", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + tf.einsum("hwa,ac->hwc", _WAVES, v), (5, 4))(x), only="tf_keras")  # fmt: skip
 case("position_image", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (6, 8, 4))(x))
 
 # Pooling, reductions and moves
