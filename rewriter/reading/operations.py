@@ -107,11 +107,13 @@ def resize(
 
 def softmax(call: Call, x: Any, axis: Any) -> Operation | None:
     """Over one axis that is not the batch."""
-    rank = len(call.shapes[0])
-    axes = axes_of(-1 if axis is None else axis, rank)
-    if len(axes) != 1 or axes == [0]:
-        return None
-    return Operation("softmax", (x,), {"axis": axes[0]})
+    return along("softmax", call, x, -1 if axis is None else axis)
+
+
+def along(name: str, call: Call, x: Any, axis: Any) -> Operation | None:
+    """An operation over one axis that is not the batch."""
+    axes = axes_of(axis, len(call.shapes[0]))
+    return Operation(name, (x,), {"axis": axes[0]}) if len(axes) == 1 and axes != [0] else None
 
 
 def is_floating(dtype: str) -> bool:

@@ -217,6 +217,8 @@ both_ways(
     "log", lambda x, y: tf.math.log(tf.nn.relu(x) + 1.0), lambda o, x, y: o.log(o.relu(x) + 1.0)
 )
 both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
+both_ways("unit_rows", lambda x, y: tf.nn.l2_normalize(x, -2), lambda o, x, y: o.normalize(x, 2))
+case("UnitNormalization_rows", lambda k, x, y: k.layers.UnitNormalization(1)(x))
 case("tf_squared_difference", lambda k, x, y: tf.math.squared_difference(x, y), only="tf_keras")
 both_ways("unstack", lambda x, y: tf.unstack(x, axis=2)[1], lambda o, x, y: o.unstack(x, axis=2)[1])
 both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(x, [1, 2, 1, 3]))
