@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (RewriterError, OSError) as error:
             if args.debug:
                 raise
-            sys.stderr.write(f"rewriter: error: {_one_line(error)}\n")
+            sys.stderr.write(f"rewriter: {_coloured('error', 31)}: {_one_line(error)}\n")
             return 1
     return 0
 
@@ -79,7 +79,16 @@ def _quiet_libraries() -> Iterator[None]:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """In one line, as errors are; those of the libraries are ignored before."""
-    sys.stderr.write(f"rewriter: warning: {' '.join(str(message).split())}\n")
+    text = " ".join(str(message).split())
+    sys.stderr.write(f"rewriter: {_coloured('warning', 33)}: {text}\n")
+
+
+def _coloured(word: str, colour: int) -> str:
+    """A word in a colour of ANSI's on a terminal; plain elsewhere, and where NO_COLOR is set."""
+    plain = (
+        not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    )
+    return word if plain else f"\033[{colour}m{word}\033[0m"
 
 
 def _one_line(error: Exception) -> str:

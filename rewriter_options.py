@@ -55,6 +55,20 @@ def _installed(name: str) -> str:
         return "is not installed"
 
 
+def showing(command: argparse.ArgumentParser) -> None:
+    """How much is shown."""
+    command.add_argument("--debug", action="store_true", help="show tracebacks and all logging")
+    much = command.add_mutually_exclusive_group()
+    much.add_argument(
+        "-q", "--quiet", action="store_true",
+        help="show errors and warnings only (and what --json writes)",
+    )  # fmt: skip
+    much.add_argument(
+        "-v", "--verbose", action="store_true",
+        help="show progress where stderr is no terminal, too, and when each step began",
+    )  # fmt: skip
+
+
 def output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
     """Where the command writes."""
     command.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=text)
@@ -150,6 +164,10 @@ def reporting(command: argparse.ArgumentParser) -> None:
         help="also write a .json overlay with the signal to noise of every operator, for Google's "
         "Model Explorer",
     )  # fmt: skip
+    group.add_argument(
+        "--tensorboard", type=Path, metavar="DIR",
+        help="also add epochs, scores and signal to noise to this folder, for TensorBoard",
+    )  # fmt: skip
 
 
 def loading(command: argparse.ArgumentParser) -> None:
@@ -203,9 +221,10 @@ def data(command: argparse.ArgumentParser, preferred: str, taken: int | str = 51
 
 
 def number(text: str) -> float:
-    """A number, fractions too."""
+    """A number, or a fraction of two such as 1/127.5."""
+    above, slash, below = text.partition("/")
     try:
-        return float(Fraction(text))
+        return float(Fraction(above) / Fraction(below)) if slash else float(Fraction(text))
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"not a number: {text!r}") from None
 

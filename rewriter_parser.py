@@ -309,5 +309,5 @@ def _command(commands: _Commands, name: str, text: str) -> argparse.ArgumentPars
     command = commands.add_parser(
         name, help=text, description=f"{text[0].upper()}{text[1:]}.", **_formatting(name)
     )
-    command.add_argument("--debug", action="store_true", help="show tracebacks and all logging")
+    options.showing(command)
     return command

@@ -19,6 +19,7 @@ from rewriter.quantization.quantizers import PerChannelQuantizer, PerTensorQuant
 from rewriter.reading.load import load_model
 from rewriter.report.model_explorer import write_model_explorer
 from rewriter.report.report import Report
+from rewriter.report.tensorboard import write_tensorboard
 from rewriter.report.write import write_report
 from rewriter.rewriting.freezing import freeze
 from rewriter.rewriting.layer_rules import LayerRule
@@ -76,4 +77,5 @@ __all__ = [
     "verify",
     "write_model_explorer",
     "write_report",
+    "write_tensorboard",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -95,10 +96,15 @@ def refuse_output(args: Namespace, suffixes: tuple[str, ...], what: str, *more: 
 
 
 def say(args: Namespace) -> Callable[[str], None]:
-    """What shows a line: nothing where JSON was asked for."""
-    return (lambda text: None) if args.json else lambda text: print(text, flush=True)
+    """What shows a line: nothing where JSON, or nothing, was asked for."""
+    if args.quiet or getattr(args, "json", False):
+        return lambda text: None
+    if not args.verbose:
+        return lambda text: print(text, flush=True)
+    start = time.monotonic()
+    return lambda text: print(f"[{time.monotonic() - start:6.1f} s] {text}", flush=True)
 
 
-def progress() -> bool:
-    """Whether to show progress bars: on a terminal."""
-    return sys.stderr.isatty()
+def progress(args: Namespace) -> bool:
+    """Whether to show progress bars: on a terminal, or where it was asked for."""
+    return not args.quiet and (args.verbose or sys.stderr.isatty())

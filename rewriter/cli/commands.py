@@ -48,7 +48,7 @@ def _convert(args: Namespace) -> None:
         qat = rewrite(model, recipe, input_shape=arguments.input_shape(args))
         if source is not None:
             values = data.read(source, data.input_shapes(qat)).inputs
-            calibrate(qat, values, progress=arguments.progress(), method=args.method)
+            calibrate(qat, values, progress=arguments.progress(args), method=args.method)
         saving.save(qat, path, args.output)
     state = "calibrated" if args.calibrate else "not calibrated yet (--calibrate DATA)"
     text = f"{planned}\n\n{args.output}: quantization-aware, {state}"
@@ -90,7 +90,7 @@ def _verify(args: Namespace) -> None:
     source = arguments.source(args, args.data, data.FOR_VERIFICATION, args.labels)
     read = data.read(source, data.input_shapes(model))
     result = verify(
-        model, args.file, read.inputs, kernels=args.kernels, progress=arguments.progress()
+        model, args.file, read.inputs, kernels=args.kernels, progress=arguments.progress(args)
     )
     text, values = str(result), result.to_dict()
     if read.labels is not None:
@@ -122,12 +122,12 @@ def _quantize(args: Namespace) -> None:
             raise RewriterError(refusal)
     model = arguments.model(args)
     shapes = data.input_shapes(model)
-    read = data.read(arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels), shapes)
+    source = arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels)
+    read = data.read(source, shapes, lazy=True)
     test = None
     if args.test is not None:
-        found = data.read(
-            arguments.source(args, args.test, data.FOR_VERIFICATION, args.labels), shapes
-        )
+        source = arguments.source(args, args.test, data.FOR_VERIFICATION, args.labels)
+        found = data.read(source, shapes, lazy=True)
         test = (found.inputs, found.labels)
     result = quantize(
         model,
@@ -145,7 +145,7 @@ def _quantize(args: Namespace) -> None:
         float_io=args.float_io,
         allow_float=args.allow_float,
         resume=args.resume,
-        progress=arguments.progress(),
+        progress=arguments.progress(args),
         say=arguments.say(args),
     )
     if args.save_model is not None:
@@ -159,10 +159,8 @@ def _finetune(args: Namespace) -> None:
     arguments.refuse_output(args, saving.MODELS, "A Keras model", args.data, args.teacher)
     with replacing(args.output) as path:
         model = arguments.model(args)
-        read = data.read(
-            arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels),
-            data.input_shapes(model),
-        )
+        source = arguments.source(args, args.data, data.FOR_CALIBRATION, args.labels)
+        read = data.read(source, data.input_shapes(model), lazy=True)
         result = finetune(
             model,
             read.inputs,
@@ -205,7 +203,7 @@ def _sensitivity(args: Namespace) -> None:
         budget_share=args.budget_share,
         recipe=recipe,
         allow_float=args.allow_float,
-        progress=arguments.progress(),
+        progress=arguments.progress(args),
     )
     if args.output is not None and result.recipe is not None:
         write_bytes(args.output, f"{result.recipe.to_json()}\n".encode())
@@ -217,7 +215,7 @@ def _sensitivity(args: Namespace) -> None:
 def _demo(args: Namespace) -> None:
     from rewriter.cli import demo
 
-    demo.run(args.output, epochs=args.epochs, say=lambda text: print(text, flush=True))
+    demo.run(args.output, epochs=args.epochs, say=arguments.say(args))
 
 
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
@@ -234,7 +232,10 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 
 
 def _show(args: Namespace, text: Any, values: dict[str, Any]) -> None:
-    print(json.dumps(values, indent=2) if args.json else text)
+    if args.json:
+        print(json.dumps(values, indent=2))
+    elif not args.quiet:
+        print(text)
 
 
 def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str, float]:
@@ -246,7 +247,8 @@ def _accuracy(model: Any, file: Path, read: data.Data, kernels: str) -> dict[str
             "--labels needs a model with one input and one output. "
             f"Received: {len(model.inputs)} and {len(model.outputs)}."
         )
-    inputs = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    given = next(iter(read.inputs.values())) if isinstance(read.inputs, dict) else read.inputs
+    inputs = np.asarray(given)
     with boundaries.litert(f"The file {str(file)!r}"):
         (scores,) = interpreter.run(file.read_bytes(), [inputs], kernels=kernels, isolated=True)
     found = {"file": scores, "model": model.predict(inputs, verbose=0)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,12 @@ class Data:
     """What was read.
 
     Attributes:
-      inputs: float32 (N, ...), or such arrays by the names of the model's inputs.
+      inputs: float32 (N, ...), or such arrays by the names of the model's inputs; samples that are
+        made when they are asked for, where those were wanted and can be.
       labels: (N,) or (N, ...), or None if none were asked for.
     """
 
-    inputs: np.ndarray | dict[str, np.ndarray]
+    inputs: np.ndarray | samples.Lazy | dict[str, np.ndarray]
     labels: np.ndarray | None = None
 
 
@@ -69,10 +72,11 @@ def input_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
     return {tensor.name.split(":")[0]: tuple(tensor.shape[1:]) for tensor in model.inputs}
 
 
-def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]], lazy: bool = False) -> Data:
     """Read the data for a model whose inputs have these ``shapes`` (see :func:`input_shapes`).
 
-    Whether the arrays fit the model is for ``calibrate`` and ``verify`` to say.
+    Whether the arrays fit the model is for ``calibrate`` and ``verify`` to say. ``lazy``: the
+    images of a folder, and the samples of an ``.npy`` file, are read when they are asked for.
 
     Raises:
       LoadError: if there is no such file or array, or it cannot be read.
@@ -84,12 +88,12 @@ def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
         raise LoadError(f"There is no file or folder {str(path)!r}.")
     with boundaries.data(path):
         if path.is_dir():
-            return _from_images(source, shapes)
+            return _from_images(source, shapes, lazy)
         if datasets.is_records(path):
             return _from_records(source, shapes)
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return _from_array(source, loaded)
+            return _from_array(source, loaded, lazy)
         with loaded:
             return _from_arrays(source, loaded, shapes)
 
@@ -111,16 +115,16 @@ def _from_records(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) 
     return _from_arrays(source, columns, shapes)
 
 
-def _from_array(source: Source, array: np.ndarray) -> Data:
+def _from_array(source: Source, array: np.ndarray, lazy: bool) -> Data:
     for option, value in (("array", source.array), ("labels", source.labels)):
         if value is not None:
             raise LoadError(
                 f"{str(source.path)!r} has one array without a name: --{option} {value} needs an "
                 ".npz file."
             )
-    return Data(
-        _values(source, array, samples.spread(len(_samples(source, array)), source.samples))
-    )
+    kept = samples.spread(len(_samples(source, array)), source.samples)
+    made = samples.Lazy(array.shape, lambda numbers: _values(source, array, numbers)).chosen(kept)
+    return Data(made if lazy else made[:])
 
 
 def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
@@ -196,7 +200,7 @@ def _values(source: Source, array: np.ndarray, chosen: np.ndarray) -> np.ndarray
     return values.astype(np.float32)
 
 
-def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]], lazy: bool) -> Data:
     if source.labels not in (None, FOLDER) or source.array is not None:
         raise LoadError(
             f"{str(source.path)!r} is a folder: --array and --labels NAME need an .npz file; "
@@ -221,9 +225,22 @@ def _from_images(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -
         )
     height, width, channels = (int(d or 0) for d in shape)
     kept = [files[i] for i in samples.spread(len(files), source.samples)]
-    pixels = np.stack([_image(file, (width, height), channels) for file in kept])
-    inputs = _values(source, pixels, np.arange(len(kept)))
-    return Data(inputs, None if source.labels is None else _folders(source.path, kept))
+
+    def decoded(numbers: np.ndarray) -> np.ndarray:
+        values = np.empty((len(numbers), height, width, channels), np.float32)
+
+        def decode(place: int) -> None:
+            pixels = _image(kept[numbers[place]], (width, height), channels)
+            values[place] = _values(source, pixels[None], np.zeros(1, int))[0]
+
+        # Pillow decodes and resizes without holding Python's lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            list(pool.map(decode, range(len(numbers))))
+        return values
+
+    made = samples.Lazy((len(kept), height, width, channels), decoded)
+    labels = None if source.labels is None else _folders(source.path, kept)
+    return Data(made if lazy else made[:], labels)
 
 
 def _folders(path: Path, files: Sequence[Path]) -> np.ndarray:

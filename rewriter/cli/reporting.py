@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from rewriter.checking.verify import Verification
-from rewriter.report import model_explorer
+from rewriter.report import model_explorer, tensorboard
 from rewriter.report import write as writing
 from rewriter.workflow.quantize import Quantized
 
@@ -21,6 +21,8 @@ def check(args: Namespace) -> None:
         writing.check(args.report)
     if args.model_explorer is not None:
         model_explorer.check(args.model_explorer)
+    if args.tensorboard is not None:
+        tensorboard.check(args.tensorboard)
 
 
 def write(args: Namespace, result: Quantized | Verification, labels: Any = None) -> dict[str, Any]:
@@ -43,10 +45,16 @@ def write(args: Namespace, result: Quantized | Verification, labels: Any = None)
     if args.model_explorer is not None:
         verification = result.verification if isinstance(result, Quantized) else result
         model_explorer.write_model_explorer(verification, args.model_explorer)
+    if args.tensorboard is not None:
+        tensorboard.write_tensorboard(result, args.tensorboard)
     return values
 
 
 def shown(args: Namespace) -> str:
     """Lines that say what was written."""
-    written = [("report", args.report), ("overlay for Model Explorer", args.model_explorer)]
+    written = [
+        ("report", args.report),
+        ("overlay for Model Explorer", args.model_explorer),
+        ("summaries for TensorBoard", args.tensorboard),
+    ]
     return "".join(f"\n{what}: {path}" for what, path in written if path is not None)

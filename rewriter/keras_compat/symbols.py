@@ -67,6 +67,11 @@ TENSORFLOW: dict[str, str] = {
     "compat.v1.pad": "pad tensor:x paddings mode name constant_values:value",
     "__operators__.getitem": "item tensor:x slice_spec:key",
     "image.resize": "resize images:x size method preserve_aspect_ratio antialias",
+    "compat.v1.image.resize": "resize_old images:x size method align_corners preserve_aspect_ratio",
+    "compat.v1.image.resize_bilinear": "resize_bilinear images:x size align_corners name "
+    "half_pixel_centers",
+    "compat.v1.image.resize_nearest_neighbor": "resize_nearest images:x size align_corners name "
+    "half_pixel_centers",
     "identity": "identity input:x",
     "stop_gradient": "identity input:x",
     "cast": "cast x",
@@ -114,6 +119,9 @@ TENSORFLOW |= {
     "raw.Transpose": "transpose x axes",
     "raw.Pad": "pad x paddings",
     "raw.PadV2": "pad x paddings value",
+    "raw.MirrorPad": "pad x paddings mode",
+    "raw.ResizeBilinear": "resize_bilinear x size align_corners half_pixel_centers",
+    "raw.ResizeNearestNeighbor": "resize_nearest x size align_corners half_pixel_centers",
     "raw.Identity": "identity x",
     "raw.Relu": "relu x",
     "raw.Relu6": "relu6 x",

@@ -144,6 +144,11 @@ def block(operator: Operator) -> dict[str, Any]:
     return {"blockSize": int(operator.attributes["block_size"])}
 
 
+def mirror(operator: Operator) -> dict[str, Any]:
+    """What MIRROR_PAD does with the pixels of the border: once (reflect) or twice (symmetric)."""
+    return {"mode": getattr(schema.MirrorPadMode, operator.attributes["mode"].upper())}
+
+
 def flag(field: str, attribute: str) -> Values:
     """An attribute as a field of the options; False where it is not there."""
     return lambda operator: {field: bool(operator.attributes.get(attribute, False))}

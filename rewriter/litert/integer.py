@@ -51,6 +51,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "CONCATENATION": integer_spatial.concatenation,
     "PAD": integer_spatial.pad,
     "PADV2": integer_spatial.pad_lowest,
+    "MIRROR_PAD": integer_spatial.mirror_pad,
     "TRANSPOSE": integer_spatial.transpose,
     "STRIDED_SLICE": integer_spatial.strided_slice,
     "RESIZE_NEAREST_NEIGHBOR": integer_resize.resize_nearest_neighbor,

@@ -156,6 +156,12 @@ def pad_lowest(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     return tf.pad(q, operator.attributes["paddings"], constant_values=lowest)
 
 
+def mirror_pad(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``MIRROR_PAD``: with the pixels before the border, in reverse."""
+    require_same(operator.kind, operator.output, *operator.inputs)
+    return tf.pad(q, operator.attributes["paddings"], mode=operator.attributes["mode"].upper())
+
+
 def transpose(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``TRANSPOSE``; ``perm`` includes the batch."""
     require_same(operator.kind, operator.output, *operator.inputs)

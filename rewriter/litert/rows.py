@@ -201,6 +201,13 @@ ROWS: dict[str, Row] = {
     ),
     "PAD": _PAD,
     "PADV2": dataclasses.replace(_PAD, options="PadV2", padded=True),
+    "MIRROR_PAD": Row(
+        "MirrorPad",
+        fields.mirror,
+        fields.ints("paddings"),
+        (Version(3, "2.12.0", fields.wide), Version(2, "2.3.0")),
+        same_grid=True,
+    ),
     "TRANSPOSE": Row(
         "Transpose",
         constants=fields.ints("perm"),

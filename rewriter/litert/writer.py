@@ -193,7 +193,7 @@ class _Writer:
                 f"{reason}. Please report this model."
             )
         shapes = [self._shapes[name] for name in step.inputs]
-        sizes = tuple(int(n or 1) for n in wanted.shape[1:])
+        sizes = tuple(1 if n is None else int(n) for n in wanted.shape[1:])
         self._shapes[step.output] = (_rows(operator, shapes, sizes), *sizes)
         inputs = self._with_constants(step, [self._index[name] for name in step.inputs])
         self._operator(operator, inputs, self._activation(step.output), shapes)

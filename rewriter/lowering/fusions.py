@@ -138,7 +138,7 @@ class _Fusion:
             "RESHAPE",
             operator.inputs,
             operator.output,
-            {"shape": [int(n or 1) for n in target[1:]]},
+            {"shape": [1 if n is None else int(n) for n in target[1:]]},
         )
         return dataclasses.replace(step, operator=reshape)
 

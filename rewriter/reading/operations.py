@@ -91,20 +91,29 @@ def reshape(call: Call, x: Any) -> Operation | None:
     return Operation("reshape", (x,))
 
 
-def resize(x: Any, size: Any, method: str) -> Operation | None:
-    """To ``size`` (height, width) by TensorFlow 2's half-pixel rule; nearest or bilinear."""
-    if method not in ("nearest", "bilinear"):
+def resize(
+    x: Any, size: Any, method: str, aligned: bool = False, centred: bool = True
+) -> Operation | None:
+    """To ``size`` (height, width), nearest or bilinear; by default by TensorFlow 2's rule.
+
+    ``aligned``: the corner pixels of both images lie on each other. ``centred``: pixels have their
+    centres at halves. Neither: TensorFlow 1's rule, corners at 0.
+    """
+    if method not in ("nearest", "bilinear") or None in tuple(size) or (aligned and centred):
         return None
-    return Operation("resize", (x,), {"size": [int(s) for s in size], "method": method})
+    flags = {"align_corners": aligned, "half_pixel_centers": centred}
+    return Operation("resize", (x,), {"size": [int(s) for s in size], "method": method, **flags})
 
 
 def softmax(call: Call, x: Any, axis: Any) -> Operation | None:
     """Over one axis that is not the batch."""
-    rank = len(call.shapes[0])
-    axes = axes_of(-1 if axis is None else axis, rank)
-    if len(axes) != 1 or axes == [0]:
-        return None
-    return Operation("softmax", (x,), {"axis": axes[0]})
+    return along("softmax", call, x, -1 if axis is None else axis)
+
+
+def along(name: str, call: Call, x: Any, axis: Any) -> Operation | None:
+    """An operation over one axis that is not the batch."""
+    axes = axes_of(axis, len(call.shapes[0]))
+    return Operation(name, (x,), {"axis": axes[0]}) if len(axes) == 1 and axes != [0] else None
 
 
 def is_floating(dtype: str) -> bool:

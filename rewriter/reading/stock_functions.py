@@ -18,6 +18,7 @@ from rewriter.reading import contractions, stock_moves
 from rewriter.reading.operations import (
     Operation,
     affine,
+    along,
     axes_of,
     clamp,
     constant,
@@ -159,10 +160,10 @@ def _reduction(name: str) -> Reader:
 
 
 def _unit(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    """Over the last axis, by the root of the sum of squares."""
-    rank = len(call.shapes[0])
-    last = axes_of(arguments.get("axis", -1), rank) == [rank - 1]
-    return Operation("unit", (arguments["x"],)) if last and arguments.get("order", 2) == 2 else None
+    """By the root of the sum of squares."""
+    if arguments.get("order", 2) != 2:
+        return None
+    return along("unit", call, arguments["x"], arguments.get("axis", -1))
 
 
 def _softmax(call: Call, arguments: Mapping[str, Any]) -> Operation | None:

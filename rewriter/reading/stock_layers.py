@@ -14,7 +14,14 @@ from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour
 from rewriter.reading import contractions, layer_norms, stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref
-from rewriter.reading.operations import Operation, affine, axes_of, is_floating, reshape, resize
+from rewriter.reading.operations import (
+    Operation,
+    affine,
+    along,
+    is_floating,
+    reshape,
+    resize,
+)
 from rewriter.reading.stock_activations import Reader
 
 _KERAS_EPSILON = 1e-7
@@ -63,8 +70,7 @@ def _layer_scale(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None
 
 
 def _unit(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
-    rank = len(call.shapes[0])
-    return Operation("unit", x) if axes_of(layer.axis, rank) == [rank - 1] else None
+    return along("unit", call, x[0], layer.axis)
 
 
 def _prelu(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:

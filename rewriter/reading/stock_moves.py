@@ -1,4 +1,4 @@
-"""What functions that only move values about compute, and resizing, as operations."""
+"""What functions that only move values about compute, as operations; with those that resize."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewriter.reading.operations import Operation, constant, reshape, resize
+from rewriter.reading import stock_resizing
+from rewriter.reading.operations import Operation, constant, reshape
 
 if TYPE_CHECKING:
     from rewriter.reading.graph import Call
@@ -60,10 +61,14 @@ def _pad(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     paddings = np.asarray(arguments["paddings"], np.int64)
     mode = str(arguments.get("mode", "constant")).lower()
     lowest = number <= LOWEST
-    if mode != "constant" or not (number == 0 or lowest) or paddings.size not in (1, 2, 2 * rank):
+    if paddings.size not in (1, 2, 2 * rank):
         return None
     pairs = np.broadcast_to(paddings, (rank, 2)).tolist()
     if pairs[0] != [0, 0]:
+        return None
+    if mode in ("reflect", "symmetric"):
+        return Operation("mirror_pad", (arguments["x"],), {"paddings": pairs, "mode": mode})
+    if mode != "constant" or not (number == 0 or lowest):
         return None
     return Operation("pad", (arguments["x"],), {"paddings": pairs, "lowest": lowest})
 
@@ -239,23 +244,6 @@ def _pool(kind: str) -> Reader:
     return reader
 
 
-_PLAIN_RESIZE = (
-    "antialias",
-    "preserve_aspect_ratio",
-    "crop_to_aspect_ratio",
-    "pad_to_aspect_ratio",
-)
-
-
-def _resize(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    if any(arguments.get(key) for key in _PLAIN_RESIZE) or len(call.shapes[0]) != 4:
-        return None
-    if arguments.get("data_format", "channels_last") not in (None, "channels_last"):
-        return None
-    method = str(arguments.get("method", "bilinear")).lower()
-    return resize(arguments["x"], call.shapes[0][1:3], method)
-
-
 READERS: dict[str, Reader] = {
     "reshape": _same_values,
     "transpose": _transpose,
@@ -264,7 +252,7 @@ READERS: dict[str, Reader] = {
     "pad": _pad,
     "split": _split,
     "item": _item,
-    "resize": _resize,
+    **stock_resizing.READERS,
     "unstack": _unstack,
     "take": _take,
     "flip": _flip,

@@ -22,11 +22,18 @@ from rewriter.keras_compat.pure_functions import words
 _SAME = frozenset({"Identity", "StopGradient", "Snapshot", "NoOp", "EnsureShape"})
 
 
-# What may make a constant: the same result whenever it is run.
+# What may make a constant: the same result whenever it is run. Tables of positions, biases of
+# windows and the like are made of variables so.
 _FOLDED = words(
-    """Abs AddV2 Add BroadcastTo Cast ConcatV2 Const Cos Exp ExpandDims Fill Identity Maximum
-    Minimum Mul Neg Pack Pow Range ReadVariableOp RealDiv Relu Reshape Rsqrt Shape Sigmoid Sin
-    Softplus Sqrt Square Squeeze StopGradient StridedSlice Sub Tanh Tile Transpose Unpack"""
+    """Abs AddN AddV2 Add Atan BatchMatMul BatchMatMulV2 BroadcastTo Cast Ceil ClipByValue ConcatV2
+    Const Cos Cumsum Div DivNoNan Einsum Equal Erf Exp ExpandDims Fill Floor FloorDiv FloorMod
+    GatherNd GatherV2 Greater GreaterEqual Identity Less LessEqual LinSpace Log Log1p LogicalAnd
+    LogicalNot LogicalOr MatMul MatrixBandPart Max Maximum Mean Min Minimum MirrorPad Mul Neg
+    NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod Range ReadVariableOp RealDiv Reciprocal Relu
+    Reshape ResizeBicubic ResizeBilinear ResizeNearestNeighbor ReverseV2 Roll Round Rsqrt Select
+    SelectV2 Shape Sigmoid Sign Sin Slice Softmax Softplus Split SplitV Sqrt Square
+    SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tan Tanh Tile Transpose Unpack
+    ZerosLike"""
 )
 
 # Each element of the output is a function of the same element of the inputs.

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from rewriter.checking.training_agreement import LOW_SNR_DB
 from rewriter.report.report import Report
@@ -56,7 +56,7 @@ def summary(report: Report) -> str:
     axis = axes.pop(0)
     axis.set_title("size in KiB", loc="left", fontsize=9)
     values = [(row.bytes or 0) / 1024 for row in sized]
-    _bars(axis, [row.name for row in sized], values, [f"{v:,.4g}" for v in values])
+    _bars(axis, [row.name for row in sized], values, [number(v) for v in values])
     return _svg(figure, "summary")
 
 
@@ -115,6 +115,11 @@ def scales(report: Report) -> str:
     axis.vlines(range(len(rows)), *ends, color=_BLUE, lw=2.0)
     axis.plot([statistics.median(row.scales) for row in rows], "_", color=_ORANGE, ms=6)
     axis.set_yscale("log")
+    if max(ends[1]) < 100 * min(ends[0]):  # too few powers of ten to read it by
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    # Plain text: matplotlib's powers of ten are formulas, which take seconds to set.
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_xlim(-0.5, len(rows) - 0.5)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("kernel, in the order of execution")
@@ -133,12 +138,17 @@ def operators(report: Report) -> str:
         axis = axes.pop(0)
         axis.set_title("microseconds", loc="left", fontsize=9)
         values = [kind.microseconds or 0.0 for kind in kinds]
-        _bars(axis, names, values, [f"{v:,.3g}" for v in values])
+        _bars(axis, names, values, [number(v, 3) for v in values])
     axis = axes.pop(0)
     axis.set_title("KiB of constants", loc="left", fontsize=9)
     values = [kind.bytes / 1024 for kind in kinds]
-    _bars(axis, names, values, [f"{v:,.3g}" for v in values])
+    _bars(axis, names, values, [number(v, 3) for v in values])
     return _svg(figure, "operators")
+
+
+def number(value: float, digits: int = 4) -> str:
+    """So many digits at least; a whole number of more is not written with a power of ten."""
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e12 else f"{value:,.{digits}g}"
 
 
 def _unit(task: str | None) -> tuple[float, str]:

@@ -70,7 +70,7 @@ def _decibels(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.4g}"
+    return "" if value is None else charts.number(value)
 
 
 def _bytes(value: int | None) -> str:

@@ -14,7 +14,8 @@ from rewriter.checking.verify import Evidence
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Tensor
 from rewriter.quantization import phases
-from rewriter.training.histograms import Histogram, Recorder
+from rewriter.training import histograms
+from rewriter.training.histograms import Histogram
 
 BINS = 48  # of a histogram as it is shown
 _ELEMENTS = 50_000_000  # of all tensors and samples: what takes a few seconds to count
@@ -128,28 +129,32 @@ def _values(lowered: Lowered, inputs: tuple[np.ndarray, ...]) -> dict[str, Value
 class _Counter:
     def __init__(self, tensor: Tensor):
         self._grid = tensor.quantization
-        self._recorder = Recorder()
+        self._histogram = histograms.of_array(np.zeros(0, np.float32))
         self.total = self._below = self._above = 0
         self._minimum, self._maximum = math.inf, -math.inf
 
     def add(self, values: tf.Tensor) -> None:
-        finite = tf.math.is_finite(values)
-        if not bool(tf.reduce_all(finite)):
-            values = tf.boolean_mask(values, finite)
-        if not int(tf.size(values)):
-            return
-        self.total += int(tf.size(values))
-        self._recorder.record(values)
-        self._minimum = min(self._minimum, float(tf.reduce_min(values)))
-        self._maximum = max(self._maximum, float(tf.reduce_max(values)))
+        array = np.asarray(values)
+        smallest, largest = (float(f(array)) if array.size else math.nan for f in (np.min, np.max))
+        if not math.isfinite(smallest + largest):  # NaN where any value is
+            array = array[np.isfinite(array)]
+            if not array.size:
+                return
+            smallest, largest = float(array.min()), float(array.max())
+        self.total += array.size
+        self._histogram = self._histogram.merged(histograms.of_array(array))
+        self._minimum = min(self._minimum, smallest)
+        self._maximum = max(self._maximum, largest)
         if self._grid is not None:
             low, high = self._grid.range
             half = self._grid.scale / 2
-            self._below += int(tf.math.count_nonzero(values < low - half))
-            self._above += int(tf.math.count_nonzero(values > high + half))
+            # Counted only where there is something: the extremes are known by now.
+            if smallest < low - half:
+                self._below += int(np.count_nonzero(array < np.float32(low - half)))
+            if largest > high + half:
+                self._above += int(np.count_nonzero(array > np.float32(high + half)))
 
     def values(self, samples: int) -> Values:
-        histogram = self._recorder.histogram()
         low, high = (0.0, 0.0) if self._grid is None else self._grid.range
         first, last = min(self._minimum, low), max(self._maximum, high)
         if first == last:
@@ -160,10 +165,10 @@ class _Counter:
             self._maximum,
             self._below / self.total,
             self._above / self.total,
-            histogram.zeros / self.total,
+            self._histogram.zeros / self.total,
             first,
             last,
-            _shown(histogram, first, last),
+            _shown(self._histogram, first, last),
         )
 
 

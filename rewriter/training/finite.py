@@ -19,7 +19,17 @@ from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Opaque
 
-_WAYS_ON = ("identity", "reshape", "transpose", "slice", "split", "concatenate", "pad", "clamp")
+_WAYS_ON = (
+    "identity",
+    "reshape",
+    "transpose",
+    "slice",
+    "split",
+    "concatenate",
+    "pad",
+    "clamp",
+    "mirror_pad",
+)
 
 
 def check_inputs(model: Any, inputs: Sequence[Any], start: int) -> None:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 BINS = 4096  # of each sign: at least 2048 of them up to the largest magnitude
 _LOWEST = -126  # exponent of the narrowest bins
+_BLOCK = 1 << 16  # values that are counted at a time outside of a graph
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,27 @@ class Histogram:
         exponent = max(self.exponent, other.exponent)
         counts = self.coarsened(exponent).counts + other.coarsened(exponent).counts
         return Histogram(exponent, counts, self.zeros + other.zeros)
+
+
+def of_array(values: np.ndarray) -> Histogram:
+    """What :class:`Recorder` counts of finite values, float32 of any shape, outside of a graph.
+
+    Where nothing has to be traced, this is several times as fast: a block at a time stays in the
+    processor's cache.
+    """
+    flat = values.reshape(-1)
+    counts = np.zeros(2 * BINS, np.int64)
+    if not flat.size:
+        return Histogram(_LOWEST, counts, 0)
+    exponent = max(_LOWEST, int(_exponent(max(float(flat.max()), -float(flat.min())))))
+    factor = np.float32(2.0**-exponent)
+    zeros = 0
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        places = np.floor(block * factor).astype(np.int32) + BINS
+        counts += np.bincount(np.clip(places, 0, 2 * BINS - 1), minlength=2 * BINS)
+        zeros += block.size - int(np.count_nonzero(block))
+    return Histogram(exponent, counts, zeros)
 
 
 class Recorder:

@@ -12,8 +12,10 @@ import numpy as np
 
 from rewriter import keras_compat
 from rewriter.checking import interpreter
+from rewriter.errors import RewriterError
 from rewriter.export import export_tflite
 from rewriter.files.replacing import replacing, write_bytes
+from rewriter.workflow import samples
 from rewriter.workflow.tasks import Task
 
 _STATE, _LAST, _BEST = "state.json", "last.keras", "best.keras"
@@ -43,19 +45,31 @@ class Progress:
     Args:
       folder: where it is kept, made if it is not there; None: nowhere.
       load: reads a model that was saved there.
+      of: what the run is of, as text: another one's epochs are not gone on from.
     """
 
-    def __init__(self, folder: Path | None, load: Callable[[Path], Any]):
+    def __init__(self, folder: Path | None, load: Callable[[Path], Any], of: str):
         self.folder = folder
         self._load = load
+        self._of = of
         self.epochs = 0
         self.best: float | None = None
 
     def read(self) -> bool:
-        """Whether something is there to go on from; then ``epochs`` and ``best`` are from there."""
+        """Whether something is there to go on from; then ``epochs`` and ``best`` are from there.
+
+        Raises:
+          RewriterError: it is of another run.
+        """
         if self.folder is None or not (self.folder / _STATE).is_file():
             return False
         state = json.loads((self.folder / _STATE).read_text())
+        if state.get("of") != self._of:
+            raise RewriterError(
+                f"{str(self.folder)!r} holds the epochs of another run: its model, data, recipe, "
+                "learning rate or batch size is not this one's. Give another folder, or remove it "
+                "to begin anew."
+            )
         self.epochs, self.best = int(state["epochs"]), float(state["best"])
         return True
 
@@ -74,7 +88,7 @@ class Progress:
             with replacing(self.folder / name) as path:
                 model.save(path)
         # Last: what it speaks of is there by then.
-        state = {"epochs": self.epochs, "best": self.best}
+        state = {"epochs": self.epochs, "best": self.best, "of": self._of}
         write_bytes(self.folder / _STATE, json.dumps(state).encode())
 
     def done(self, epochs: int) -> None:
@@ -144,12 +158,21 @@ def fine_tune(
         best = judge(0, None)
     try:
         for epoch in range(kept.epochs + 1, epochs + 1):
-            seen = qat.fit(x, task.labels, batch_size=batch_size, epochs=1, verbose=0)
+            seen = _fit(qat, x, task.labels, batch_size, seed=epoch)
             best = judge(epoch, float(seen.history["loss"][-1]))
     except KeyboardInterrupt:
         say(f"interrupted: the best of {kept.epochs} epochs is taken")
     qat.set_weights(best)
     return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name)
+
+
+def _fit(qat: Any, x: Any, labels: np.ndarray, batch_size: int, seed: int) -> Any:
+    values = list(x) if isinstance(x, (list, tuple)) else [x]
+    if any(isinstance(each, samples.Lazy) for each in values):
+        keras = keras_compat.flavour_of(qat).keras
+        made = samples.batches(keras, values, labels, batch_size, seed)
+        return qat.fit(made, epochs=1, verbose=0, shuffle=False)
+    return qat.fit(x, labels, batch_size=batch_size, epochs=1, verbose=0)
 
 
 def file_score(
@@ -179,7 +202,9 @@ def run_file(path: Path, x: Any) -> np.ndarray:
     """
     runner = interpreter.Runner(path.read_bytes(), isolated=True)
     try:
-        stored = runner.run(list(x) if isinstance(x, (list, tuple)) else [x]).outputs[0]
+        values = list(x) if isinstance(x, (list, tuple)) else [x]
+        parts = [runner.run(chunk).outputs[0] for chunk in samples.chunks(values)]
+        stored = parts[0] if len(parts) == 1 else np.concatenate(parts)
         quantization = runner.quantization(runner.file.outputs[0])
     finally:
         runner.close()

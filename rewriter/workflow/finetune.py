@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rewriter import keras_compat
-from rewriter.errors import RewriterError
+from rewriter.errors import RewriterError, RewriterWarning
+from rewriter.keras_compat.variables import read as read_variable
 from rewriter.reading.load import load_model
 from rewriter.training.schedule import freeze_batch_norm
 from rewriter.workflow import tasks
 from rewriter.workflow.fine_tuning import Epochs, Progress, fine_tune
-from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split
+from rewriter.workflow.samples import check_enough, chosen, inputs_of, packed, predicted, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +138,10 @@ def train(
       the caller to remove when its output is there.
     """
     rows, held = split(len(x[0]))
+    _warn_of_missing_classes(aim, aim.labels[rows])
     resume = training.resume
-    kept = Progress(None if resume is None else Path(resume), load_model)
+    of = "" if resume is None else _run(qat, aim, training)
+    kept = Progress(None if resume is None else Path(resume), load_model, of)
     if kept.read():
         qat = kept.model()
         training.say(f"going on after epoch {kept.epochs}")
@@ -142,8 +149,8 @@ def train(
     tuning = fine_tune(
         qat,
         dataclasses.replace(aim, labels=aim.labels[rows]),
-        packed([values[rows] for values in x]),
-        (packed([values[held] for values in x]), aim.labels[held]),
+        packed([chosen(values, rows) for values in x]),
+        (packed([chosen(values, held) for values in x]), aim.labels[held]),
         epochs=training.epochs,
         learning_rate=training.learning_rate,
         batch_size=training.batch_size,
@@ -152,3 +159,31 @@ def train(
         say=training.say,
     )
     return qat, tuning, kept
+
+
+def _warn_of_missing_classes(aim: tasks.Task, labels: np.ndarray) -> None:
+    """Training on some of the classes unlearns the others, and what is held out cannot show it."""
+    seen = len(np.unique(labels))
+    if seen < aim.count:
+        warnings.warn(
+            f"The labels to train on have {seen} of the model's {aim.count} classes: training "
+            "unlearns the others, which samples held out of the same data do not show. Take data "
+            "with all of them, or train towards the trained model's outputs (quantize --distill, "
+            "distill=True; finetune --teacher), or not at all (epochs 0).",
+            RewriterWarning,
+            stacklevel=4,
+        )
+
+
+def _run(qat: Any, aim: tasks.Task, training: Training) -> str:
+    """What tells one run from another: the model, what it is trained for, and how."""
+    digest = hashlib.sha256(qat.to_json().encode())
+    for variable in qat.trainable_variables:
+        value = np.asarray(read_variable(variable))
+        if value.ndim > 1:  # ranges, which are measured, may differ in their last bits
+            digest.update(value.tobytes())
+    digest.update(f"{aim.name} {aim.labels.shape}".encode())
+    if aim.labels.dtype.kind in "iub":
+        digest.update(np.ascontiguousarray(aim.labels).tobytes())
+    digest.update(f"{training.learning_rate} {training.batch_size}".encode())
+    return digest.hexdigest()

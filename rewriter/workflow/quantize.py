@@ -22,7 +22,15 @@ from rewriter.training.calibrate import calibrate
 from rewriter.workflow import tasks
 from rewriter.workflow.fine_tuning import Epochs, run_file
 from rewriter.workflow.finetune import Training, train
-from rewriter.workflow.samples import check_enough, inputs_of, packed, predicted, split, spread
+from rewriter.workflow.samples import (
+    check_enough,
+    chosen,
+    inputs_of,
+    packed,
+    predicted,
+    split,
+    spread,
+)
 
 _VERIFIED = 256  # samples
 
@@ -156,6 +164,7 @@ def quantize(
     say(str(planned))
     qat = rewrite(model, recipe)
     sample = spread(count, calibration_samples)
+    say(f"calibrating on {len(sample)} of {count} samples")
     calibrate(qat, packed([values[sample] for values in x]), method=method, progress=progress)
     task, outputs = None, None
     if labels is not None or epochs:
@@ -167,15 +176,18 @@ def quantize(
         aim = task if task is not None and not distill else tasks.imitation(outputs)
         training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
         qat, tuning, kept = train(qat, aim, x, training)
+    say(f"exporting to {output}")
     report = export_tflite(
         qat, output, float_io=float_io, allow_float=allow_float, batch_size=file_batch
     )
     test_x, test_labels = _test(model, task, test, x, held)
     few = [values[:_VERIFIED] for values in test_x]
+    say(f"verifying on {len(few[0])} samples")
     verification = verify(qat, output, packed(few), progress=progress)
     found: dict[str, float] = {}
     tested: tasks.Tested | None = None
     if task is not None and test_labels is not None:
+        say(f"scoring on {len(test_x[0])} samples")
         said = {
             "float model": predicted(model, test_x),
             "quantized model": predicted(qat, test_x),
@@ -212,7 +224,7 @@ def _test(
     """The samples to report on, with their labels in the task's form."""
     if test is None:
         places = held if len(held) else np.arange(len(x[0]))
-        return [v[places] for v in x], None if task is None else task.labels[places]
+        return [chosen(v, places) for v in x], None if task is None else task.labels[places]
     inputs = inputs_of(model, test[0])
     if task is None or test[1] is None:
         return inputs, None

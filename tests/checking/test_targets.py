@@ -15,6 +15,7 @@ from builders import keras_of
 from rewriter import Recipe
 from rewriter.checking import targets
 from rewriter.errors import ExportError, VerificationError
+from rewriter.litert import flatbuffer
 
 PER_TENSOR_DENSE = Recipe(layers=[{"kind": "Dense", "per_tensor": True}])
 
@@ -85,6 +86,71 @@ def test_what_breaks_none(files, target):
     found = rewriter.check(files[name], target)
     assert not found.findings, str(found)
     assert "nothing in it is against the rules" in str(found)
+
+
+def rules(target):
+    """The rules that a row has: the file that breaks each, and what is said of it."""
+    row = targets.TARGETS[target]
+    if set(row.narrow) < {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}:
+        yield "int4", "8 bits are taken"
+    if "FULLY_CONNECTED" not in row.channels:
+        yield "int8", "one is safe"
+    if "CONV_2D" not in row.channels:
+        yield "per-tensor dense", "one is safe"
+    if "INT16" not in row.activations or row.eight:
+        yield "16 bits", "INT16, taken are"
+    if "UINT8" not in row.activations:
+        yield "uint8", "UINT8, taken are"
+    if not row.floating:
+        yield "float border", "computed in float"
+    if row.static:
+        yield "any batch", "size may change"
+    if row.batch:
+        yield "four samples", "one is taken"
+    if row.rank is not None:
+        yield "many axes", f"axes, {row.rank} are taken"
+    for kind, version in row.versions.items():
+        yield f"new {kind}", f"known up to {version}"
+
+
+@pytest.fixture(scope="module")
+def edited(files):
+    """Files that we do not write ourselves: another's type, rank and versions put into one of ours."""
+    content = files["per-tensor dense"].read_bytes()
+    made = dict(files)
+
+    def save(name, model):
+        made[name] = files["int8"].with_name(f"{name}.tflite")
+        made[name].write_bytes(flatbuffer.pack(model))
+
+    model = flatbuffer.unpack(content)
+    graph = model.subgraphs[0]
+    last = graph.operators[-1].outputs[0]
+    graph.tensors[last].type = flatbuffer.schema.TensorType.UINT8
+    save("uint8", model)
+    model = flatbuffer.unpack(content)
+    tensor = model.subgraphs[0].tensors[last]
+    tensor.shape = [1, 1, 1, 1, *tensor.shape]
+    save("many axes", model)
+    for kind in ("CONV_2D", "TRANSPOSE_CONV", "QUANTIZE"):
+        model = flatbuffer.unpack(content)
+        for code in model.operatorCodes:
+            code.version = 99
+        # A convolution, which has as many operands as the others.
+        code = model.operatorCodes[model.subgraphs[0].operators[0].opcodeIndex]
+        code.builtinCode = getattr(flatbuffer.schema.BuiltinOperator, kind)
+        code.deprecatedBuiltinCode = code.builtinCode
+        save(f"new {kind}", model)
+    return made
+
+
+@pytest.mark.parametrize("target", targets.TARGETS)
+def test_each_rule_has_a_file_that_breaks_it(edited, target):
+    broken = list(rules(target))
+    for name, reason in broken:
+        found = rewriter.check(edited[name], target)
+        assert any(reason in finding.reason for finding in found.findings), (name, str(found))
+    assert broken or target == "xnnpack"
 
 
 def test_versions_and_ranks(files):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rewriter.cli.data import FOR_CALIBRATION, FOR_VERIFICATION, Source, read
 from rewriter.errors import LoadError
+from rewriter.workflow import samples
 
 ONE = {"image": (4, 6, 3)}
 
@@ -133,3 +134,28 @@ def test_bad_requests(tmp_path: Path) -> None:
     for bad, shapes, message in cases:
         with pytest.raises(LoadError, match=message):
             read(bad, shapes)
+
+
+def test_lazy_samples_are_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        folder = tmp_path / "images" / f"class {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    np.save(tmp_path / "data.npy", rng.normal(size=(7, 4, 6, 3)))
+    for name, labels in (("images", "folder"), ("data.npy", None)):
+        source = Source(tmp_path / name, labels=labels, scale=1 / 255, offset=-1, samples=6)
+        whole, lazy = read(source, ONE), read(source, ONE, lazy=True)
+        assert isinstance(whole.inputs, np.ndarray) and isinstance(lazy.inputs, samples.Lazy)
+        assert lazy.inputs.shape == whole.inputs.shape == (6, 4, 6, 3)
+        np.testing.assert_array_equal(np.asarray(lazy.inputs), whole.inputs)
+        np.testing.assert_array_equal(lazy.inputs[1:3], whole.inputs[1:3])
+        places = np.array([5, 0, 3])
+        np.testing.assert_array_equal(samples.chosen(lazy.inputs, places)[1:], whole.inputs[[0, 3]])
+        if labels:
+            np.testing.assert_array_equal(lazy.labels, whole.labels)
+    (folder / "6.png").write_bytes(b"no image")
+    damaged = read(Source(tmp_path / "images"), ONE, lazy=True).inputs
+    with pytest.raises(LoadError, match="images"):
+        damaged[:]

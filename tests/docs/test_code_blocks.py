@@ -24,6 +24,13 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _ELSEWHERE = re.compile(r"python3\.11 -m venv|pip install|\.ci/|python benchmarks/|mkdocs ")
 
 
+# Of each notebook: what training with quantization emulated must be better than, and its name.
+SHARES = {
+    "four_bits": ("w4.tflite", "w4_tuned.tflite"),
+    "frozen_backbone": ("calibrated", "fine-tuned"),
+}
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of the page's blocks."""
     return [(match[1], match[2]) for match in _BLOCK.finditer(page.read_text())]
@@ -83,7 +90,8 @@ def test_notebooks(page: Path, folder: Path) -> None:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), f"{page.name}, cell {number}", "exec"), values)
             assert cell["outputs"] or number < 3, f"{page.name}: cell {number} has not been run"
-    assert values["shares"]["w4_tuned.tflite"] > values["shares"]["w4.tflite"]
+    calibrated, tuned = SHARES[page.stem]
+    assert values["shares"][tuned] > values["shares"][calibrated]
 
 
 def _run(line: str, place: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,11 @@ from rewriter import keras_compat
 from rewriter.lifting import lift
 
 FLAVOURS = {f.name: f for f in (keras_compat.TF_KERAS, keras_compat.KERAS3) if f}
-_SIDES = {"InceptionV3": 75, "Xception": 71}
+_SIDES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 _NAMES = ("MobileNetV2", "MobileNetV3Small", "ResNet50", "EfficientNetB0", "EfficientNetV2B0",
           "DenseNet121", "InceptionV3", "Xception", "NASNetMobile", "ConvNeXtTiny", "MobileNet",
-          "ResNet50V2", "VGG16", "RegNetX002", "ResNetRS50")  # fmt: skip
+          "ResNet50V2", "VGG16", "RegNetX002", "ResNetRS50", "InceptionResNetV2", "VGG19",
+          "MobileNetV3Large", "EfficientNetV2S", "ResNet101")  # fmt: skip
 _CORE = {
     ("MobileNetV2", "keras", "export", "keras"),
     ("MobileNetV2", "tf_keras", "module", "keras"),

@@ -15,6 +15,7 @@ import subprocess
 import markupsafe
 import numpy as np
 import pytest
+import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 from sklearn.metrics import confusion_matrix
 
@@ -284,3 +285,23 @@ def test_another_file_is_not_replaced(option, name, tmp_path, capsys):
     assert main([*command, option, f"{tmp_path}/{name}"]) == 1
     assert "is not replaced" in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_summaries_for_tensorboard(run, tmp_path):
+    rewriter.write_tensorboard(run.result, tmp_path / "logs")
+    (file,) = (tmp_path / "logs").iterdir()
+    found = collections.defaultdict(list)
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            found[value.tag].append((event.step, tf.make_ndarray(value.tensor)))
+    assert [step for step, _ in found["epoch/score"]] == [0, 1, 2]
+    np.testing.assert_allclose([v for _, v in found["epoch/score"]], run.result.epochs, rtol=1e-6)
+    assert [step for step, _ in found["epoch/loss"]] == [1, 2]
+    expected = [t.snr_db for t in run.result.verification.training.tensors]
+    for (_, value), snr in zip(found["signal_to_noise_db"], expected, strict=True):
+        assert value == pytest.approx(200.0 if np.isinf(snr) else snr, rel=1e-6)
+    assert found["score/file"][0][1] == pytest.approx(run.result.scores["file"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RewriterError, match="go into a folder"):
+        rewriter.write_tensorboard(run.result, tmp_path / "file")

@@ -176,6 +176,11 @@ both_ways("max", lambda x, y: tf.reduce_max(x, [1, 2]), lambda o, x, y: o.max(x,
 both_ways("concat", lambda x, y: tf.concat([y, x], 2), lambda o, x, y: o.concatenate([y, x], 2))
 both_ways("stack", lambda x, y: tf.stack([x, y], 1), lambda o, x, y: o.stack([x, y], 1), "line")
 both_ways("split", lambda x, y: tf.split(x, 2, -1)[1], lambda o, x, y: o.split(x, 2, -1)[1])
+both_ways(
+    "split_empty",
+    lambda x, y: tf.concat(tf.split(x, [2, 0, x.shape[-1] - 2], -1), -1),
+    lambda o, x, y: o.concatenate(o.split(x, [2, 2], -1), -1),
+)
 both_ways("split_all", lambda x, y: tf.multiply(*tf.split(x, 2, 1)),
           lambda o, x, y: o.multiply(*o.split(x, 2, 1)))  # fmt: skip
 both_ways("transpose", lambda x, y: tf.transpose(x, [0, 3, 1, 2]),
@@ -192,6 +197,18 @@ both_ways(
 )
 both_ways("resize_nearest", lambda x, y: tf.image.resize(x, (9, 5), "nearest"),
           lambda o, x, y: o.image.resize(x, (9, 5), "nearest"))  # fmt: skip
+for _mode in ("reflect", "symmetric"):
+    both_ways(f"pad_{_mode}", lambda x, y, m=_mode: tf.pad(x, [[0, 0], [2, 1], [0, 2], [0, 0]], m),
+              lambda o, x, y, m=_mode: o.pad(x, [[0, 0], [2, 1], [0, 2], [0, 0]], m))  # fmt: skip
+    case(f"pad_{_mode}_Lambda", lambda k, x, y, m=_mode: k.layers.Lambda(
+        lambda t: tf.pad(t, [[0, 0], [2, 1], [0, 2], [0, 0]], m))(x))  # fmt: skip
+for _aligned in (False, True):
+    for _method in ("bilinear", "nearest_neighbor"):
+        case(f"resize_{_method}_{_aligned}", lambda k, x, y, m=_method, a=_aligned:
+             k.layers.Lambda(lambda t: getattr(tf.compat.v1.image, f"resize_{m}")(
+                 t, (9, 13), align_corners=a))(x))  # fmt: skip
+case("tf_resize_aligned", lambda k, x, y: tf.compat.v1.image.resize(
+    x, (9, 13), method="bilinear", align_corners=True), only="tf_keras")  # fmt: skip
 both_ways("cast", lambda x, y: tf.cast(x, "float32") + 1, lambda o, x, y: o.cast(x, "float32") + 1)
 both_ways("min", lambda x, y: tf.reduce_min(x, [1, 2]), lambda o, x, y: o.min(x, [1, 2]))
 both_ways("abs", lambda x, y: tf.abs(x), lambda o, x, y: o.abs(x))
@@ -200,6 +217,8 @@ both_ways(
     "log", lambda x, y: tf.math.log(tf.nn.relu(x) + 1.0), lambda o, x, y: o.log(o.relu(x) + 1.0)
 )
 both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
+both_ways("unit_rows", lambda x, y: tf.nn.l2_normalize(x, -2), lambda o, x, y: o.normalize(x, 2))
+case("UnitNormalization_rows", lambda k, x, y: k.layers.UnitNormalization(1)(x))
 case("tf_squared_difference", lambda k, x, y: tf.math.squared_difference(x, y), only="tf_keras")
 both_ways("unstack", lambda x, y: tf.unstack(x, axis=2)[1], lambda o, x, y: o.unstack(x, axis=2)[1])
 both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(x, [1, 2, 1, 3]))
@@ -339,6 +358,16 @@ case("layer_shift", lambda k, x, y: _user_layer(k, lambda t, v: t - v, (4,))(x))
 case("layer_affine", lambda k, x, y: _user_layer(k, lambda t, v: t * v[0] + v[1], (2, 4))(x))
 case("layer_twice", lambda k, x, y: _user_layer(k, lambda t, v: (t * v + 1) * 0.5, (4,))(x))
 case("position", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (1, 10, 4))(x), "line")
+_PLACES = np.random.default_rng(0).integers(0, 12, (6, 8))
+_WAVES = np.random.default_rng(1).normal(size=(6, 8, 5)).astype(np.float32)
+case("position_gathered", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + k.ops.take(v, _PLACES, axis=0), (12, 4))(x), only="keras")  # fmt: skip
+case("tf_position_gathered", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + tf.gather(v, _PLACES), (12, 4))(x), only="tf_keras")  # fmt: skip
+case("position_projected", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + k.ops.matmul(_WAVES, v), (5, 4))(x), only="keras")  # fmt: skip
+case("tf_position_projected", lambda k, x, y: _user_layer(
+    k, lambda t, v: t + tf.einsum("hwa,ac->hwc", _WAVES, v), (5, 4))(x), only="tf_keras")  # fmt: skip
 case("position_image", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (6, 8, 4))(x))
 
 # Pooling, reductions and moves

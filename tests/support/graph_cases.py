@@ -456,7 +456,9 @@ INTEGERS = {"relu", "relu6", "relu6 by hand", "clip", "leaky relu", "leaky relu 
             "square", "sum", "mean", "mean, kept", "mean of channels", "max", "concat", "stack",
             "split", "sliced", "tf.slice", "index", "new axis", "ellipsis", "transpose", "pad",
             "resize", "resize, odd", "prelu", "squeeze and excite", "shuffled",
-            "convolution through the batch", "depthwise dilated", "dense of images"}  # fmt: skip
+            "convolution through the batch", "depthwise dilated", "dense of images", "abs", "gather",
+            "depth to space", "space to depth", "tile", "mirror", "reflected", "resize, aligned",
+            "resize, computed"}  # fmt: skip
 
 
 def write(case: Case, path: Path, batch: int | None = None) -> Callable[[np.ndarray], np.ndarray]:

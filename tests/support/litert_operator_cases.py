@@ -286,6 +286,13 @@ CASES |= {
     "transpose": _same("TRANSPOSE", perm=[0, 3, 1, 2]),
     "transpose_rank_5": _same("TRANSPOSE", ((3, 6, 5, 8),), perm=[0, 4, 1, 3, 2]),
     "transpose_rank_6": _same("TRANSPOSE", ((3, 6, 2, 5, 8),), perm=[0, 5, 1, 3, 2, 4]),
+    "mirror_pad": _same("MIRROR_PAD", paddings=[[0, 0], [3, 2], [0, 1], [0, 0]], mode="reflect"),
+    "mirror_pad_twice": _same(
+        "MIRROR_PAD", paddings=[[0, 0], [1, 2], [2, 3], [1, 0]], mode="symmetric"
+    ),
+    "mirror_pad_rank_3": _same(
+        "MIRROR_PAD", ((7, 4),), paddings=[[0, 0], [2, 1], [0, 0]], mode="reflect"
+    ),
     "pad_rank_5": _same("PAD", ((3, 4, 5, 8),), paddings=[[0, 0], [1, 2], [0, 1], [2, 0], [0, 0]]),
     "slice_rank_5": _same(
         "STRIDED_SLICE", ((3, 4, 5, 8),), begin=[0, 1, 2, 0, 0], end=[0, 3, 4, 4, 0],

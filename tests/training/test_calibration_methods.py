@@ -12,7 +12,7 @@ import rewriter
 from residuals import X, ranges
 from rewriter.errors import CalibrationError, RecipeError
 from rewriter.quantization.quantizers import CALIBRATIONS
-from rewriter.training import range_methods
+from rewriter.training import histograms, range_methods
 from rewriter.training.histograms import BINS, Histogram, Recorder
 
 keras, qat = residuals.keras, residuals.qat
@@ -66,6 +66,18 @@ def test_neither_order_nor_batches_nor_workers_matter():
 def test_odd_values(values):
     histogram = recorded(np.asarray(values, np.float32))
     assert histogram.total == len(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [sample(4, 200_000).reshape(2, -1), np.zeros(5), [2.0**100, -1.0], [1e-30], [-1.0]],
+    ids=np.shape,
+)
+def test_outside_of_a_graph_the_same_is_counted(values):
+    values = np.asarray(values, np.float32)
+    histogram, expected = histograms.of_array(values), recorded(values)
+    assert (histogram.exponent, histogram.zeros) == (expected.exponent, expected.zeros)
+    np.testing.assert_array_equal(histogram.counts, expected.counts)
 
 
 # Methods, each against its definition on the values themselves

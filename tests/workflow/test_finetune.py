@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import commands
 import rewriter
 from rewriter.checking import interpreter
 from rewriter.cli import demo
-from rewriter.errors import RewriterError
+from rewriter.errors import RewriterError, RewriterWarning
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +94,16 @@ def test_labels_and_a_teacher_exclude_each_other(data):
         rewriter.finetune(
             coarse(data), data.x_train, data.y_train, teacher=rewriter.load_model(demo.MODEL)
         )
+
+
+def test_classes_that_are_not_trained_on_are_said(tmp_path):
+    data = demo.digits()
+    some = data.y_train < 4
+    model = rewriter.load_model(demo.MODEL)
+    options = {"output": tmp_path / "m.tflite", "epochs": 1, "progress": False}
+    x, y = data.x_train[some][:40], data.y_train[some][:40]
+    with pytest.warns(RewriterWarning, match="4 of the model's 10 classes.*--distill"):
+        rewriter.quantize(model, x, y, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RewriterWarning)
+        rewriter.quantize(model, x, y, distill=True, **options)

@@ -39,17 +39,21 @@ def _fixed(kind: str, limits: tuple[float, float]) -> Row:
     return row
 
 
-def _softmax(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    """Over the last axis; another one is brought there and back."""
-    (value,) = x
-    rank, axis = len(value.shape), operation.options["axis"]
-    grid = folding.activation_quantization(*grids.UNIT_RANGE)
-    perm = list(range(rank))
-    perm[axis], perm[-1] = perm[-1], perm[axis]
-    if axis != rank - 1:
-        value = _transposed(low, call, value, perm)
-    value = low.apply("SOFTMAX", call, [value], value.shape, quantization=grid)
-    return value if axis == rank - 1 else _transposed(low, call, value, perm)
+def _along(kind: str, ends: tuple[float, float]) -> Row:
+    """Over the last axis, on a prescribed grid; another axis is brought there and back."""
+
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+        (value,) = x
+        rank, axis = len(value.shape), operation.options["axis"]
+        grid = folding.activation_quantization(*ends)
+        perm = list(range(rank))
+        perm[axis], perm[-1] = perm[-1], perm[axis]
+        if axis != rank - 1:
+            value = _transposed(low, call, value, perm)
+        value = low.apply(kind, call, [value], value.shape, quantization=grid)
+        return value if axis == rank - 1 else _transposed(low, call, value, perm)
+
+    return row
 
 
 def _transposed(low: ProgramBuilder, call: Call, x: Value, perm: list[int]) -> Value:
@@ -102,12 +106,12 @@ ROWS: dict[str, Row] = {
     "clamp": _clamp,
     "sigmoid": _fixed("LOGISTIC", grids.UNIT_RANGE),
     "tanh": _fixed("TANH", grids.TANH_RANGE),
-    "softmax": _softmax,
+    "softmax": _along("SOFTMAX", grids.UNIT_RANGE),
     "elu": _table("ELU"),
     "abs": _table("ABS"),
     "exp": _table("EXP"),
     "log": _table("LOG"),
-    "unit": _fixed("L2_NORMALIZATION", grids.TANH_RANGE),
+    "unit": _along("L2_NORMALIZATION", grids.TANH_RANGE),
     "gelu": _table("GELU", "approximate"),
     "hard_silu": _table("HARD_SWISH"),
     "leaky_relu": _leaky_relu,

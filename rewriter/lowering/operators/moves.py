@@ -16,7 +16,8 @@ Range = tuple[int, int, int]
 def _concatenate(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> Value:
-    return low.apply("CONCATENATION", call, x, axis=operation.options["axis"])
+    filled = [value for value in x if 0 not in value.shape[1:]]  # the kernel takes no empty ones
+    return low.apply("CONCATENATION", call, filled or x, axis=operation.options["axis"])
 
 
 def _stack(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
@@ -36,6 +37,10 @@ def _transpose(low: ProgramBuilder, call: Call, operation: Operation, x: Sequenc
 def _pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     kind = "PADV2" if operation.options.get("lowest") else "PAD"
     return low.apply(kind, call, x, paddings=operation.options["paddings"])
+
+
+def _mirror_pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return low.apply("MIRROR_PAD", call, x, **operation.options)
 
 
 def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) -> Value:
@@ -75,17 +80,32 @@ def _split(
     return parts
 
 
-def _resized(low: ProgramBuilder, call: Call, x: Value, size: Sequence[int], kind: str) -> Value:
+def _resized(
+    low: ProgramBuilder,
+    call: Call,
+    x: Value,
+    size: Sequence[int],
+    kind: str,
+    align_corners: bool = False,
+    half_pixel_centers: bool = True,
+) -> Value:
     shape = (None, *size, x.shape[-1])
     return low.apply(
-        kind, call, [x], shape, size=list(size), align_corners=False, half_pixel_centers=True
+        kind,
+        call,
+        [x],
+        shape,
+        size=list(size),
+        align_corners=align_corners,
+        half_pixel_centers=half_pixel_centers,
     )
 
 
 def _resize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     bilinear = operation.options["method"] == "bilinear"
     kind = "RESIZE_BILINEAR" if bilinear else "RESIZE_NEAREST_NEIGHBOR"
-    return _resized(low, call, x[0], operation.options["size"], kind)
+    flags = {key: operation.options[key] for key in ("align_corners", "half_pixel_centers")}
+    return _resized(low, call, x[0], operation.options["size"], kind, **flags)
 
 
 def _upsample(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
@@ -174,6 +194,7 @@ ROWS: dict[str, Row] = {
     "reshape": _reshape,
     "transpose": _transpose,
     "pad": _pad,
+    "mirror_pad": _mirror_pad,
     "slice": _slice,
     "split": _split,
     "resize": _resize,
