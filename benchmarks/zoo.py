@@ -1,6 +1,6 @@
 """Models of public packages, each the whole way: rewritten, trained, saved, exported, verified.
 
-    pip install keras-cv-attention-models kimm keras-hub keras-unet-collection keras-tcn
+    pip install -e ".[zoo]"
     python benchmarks/zoo.py run --results build/zoo.jsonl --table benchmarks/ZOO.md
     python benchmarks/zoo.py run --packages kimm keras-tcn --names TCN ResNet18
     python benchmarks/zoo.py one kimm ResNet18 keras

@@ -228,23 +228,6 @@ _HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "DenseNet": ("DenseNetBackbone", {"stackwise_num_repeats": [2, 2, 2], "growth_rate": 8}),
     "HGNetV2": ("HGNetV2Backbone", _HGNET),
     "HGNetV2, plain": ("HGNetV2Backbone", {**_HGNET, "use_learnable_affine_block": False}),
-    "CSPDarkNet": (
-        "CSPNetBackbone",
-        {
-            "stem_filters": 16,
-            "stem_kernel_size": 3,
-            "stem_strides": 1,
-            "stackwise_depth": [1, 1, 1],
-            "stackwise_strides": [2, 2, 2],
-            "stackwise_num_filters": [16, 32, 64],
-            "block_type": "dark_block",
-            "stage_type": "dark",
-            "bottle_ratio": [0.5, 1.0],
-            "block_ratio": [1.0, 0.5, 0.5],
-            "expand_ratio": [2.0, 1.0, 1.0],
-            "down_growth": True,
-        },
-    ),
     "MobileNet": (
         "MobileNetBackbone",
         {

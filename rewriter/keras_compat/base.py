@@ -164,6 +164,13 @@ class Flavour(Names, Calls, Cloning):
         """Within, ``layer`` is called on symbolic tensors; afterwards the losses it has added."""
         return contextlib.nullcontext([])
 
+    def infers_sizes(self, operation: Any) -> bool:
+        """Whether an operation of a call on symbolic tensors knows all sizes that it was given.
+
+        A batch's size is ``None`` there. Where it can be inferred, it will be.
+        """
+        return True
+
     def is_added_loss(self, layer: Any) -> bool:
         """Whether it is what ``add_loss`` puts into the graph of a functional model."""
         return False

@@ -31,6 +31,11 @@ def copied(layer: Any) -> Any:
             held = vars(part).get(nodes)
             if held is not None:
                 memo[id(held)] = []
+        for generator in vars(part).get("_seed_generators") or ():
+            # Keras 3's: it holds the module that it draws with, which cannot be copied.
+            made = type(generator).from_config(generator.get_config())
+            made.state.assign(generator.state)
+            memo |= {id(generator): made, id(generator.state): made.state}
     for part in parts:
         new = memo[id(part)]
         for key, value in vars(part).items():
@@ -49,9 +54,12 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
             memo[id(value)] = kind(_copied(each, memo) for each in value)
         elif isinstance(value, dict):
             memo[id(value)] = {key: _copied(each, memo) for key, each in value.items()}
+    known = len(memo)
     try:
         return copy.deepcopy(value, memo)
     except Exception:  # a lock, a module, a graph: nothing that a layer changes
+        for key in list(memo)[known:]:
+            del memo[key]  # the half of it that has been copied
         return value
 
 

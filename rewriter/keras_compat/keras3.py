@@ -48,6 +48,17 @@ class Keras3(Flavour):
                     arguments = node.arguments
                     yield node.operation, arguments.args, arguments.kwargs, node.outputs
 
+    def infers_sizes(self, operation: Any) -> bool:
+        if self.is_layer(operation):
+            return True
+        sizes = getattr(operation, "newshape", None)
+        if isinstance(sizes, tuple) and sizes.count(None) == 1 and -1 not in sizes:
+            operation.newshape = tuple(-1 if size is None else size for size in sizes)
+            if getattr(operation, "_auto_config", None) is not None:  # what it is copied by
+                operation._auto_config.config["newshape"] = operation.newshape
+        public = [value for name, value in vars(operation).items() if name[0] != "_"]
+        return not any(isinstance(v, (tuple, list)) and any(n is None for n in v) for v in public)
+
     def rename(self, layer: Any, name: str) -> None:
         layer.name = name
 

@@ -119,6 +119,8 @@ def _called(
     with flavour.added_losses(layer) as losses:
         outputs = function(*given, **options)
     model = _model(flavour, layer, symbols, outputs, inputs)
+    if not all(flavour.infers_sizes(operation) for operation, *_ in flavour.nodes(model)):
+        raise ClosedError("its call computes with the size of the batch")
     for loss in losses:
         model.add_loss(loss)
     return model

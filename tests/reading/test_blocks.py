@@ -155,3 +155,32 @@ def test_a_layer_that_returns_a_constant_stays_as_it_is(keras: Any) -> None:
     qat = rewriter.rewrite(model)
     claims.check_no_batch_norm(qat)
     claims.check_float_phase(model, qat, normal(2, 8, 8, 3))
+
+
+def test_a_size_of_the_batch_that_a_call_reads(keras: Any, tmp_path: Path) -> None:
+    """It is not known where the call is opened: it is inferred, or the layer stays as it is."""
+    layers = keras.layers
+
+    class Rows(layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__(name="rows")
+            self.norm = layers.BatchNormalization(name="norm")
+
+        def call(self, x: Any) -> Any:
+            if keras.__name__ == "keras":
+                batch, height, width, channels = keras.ops.shape(x)
+                rows = keras.ops.reshape(x, (batch, height * width, channels))
+                return keras.ops.reshape(self.norm(rows), (batch, height, width, channels))
+            batch, (height, width, channels) = tf.shape(x)[0], x.shape[1:]
+            rows = tf.reshape(x, [batch, height * width, channels])
+            return tf.reshape(self.norm(rows), [batch, height, width, channels])
+
+    model = builders.randomise_all(functional(keras, Rows()), 0)
+    qat = rewriter.rewrite(model)
+    claims.check_no_batch_norm(qat)
+    x = normal(6, 8, 8, 3)
+    np.testing.assert_allclose(np.asarray(qat(x)), np.asarray(model(x)), rtol=1e-5, atol=1e-6)
+    rewriter.calibrate(qat, x, progress=False)
+    rewriter.export_tflite(qat, tmp_path / "model.tflite")
+    found = rewriter.verify(qat, tmp_path / "model.tflite", x, progress=False)
+    assert found.comparison.worst.identical == 1.0

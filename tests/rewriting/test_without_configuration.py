@@ -151,3 +151,28 @@ def test_a_configuration_of_the_layers_own_parts_shares_none(
     qat.save(tmp_path / "qat.keras")
     again = rewriter.load_model(tmp_path / "qat.keras", custom_objects={"SaysItself": cls})
     np.testing.assert_array_equal(again(normal(4, 6, 6, 4)), qat(normal(4, 6, 6, 4)))
+
+
+def test_a_copied_layer_draws_on_its_own(keras: Any) -> None:
+    """Seeds of dropouts inside a layer that is copied as an object are copies, too."""
+
+    class Noisy(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, function: Any):
+            super().__init__(name="noisy")
+            self.function, self.drop = function, keras.layers.Dropout(0.5, seed=1)
+            self.dense = keras.layers.Dense(4)
+
+        def call(self, x: Any, training: Any = None) -> Any:
+            return self.drop(self.function(self.dense(x)), training=training)
+
+    image = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(image))
+    model = keras.Model(image, Noisy(lambda x: tf.sin(x))(x))
+    qat = rewriter.rewrite(model)
+    x = normal(64, 6)
+    np.testing.assert_array_equal(np.asarray(qat(x)), np.asarray(model(x)))
+    before = [np.asarray(v) for v in model.variables]
+    first, second = (np.asarray(qat(x, training=True)) for _ in range(2))
+    assert ((first == 0) != (second == 0)).any()
+    after = [np.asarray(v) for v in model.variables]
+    assert all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
