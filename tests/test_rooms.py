@@ -196,3 +196,9 @@ def test_files_are_short() -> None:
         for name in [str(path.relative_to(PACKAGE))]
     ]
     assert not long
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """pytest imports them by name alone; another one of the same name is an error, or is left out."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

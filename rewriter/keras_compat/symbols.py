@@ -67,7 +67,8 @@ TENSORFLOW: dict[str, str] = {
     "compat.v1.pad": "pad tensor:x paddings mode name constant_values:value",
     "__operators__.getitem": "item tensor:x slice_spec:key",
     "image.resize": "resize images:x size method preserve_aspect_ratio antialias",
-    "compat.v1.image.resize_images": "resize_old images:x size method align_corners preserve_aspect_ratio",
+    "compat.v1.image.resize_images": "resize_old images:x size method "
+    "align_corners preserve_aspect_ratio",
     "compat.v1.image.resize_bilinear": "resize_bilinear images:x size align_corners name "
     "half_pixel_centers",
     "compat.v1.image.resize_nearest_neighbor": "resize_nearest images:x size align_corners name "
