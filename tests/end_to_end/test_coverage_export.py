@@ -1,6 +1,6 @@
 """Integer-only files of one architecture of every family, against their twins.
 
-An eighth of them a day; with ``REWRITER_WIDE=1`` in the environment all. ``benchmarks/coverage.py``
+A part of them a day; with ``REWRITER_WIDE=1`` in the environment all. ``benchmarks/coverage.py``
 does it at larger inputs.
 """
 

@@ -218,6 +218,7 @@ def test_ic_accuracy_without_training(kind, shared, tmp_path):
     assert abs(file_share(tmp_path / "model.tflite", x, y, "reference") - integer) <= 1.0
 
 
+@pytest.mark.slow
 def test_kws_fine_tuned(kws, shared, tmp_path):
     """Two epochs in ``quantize``; the file, the twin and the trained model agree."""
     tf_keras = builders.keras_of("tf_keras")

@@ -115,6 +115,7 @@ def test_bit_identical_in_a_fresh_process(saved, what):
         assert loaded_phase == phase, suffix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["calibrated", "tfmot"])
 def test_loaded_model_goes_on(saved, what, tmp_path):
     """Training, flags, ranges and export are those of the saved model."""

@@ -43,6 +43,7 @@ def moved(before, variables):
     return [not np.array_equal(a, b) for a, b in zip(before, values(variables), strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_from_float_to_the_file(keras, method, tmp_path):
     """The original model before, every scale trained in phase quantize, and kept to the file."""
@@ -162,6 +163,7 @@ def test_a_schedule_starts_what_is_learned(kind):
     lower(qat)  # and export has its ranges
 
 
+@pytest.mark.slow
 @both
 def test_an_input_with_levels_keeps_its_scale(kind):
     """Learned, its scale would put pixels on ties; powers of two are asked for all the same."""

@@ -53,6 +53,7 @@ def test_a_teacher(data):
     assert max(result.tuning.scores) > result.tuning.scores[0] + 1  # dB
 
 
+@pytest.mark.slow
 def test_the_command_goes_on(data, tmp_path, capsys, monkeypatch):
     from rewriter.workflow import fine_tuning
 
