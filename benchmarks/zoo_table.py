@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.zoo_models import MODELS
 
 FLOAT_BAR = 1e-4
 Row = dict[str, Any]
@@ -57,7 +58,9 @@ def write(results: Path, table: Path) -> None:
     body = [_line(row) for row in sorted(rows, key=lambda r: (r["package"], r["name"], r["keras"]))]
     text = [
         "# Models of public packages",
-        "`python benchmarks/zoo.py run` (see there for what each column says).",
+        "`python benchmarks/zoo.py run` (see there for what each column says): "
+        f"{len(rows)} of its {sum(len(entry.kerases) for entry in MODELS)} runs; it goes on where "
+        "the results end.",
         report.machine(),
         report.table(["", "models"], [[name, str(n)] for name, n in counts]),
         report.table([*heads, "identical"], body),
@@ -105,8 +108,8 @@ def _reasons(rows: Sequence[Row]) -> list[list[str]]:
 def _shortened(message: str) -> str:
     """The kinds of layers that an export refuses, else the start of a message."""
     if "would stay in float" in message:
-        listed = message.split("would stay in float:", 1)[1]
-        kinds = {a or b for a, b in re.findall(r"\((\w+)\)|(\.\.\.)", listed)}
+        listed = message.split("would stay in float:", 1)[1].split(". Replace", 1)[0]
+        kinds = set(re.findall(r"\((\w+)\)", listed))
         if kinds:
             return ", ".join(sorted(kinds))
     return message[:160].replace("\n", " ").replace("|", "/")
