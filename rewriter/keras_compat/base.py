@@ -175,6 +175,7 @@ class Flavour(Names, Calls, Cloning):
         """Whether it is what ``add_loss`` puts into the graph of a functional model."""
         return False
 
+    batches: Any  # the class of numbered batches that `fit` takes
     is_functional: Any  # whether a model is one, or a Sequential that is built
     is_tensor: Any  # whether a value is a symbolic Keras tensor
 
@@ -239,8 +240,7 @@ class Flavour(Names, Calls, Cloning):
 
     def is_variable(self, value: Any) -> bool:
         """Whether a value is a variable, of Keras or of TensorFlow."""
-        own = getattr(self.keras, "Variable", tf.Variable)
-        return isinstance(value, (tf.Variable, own))
+        return isinstance(value, (tf.Variable, getattr(self.keras, "Variable", tf.Variable)))
 
     def tf_variable(self, variable: Any) -> tf.Variable:
         """The TensorFlow variable under a Keras variable."""

@@ -48,6 +48,11 @@ class Keras3(Flavour):
                     arguments = node.arguments
                     yield node.operation, arguments.args, arguments.kwargs, node.outputs
 
+    @property
+    def batches(self) -> Any:
+        """The class of numbered batches that ``fit`` takes."""
+        return self.keras.utils.PyDataset
+
     def infers_sizes(self, operation: Any) -> bool:
         if self.is_layer(operation):
             return True

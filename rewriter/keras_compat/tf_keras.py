@@ -76,6 +76,11 @@ class TfKeras(Flavour):
         kept = "keep_dims" in attributes and attributes["keep_dims"].b
         return tuple(args), {"keepdims": kept}
 
+    @property
+    def batches(self) -> Any:
+        """The class of numbered batches that ``fit`` takes."""
+        return self.keras.utils.Sequence
+
     def nodes(self, model: Any) -> Iterator[tuple[Any, tuple, dict, Any]]:
         for depth in sorted(model._nodes_by_depth, reverse=True):
             for node in model._nodes_by_depth[depth]:

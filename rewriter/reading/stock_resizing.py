@@ -33,6 +33,8 @@ def _resize_by_flags(method: str) -> Reader:
     """An operator of resizing, whose flags say where the pixels of an image lie."""
 
     def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        if len(call.shapes[0]) != 4:
+            return None  # one image without a batch, whose first axis is resized, too
         aligned, centred = (
             bool(arguments.get(key, False)) for key in ("align_corners", "half_pixel_centers")
         )

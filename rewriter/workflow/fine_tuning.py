@@ -169,8 +169,7 @@ def fine_tune(
 def _fit(qat: Any, x: Any, labels: np.ndarray, batch_size: int, seed: int) -> Any:
     values = list(x) if isinstance(x, (list, tuple)) else [x]
     if any(isinstance(each, samples.Lazy) for each in values):
-        keras = keras_compat.flavour_of(qat).keras
-        made = samples.batches(keras, values, labels, batch_size, seed)
+        made = samples.batches(keras_compat.flavour_of(qat), values, labels, batch_size, seed)
         return qat.fit(made, epochs=1, verbose=0, shuffle=False)
     return qat.fit(x, labels, batch_size=batch_size, epochs=1, verbose=0)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import RewriterError
+from rewriter.keras_compat import Flavour
 
 _CHUNK = 32  # samples that are made at a time: what Keras predicts at a time
 
@@ -53,20 +54,19 @@ def chunks(values: Sequence[Any]) -> Iterator[list[np.ndarray]]:
         yield [np.asarray(part[start : start + _CHUNK]) for part in values]
 
 
-def batches(keras: Any, x: Sequence[Any], labels: np.ndarray, size: int, seed: int) -> Any:
+def batches(flavour: Flavour, x: Sequence[Any], labels: np.ndarray, size: int, seed: int) -> Any:
     """What ``fit`` takes in place of arrays: batches in random order, each made when it is needed.
 
     Args:
-      keras: which one.
+      flavour: the Keras.
       x: samples by input.
       labels: of them.
       size: of a batch.
       seed: of the order.
     """
-    base = getattr(keras.utils, "PyDataset", None) or keras.utils.Sequence
     order = np.random.default_rng(seed).permutation(len(labels))
 
-    class Batches(base):  # type: ignore[misc, valid-type]
+    class Batches(flavour.batches):  # type: ignore[name-defined]
         def __len__(self) -> int:
             return -(-len(order) // size)
 

@@ -284,3 +284,15 @@ def test_a_layer_that_makes_a_mask_stays(flavour: str, how: str) -> None:
     data = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
     data[:, 3:] = 0  # masked steps
     np.testing.assert_array_equal(qat.predict(data, verbose=0), model.predict(data, verbose=0))
+
+
+@both
+def test_one_image_without_a_batch_is_not_resized_as_one_of_many(flavour: str) -> None:
+    """Of three axes TensorFlow 1's resizing takes the first for the height: here the batch."""
+    made = model(
+        flavour,
+        lambda keras, x: keras.layers.Lambda(
+            lambda t: tf.compat.v1.image.resize_images(t, (6, 5)), output_shape=(5, 4)
+        )(x),
+    )
+    assert "resize" not in roles(made)
