@@ -131,6 +131,16 @@ def training(command: argparse.ArgumentParser, epochs: int, text: str) -> argpar
         help="samples in a step (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--loss", metavar="NAME",
+        help="of keras.losses, or MODULE:FUNCTION (default: what suits the labels)",
+    )  # fmt: skip
+    group.add_argument(
+        "--metric", metavar="NAME",
+        help="to score by: accuracy, a name of keras.metrics, or MODULE:FUNCTION of labels and "
+        "outputs; what is called an error, loss, crossentropy or divergence is better when it is "
+        "smaller (default: what suits the labels, else the loss)",
+    )  # fmt: skip
+    group.add_argument(
         "--resume", type=Path, metavar="DIR",
         help="keep each epoch in this folder, and go on from what is there; removed at the end",
     )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewriter.checking import probe
-from rewriter.cli import data
+from rewriter.cli import data, datasets
 from rewriter.errors import LoadError, RewriterError
 from rewriter.files import outputs
 from rewriter.reading.load import load_model
@@ -50,6 +50,17 @@ def recipe(given: str | None) -> tuple[Recipe | None, Path | None]:
     if file.exists() or file.suffix:
         return Recipe.load(file), file
     return Recipe.named(given), None
+
+
+def function(option: str, given: str | None) -> Any:
+    """The user's function of ``module:function``; a name of Keras's, or None, is itself.
+
+    Raises:
+      LoadError: there is no such function, or its module cannot be imported.
+    """
+    if given is None or not datasets.is_function(Path(given)):
+        return given
+    return datasets.function(given, f"--{option} {given}")
 
 
 def input_shape(args: Namespace) -> Any:

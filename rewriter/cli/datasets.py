@@ -75,16 +75,32 @@ def from_function(
 
 
 def _called(name: str) -> Any:
+    called = function(name, name)
+    try:
+        return called()
+    except Exception as error:  # a function of the user's may raise anything
+        raise LoadError(f"{name}: {type(error).__name__}: {short(error)}.") from error
+
+
+def function(name: str, what: str) -> Any:
+    """A user's function, ``module:function``; the module may lie in the working directory.
+
+    Args:
+      name: of both.
+      what: for messages.
+
+    Raises:
+      LoadError: the module cannot be imported, or has no such function.
+    """
     found = _FUNCTION.fullmatch(name)
     if found is None:
         raise LoadError(f"A function is written as module:function. Received: {name!r}.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # where console scripts, unlike python -m, do not look
     try:
-        function = getattr(importlib.import_module(found["module"]), found["function"])
-        return function()
+        return getattr(importlib.import_module(found["module"]), found["function"])
     except Exception as error:  # a module of the user's may raise anything
-        raise LoadError(f"{name}: {type(error).__name__}: {short(error)}.") from error
+        raise LoadError(f"{what}: {type(error).__name__}: {short(error)}.") from error
 
 
 def _elements(

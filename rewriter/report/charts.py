@@ -16,18 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from rewriter.checking.training_agreement import LOW_SNR_DB
 from rewriter.report.report import Report
-from rewriter.workflow import tasks
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _WIDTH = 4.6  # inches: what a telephone shows without making it much smaller
 _BLUE, _ORANGE, _GREY = "#2c5f8a", "#c8552b", "#777777"
-# How scores are drawn, by the task: a factor, and what the axis says.
-_UNITS = {
-    tasks.CLASSES: (100.0, "accuracy in %"),
-    tasks.BINARY: (100.0, "accuracy in %"),
-    tasks.REGRESSION: (-1.0, "mean squared error"),
-    tasks.IMITATION: (1.0, "dB to the trained model"),
-}
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -49,7 +41,7 @@ def summary(report: Report) -> str:
     axes = _axes(figure, 1, 2 if scored else 1)
     if scored:
         axis = axes.pop(0)
-        factor, unit = _unit(report.task)
+        factor, unit = report.unit
         values = [factor * (row.score or 0.0) for row in scored]
         axis.set_title(unit, loc="left", fontsize=9)
         _bars(axis, [row.name for row in scored], values, [f"{v:.4g}" for v in values])
@@ -66,7 +58,7 @@ def epochs(report: Report) -> str:
     losses = [(row.number, row.loss) for row in rows if row.loss is not None]
     figure = _figure(2.8 if losses else 1.9)
     axes = _axes(figure, 2 if losses else 1, 1, sharex=True)
-    scale, unit = _unit(report.tuned_for)
+    scale, unit = report.tuned_unit
     axes[0].plot([r.number for r in rows], [scale * r.score for r in rows], "o-", color=_BLUE, ms=3)
     best = report.best_epoch
     if best is not None:
@@ -149,10 +141,6 @@ def operators(report: Report) -> str:
 def number(value: float, digits: int = 4) -> str:
     """So many digits at least; a whole number of more is not written with a power of ten."""
     return f"{value:,.0f}" if 10**digits <= abs(value) < 1e12 else f"{value:,.{digits}g}"
-
-
-def _unit(task: str | None) -> tuple[float, str]:
-    return _UNITS.get(task or "", (1.0, "score"))
 
 
 def _figure(height: float) -> Figure:

@@ -55,6 +55,7 @@ class Report:
       summary: scores and sizes.
       epochs: of fine-tuning.
       tuned_for: the name of what it trained for; None without fine-tuning.
+      unit, tuned_unit: how their scores are drawn: a factor, and what an axis says.
       plan: what became of every batch normalization.
       tensors: worst first.
       kernels_of_layers: in the order of execution.
@@ -87,6 +88,8 @@ class Report:
     findings: tuple[str, ...]
     contract: Contract
     absent: dict[str, str]
+    unit: tuple[float, str] = tasks.ACCURACY
+    tuned_unit: tuple[float, str] = tasks.ACCURACY
 
     @property
     def best_epoch(self) -> EpochRow | None:
@@ -156,8 +159,19 @@ def make(result: Quantized | Verification, labels: Any, measure_times: bool) -> 
             evidence.content, export.input_lines(evidence.lowered), verification.path
         ),
         absent={},
+        **_units(quantized),
     )
     return dataclasses.replace(made, absent=_absent(made, quantized is not None))
+
+
+def _units(quantized: Quantized | None) -> dict[str, tuple[float, str]]:
+    """How scores are drawn, of the samples tested and of the epochs."""
+    found = {}
+    if quantized is not None and quantized.tested is not None:
+        found["unit"] = quantized.tested.task.unit
+    if quantized is not None and quantized.tuning is not None:
+        found["tuned_unit"] = quantized.tuning.unit
+    return found
 
 
 def _scored(

@@ -30,6 +30,7 @@ class Epochs(NamedTuple):
       losses: of the training in each; None for epoch 0.
       shown: a score as text.
       task: the name of what was trained for.
+      unit: how scores are drawn, see :class:`rewriter.workflow.tasks.Task`.
     """
 
     first: int
@@ -37,6 +38,7 @@ class Epochs(NamedTuple):
     losses: tuple[float | None, ...]
     shown: Callable[[float], str]
     task: str
+    unit: tuple[float, str]
 
 
 class Progress:
@@ -163,7 +165,7 @@ def fine_tune(
     except KeyboardInterrupt:
         say(f"interrupted: the best of {kept.epochs} epochs is taken")
     qat.set_weights(best)
-    return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name)
+    return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name, task.unit)
 
 
 def _fit(qat: Any, x: Any, labels: np.ndarray, batch_size: int, seed: int) -> Any:

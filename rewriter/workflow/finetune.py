@@ -17,7 +17,7 @@ from rewriter.errors import RewriterError, RewriterWarning
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.reading.load import load_model
 from rewriter.training.schedule import freeze_batch_norm
-from rewriter.workflow import tasks
+from rewriter.workflow import objectives, tasks
 from rewriter.workflow.fine_tuning import Epochs, Progress, fine_tune
 from rewriter.workflow.samples import check_enough, chosen, inputs_of, packed, predicted, split
 
@@ -73,6 +73,8 @@ def finetune(
     labels: Any = None,
     *,
     teacher: Any = None,
+    loss: Any = None,
+    metric: Any = None,
     epochs: int = 5,
     learning_rate: float = 1e-4,
     batch_size: int = 32,
@@ -92,6 +94,7 @@ def finetune(
       labels: of ``data``, see :func:`rewriter.quantize`.
       teacher: train towards the outputs of this model instead (distillation, Hinton et al. 2015,
         arXiv:1503.02531), without labels.
+      loss, metric: what to train for and to score by, see :func:`rewriter.quantize`.
       epochs: how many.
       learning_rate: at the start.
       batch_size: samples in a step.
@@ -108,6 +111,8 @@ def finetune(
     if (labels is None) == (teacher is None):
         given = "neither" if labels is None else "both"
         raise RewriterError(f"Fine-tuning needs labels, or a teacher. Received: {given}.")
+    if labels is None and (loss is not None or metric is not None):
+        raise RewriterError("A loss or metric needs labels. Received: a teacher.")
     keras_compat.flavour_of(qat).keras.utils.set_random_seed(seed)
     x = inputs_of(qat, data)
     check_enough(len(x[0]))
@@ -115,7 +120,7 @@ def finetune(
         aim = tasks.imitation(predicted(teacher, inputs_of(teacher, data)))
     else:
         outputs = predicted(qat, x)
-        aim = tasks.of(qat, outputs, labels, say) or tasks.imitation(outputs)
+        aim = objectives.of(qat, outputs, labels, say, loss, metric) or tasks.imitation(outputs)
     training = Training(epochs, learning_rate, batch_size, allow_float, resume, say)
     model, tuning, kept = train(qat, aim, x, training)
     kept.done(epochs)

@@ -19,7 +19,7 @@ from rewriter.rewriting.plan import Plan, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
-from rewriter.workflow import tasks
+from rewriter.workflow import objectives, tasks
 from rewriter.workflow.fine_tuning import Epochs, run_file
 from rewriter.workflow.finetune import Training, train
 from rewriter.workflow.samples import (
@@ -87,8 +87,7 @@ class Quantized:
             lines.append(f"{self.task}, on the test samples:")
             width = max(map(len, self.scores))
             for name, score in self.scores.items():
-                squared = f"mean squared error {-score:.6g}"
-                shown = squared if self.task == tasks.REGRESSION else f"{100 * score:.2f} %"
+                shown = f"{score:.6g}" if self.tested is None else self.tested.task.shown(score)
                 lines.append(f"  {name.ljust(width)}  {shown}")
         return "\n".join(lines)
 
@@ -107,6 +106,8 @@ def quantize(
     learning_rate: float = 1e-4,
     batch_size: int = 32,
     distill: bool = False,
+    loss: Any = None,
+    metric: Any = None,
     seed: int = 0,
     float_io: bool = False,
     allow_float: bool = False,
@@ -133,6 +134,12 @@ def quantize(
       learning_rate: at the start of fine-tuning.
       batch_size: samples in a step.
       distill: train towards the outputs of ``model`` instead of the labels, as is done without any.
+      loss: to train by: a name of ``keras.losses``, or a function or object as ``compile`` takes
+        it; None: what suits the labels. With it, any labels that it takes are taken.
+      metric: to score by: ``"accuracy"``, a name of ``keras.metrics``, a metric, or a function of
+        labels and outputs (N, ...); None: what suits the labels, else the loss. One that is called
+        an error, loss, crossentropy or divergence is better when it is smaller, any other when it
+        is larger.
       seed: of all that is random.
       float_io, allow_float: see :func:`rewriter.export_tflite`.
       file_batch: its ``batch_size``.
@@ -167,9 +174,9 @@ def quantize(
     say(f"calibrating on {len(sample)} of {count} samples")
     calibrate(qat, packed([values[sample] for values in x]), method=method, progress=progress)
     task, outputs = None, None
-    if labels is not None or epochs:
+    if labels is not None or epochs or loss is not None or metric is not None:
         outputs = predicted(model, x)
-        task = tasks.of(model, outputs, labels, say)
+        task = objectives.of(model, outputs, labels, say, loss, metric)
     tuning: Epochs | None = None
     kept = None
     if epochs and outputs is not None:
@@ -180,7 +187,7 @@ def quantize(
     report = export_tflite(
         qat, output, float_io=float_io, allow_float=allow_float, batch_size=file_batch
     )
-    test_x, test_labels = _test(model, task, test, x, held)
+    test_x, test_labels = _test(model, task, test, x, held, (loss, metric))
     few = [values[:_VERIFIED] for values in test_x]
     say(f"verifying on {len(few[0])} samples")
     verification = verify(qat, output, packed(few), progress=progress)
@@ -220,6 +227,7 @@ def _test(
     test: tuple[Any, Any] | None,
     x: list[np.ndarray],
     held: np.ndarray,
+    objective: tuple[Any, Any],
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """The samples to report on, with their labels in the task's form."""
     if test is None:
@@ -228,4 +236,5 @@ def _test(
     inputs = inputs_of(model, test[0])
     if task is None or test[1] is None:
         return inputs, None
-    return inputs, tasks.find(predicted(model, inputs), test[1]).labels
+    keras = keras_compat.flavour_of(model).keras
+    return inputs, objectives.find(keras, predicted(model, inputs), test[1], *objective).labels

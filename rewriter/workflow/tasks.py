@@ -15,6 +15,7 @@ from rewriter.errors import RewriterError
 
 CLASSES, BINARY = "classification", "binary classification"
 REGRESSION, IMITATION = "regression", "imitation of the trained model"
+ACCURACY = (100.0, "accuracy in %")
 _SUM = 1e-3  # of 1: outputs of a softmax add up to it
 
 
@@ -28,6 +29,7 @@ class Task:
       loss: ``loss(keras)`` makes it, of that Keras.
       score: of outputs (N, ...) and labels; the larger, the better.
       shown: a score as text.
+      unit: how scores are drawn: a factor, and what an axis says.
       classes: the class that outputs (N, ...) say, int (N,); None where there are none.
       count: how many classes there are; 0 for none.
     """
@@ -37,6 +39,7 @@ class Task:
     loss: Callable[[Any], Any]
     score: Callable[[np.ndarray, np.ndarray], float]
     shown: Callable[[float], str]
+    unit: tuple[float, str] = (1.0, "score")
     classes: Callable[[np.ndarray], np.ndarray] | None = None
     count: int = 0
 
@@ -57,36 +60,6 @@ class Tested:
     labels: np.ndarray
     task: Task
     classes: Mapping[str, np.ndarray]
-
-
-def of(model: Any, outputs: np.ndarray, labels: Any, say: Callable[[str], None]) -> Task | None:
-    """The task of a model, or None where there are no labels.
-
-    Args:
-      model: with one output.
-      outputs: of all samples (N, ...).
-      labels: of the same, see :func:`find`, or None.
-      say: gets a line with its name.
-
-    Raises:
-      RewriterError: the model has several outputs, or the labels fit no task or these samples.
-    """
-    if len(model.outputs) != 1:
-        raise RewriterError(
-            f"Labels and fine-tuning need a model with one output. Received: "
-            f"{len(model.outputs)}. Train it by your own loop, between calibrate and "
-            "export_tflite."
-        )
-    if labels is None:
-        return None
-    task = find(outputs, labels)
-    if len(task.labels) != len(outputs):
-        raise RewriterError(
-            f"Data and labels differ in number. Received: {len(outputs)} samples and "
-            f"{len(task.labels)} labels."
-        )
-    say(f"task: {task.name}")
-    return task
 
 
 def find(outputs: np.ndarray, labels: Any) -> Task:
@@ -124,6 +97,7 @@ def find(outputs: np.ndarray, labels: Any) -> Task:
             lambda keras: keras.losses.MeanSquaredError(),
             lambda out, own: -float(np.mean(np.square(out.reshape(own.shape) - own))),
             lambda score: f"mean squared error {-score:.6g}",
+            (-1.0, "mean squared error"),
         )
     raise RewriterError(
         "The labels fit no task: classes as integers (N,) or (N, C) of zeros and one, 0 and 1 for "
@@ -149,6 +123,7 @@ def imitation(wanted: np.ndarray) -> Task:
         loss,
         lambda out, own: _decibels(own, out.reshape(own.shape)),
         lambda score: f"{score:.2f} dB to the trained model",
+        (1.0, "dB to the trained model"),
     )
 
 
@@ -160,6 +135,7 @@ def _classes(outputs: np.ndarray, labels: np.ndarray) -> Task:
         lambda keras: keras.losses.SparseCategoricalCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean(out.reshape(len(own), -1).argmax(-1) == own)),
         _percent,
+        ACCURACY,
         lambda out: out.reshape(len(out), -1).argmax(-1),
         outputs.shape[1],
     )
@@ -174,6 +150,7 @@ def _binary(outputs: np.ndarray, labels: np.ndarray) -> Task:
         lambda keras: keras.losses.BinaryCrossentropy(from_logits=logits),
         lambda out, own: float(np.mean((out.reshape(len(own), -1) > middle) == (own > 0.5))),
         _percent,
+        ACCURACY,
         lambda out: (out.reshape(len(out)) > middle).astype(np.int64),
         2,
     )
