@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rewriter.cli import datasets
+from rewriter.cli import archives, datasets, records
 from rewriter.errors import LoadError
 from rewriter.files import boundaries
 from rewriter.workflow import samples
@@ -63,7 +63,7 @@ class Data:
       labels: (N,) or (N, ...), or None if none were asked for.
     """
 
-    inputs: np.ndarray | samples.Lazy | dict[str, np.ndarray]
+    inputs: np.ndarray | samples.Lazy | dict[str, np.ndarray] | dict[str, samples.Lazy]
     labels: np.ndarray | None = None
 
 
@@ -75,8 +75,9 @@ def input_shapes(model: Any) -> dict[str, tuple[int | None, ...]]:
 def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]], lazy: bool = False) -> Data:
     """Read the data for a model whose inputs have these ``shapes`` (see :func:`input_shapes`).
 
-    Whether the arrays fit the model is for ``calibrate`` and ``verify`` to say. ``lazy``: the
-    images of a folder, and the samples of an ``.npy`` file, are read when they are asked for.
+    Whether the arrays fit the model is for ``calibrate`` and ``verify`` to say. ``lazy``: samples
+    are read when they are asked for; those that are compressed, or that a function gives, are read
+    into memory at once.
 
     Raises:
       LoadError: if there is no such file or array, or it cannot be read.
@@ -89,13 +90,14 @@ def read(source: Source, shapes: Mapping[str, tuple[int | None, ...]], lazy: boo
     with boundaries.data(path):
         if path.is_dir():
             return _from_images(source, shapes, lazy)
-        if datasets.is_records(path):
-            return _from_records(source, shapes)
+        if records.is_records(path):
+            columns = records.columns(path, source.features, shapes)
+            return _from_arrays(source, columns, shapes, lazy)
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _from_array(source, loaded, lazy)
         with loaded:
-            return _from_arrays(source, loaded, shapes)
+            return _from_arrays(source, archives.Arrays(path, loaded), shapes, lazy)
 
 
 def _from_function(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
@@ -110,11 +112,6 @@ def _from_function(source: Source, shapes: Mapping[str, tuple[int | None, ...]])
     return Data({name: _values(source, array, every) for name, array in values.items()}, labels)
 
 
-def _from_records(source: Source, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
-    columns = datasets.from_records(source.path, source.features, shapes, None, source.samples)
-    return _from_arrays(source, columns, shapes)
-
-
 def _from_array(source: Source, array: np.ndarray, lazy: bool) -> Data:
     for option, value in (("array", source.array), ("labels", source.labels)):
         if value is not None:
@@ -123,11 +120,13 @@ def _from_array(source: Source, array: np.ndarray, lazy: bool) -> Data:
                 ".npz file."
             )
     kept = samples.spread(len(_samples(source, array)), source.samples)
-    made = samples.Lazy(array.shape, lambda numbers: _values(source, array, numbers)).chosen(kept)
+    made = _lazy(source, array, kept)
     return Data(made if lazy else made[:])
 
 
-def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]]) -> Data:
+def _from_arrays(
+    source: Source, arrays: Any, shapes: Mapping[str, tuple[int | None, ...]], lazy: bool
+) -> Data:
     names = _input_names(source, list(arrays), list(shapes))
     raw = {name: _samples(source, arrays[name], name) for name in names}
     labels = None
@@ -141,7 +140,8 @@ def _from_arrays(source: Source, arrays: Any, shapes: Mapping[str, tuple[int | N
             f"The arrays of {str(source.path)!r} have different numbers of samples: {lengths}."
         )
     chosen = samples.spread(next(iter(lengths.values())), source.samples)
-    values = {name: _values(source, array, chosen) for name, array in raw.items()}
+    made = {name: _lazy(source, array, chosen) for name, array in raw.items()}
+    values: Any = made if lazy else {name: each[:] for name, each in made.items()}
     by_name = len(values) > 1 or (len(shapes) == 1 and list(values) == list(shapes))
     return Data(
         values if by_name else next(iter(values.values())),
@@ -193,6 +193,10 @@ def _samples(source: Source, array: np.ndarray, name: str | None = None) -> np.n
     if not array.ndim or not len(array):
         raise LoadError(f"{what!r} holds no samples. Received: shape {array.shape}.")
     return array
+
+
+def _lazy(source: Source, array: Any, kept: np.ndarray) -> samples.Lazy:
+    return samples.Lazy(array.shape, lambda n: _values(source, array, n)).chosen(kept)
 
 
 def _values(source: Source, array: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -1,18 +1,13 @@
-"""Data for the command line that TensorFlow reads: functions of the user's, and TFRecord files.
-
-Both are read into arrays: what calibrates, trains or verifies is chosen by number afterwards.
-"""
+"""Data for the command line that a function of the user's gives, as arrays."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import json
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +17,12 @@ import tensorflow as tf
 from rewriter.errors import LoadError, RewriterWarning, short
 
 Shapes = Mapping[str, tuple[int | None, ...]]
-RECORDS = (".tfrecord", ".tfrecords")
 _FUNCTION = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<function>[A-Za-z_]\w*)")
 
 
 def is_function(path: Path) -> bool:
     """Whether ``path`` is written as ``module:function``, and is no file."""
     return bool(_FUNCTION.fullmatch(str(path))) and not path.exists()
-
-
-def is_records(path: Path) -> bool:
-    """Whether ``path`` is called like a TFRecord file, compressed or not."""
-    return bool(set(path.suffixes) & set(RECORDS))
-
-
-# --- functions --------------------------------------------------------------------------------
 
 
 def from_function(
@@ -150,111 +136,3 @@ def _inputs(name: str, inputs: Any, shapes: Shapes) -> list[np.ndarray]:
                 f"Received from {name}: {array.shape}."
             )
     return arrays
-
-
-# --- TFRecord ---------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """How a feature of an example is stored, and what becomes of it."""
-
-    stored: tf.DType
-    shaped: bool  # whether the file says the shape, or the value itself does
-    value: Callable[[tf.Tensor, tuple[int, ...]], tf.Tensor]
-
-
-def _image(value: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    channels = shape[-1] if len(shape) == 3 else 0
-    pixels = tf.io.decode_image(value, channels=channels, expand_animations=False)
-    if len(shape) != 3:
-        return pixels
-    resized = tf.image.resize(pixels, shape[:2], antialias=True)
-    return tf.cast(tf.round(resized), tf.uint8)
-
-
-def _bytes(value: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
-    return tf.reshape(tf.io.decode_raw(value, tf.uint8), shape)
-
-
-_KINDS = {
-    "image": _Kind(tf.string, False, _image),
-    "bytes": _Kind(tf.string, False, _bytes),
-    "float32": _Kind(tf.float32, True, lambda value, shape: value),
-    "int64": _Kind(tf.int64, True, lambda value, shape: value),
-}
-
-
-def from_records(
-    path: Path, spec: Path | None, shapes: Shapes, wanted: list[str] | None, samples: int | None
-) -> dict[str, np.ndarray]:
-    """Columns of a TFRecord file by their names.
-
-    Args:
-      path: the file, compressed if it ends in ``.gz``.
-      spec: a JSON file, ``{name: {"type": ..., "shape": [...]}}`` for each feature. Types are
-        ``image`` (JPEG, PNG, BMP or GIF, resized to the model's input), ``bytes`` (raw uint8),
-        ``float32`` and ``int64``.
-      shapes: of the model's inputs, without the batch, by name.
-      wanted: the features to read; None: all.
-      samples: no more than the first so many; None: all.
-
-    Raises:
-      LoadError: the spec is missing or wrong, or an example does not fit it.
-    """
-    features = _spec(path, spec)
-    names = list(features) if wanted is None else wanted
-    for name in names:
-        if name not in features:
-            raise LoadError(f"{str(spec)!r} has no feature {name!r}. Received: {list(features)}.")
-    only = next(iter(shapes.values())) if len(shapes) == 1 else ()
-    described = {
-        name: tf.io.FixedLenFeature(
-            features[name][1] if features[name][0].shaped else (), features[name][0].stored
-        )
-        for name in names
-    }
-
-    def parse(record: tf.Tensor) -> dict[str, tf.Tensor]:
-        example = tf.io.parse_single_example(record, described)
-        found = {}
-        for name, value in example.items():
-            kind, shape = features[name]
-            inner = tuple(int(size or 0) for size in shapes.get(name, only))
-            found[name] = kind.value(value, inner if kind is _KINDS["image"] else shape)
-        return found
-
-    compression = "GZIP" if path.suffix == ".gz" else ""
-    records = tf.data.TFRecordDataset(str(path), compression_type=compression)
-    records = records.take(-1 if samples is None else samples)
-    rows = list(records.map(parse, tf.data.AUTOTUNE).as_numpy_iterator())
-    if not rows:
-        raise LoadError(f"{str(path)!r} holds no examples.")
-    return {name: np.stack([row[name] for row in rows]) for name in names}
-
-
-def _spec(path: Path, spec: Path | None) -> dict[str, tuple[_Kind, tuple[int, ...]]]:
-    form = '{"name": {"type": "float32", "shape": [8, 8, 1]}, ...}'
-    if spec is None:
-        raise LoadError(
-            f"What stands in the examples of {str(path)!r} is not in the file. Say it: --features "
-            f"SPEC.json, with {form}; types are {', '.join(_KINDS)}."
-        )
-    try:
-        values = json.loads(spec.read_text())
-    except ValueError as error:
-        raise LoadError(f"{str(spec)!r} is no JSON: {error}. Expected {form}.") from error
-    if not isinstance(values, dict) or not values:
-        raise LoadError(f"{str(spec)!r} names no features. Expected {form}.")
-    found = {}
-    for name, value in values.items():
-        described = value if isinstance(value, dict) else {}
-        kind, shape = _KINDS.get(str(described.get("type"))), described.get("shape", [])
-        whole = isinstance(shape, list) and all(isinstance(s, int) and s > 0 for s in shape)
-        if kind is None or not whole:
-            raise LoadError(
-                f"{str(spec)!r}: the feature {name!r} is not as in {form}, with a type of "
-                f"{', '.join(_KINDS)}. Received: {value!r}."
-            )
-        found[name] = kind, tuple(shape)
-    return found

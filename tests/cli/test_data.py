@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rewriter.cli import archives
 from rewriter.cli.data import FOR_CALIBRATION, FOR_VERIFICATION, Source, read
 from rewriter.errors import LoadError
 from rewriter.workflow import samples
@@ -159,3 +161,28 @@ def test_lazy_samples_are_the_same(tmp_path: Path) -> None:
     damaged = read(Source(tmp_path / "images"), ONE, lazy=True).inputs
     with pytest.raises(LoadError, match="images"):
         damaged[:]
+
+
+@pytest.mark.parametrize(
+    ("save", "order", "in_file"),
+    [(np.savez, "C", True), (np.savez, "F", True), (np.savez_compressed, "C", False)],
+)
+def test_lazy_arrays(save: Any, order: str, in_file: bool, tmp_path: Path) -> None:
+    """Of an archive: a map of the file where it is not compressed, the same values in any case."""
+    rng = np.random.default_rng(0)
+    a = np.asarray(rng.integers(0, 256, (9, 2), np.uint8), order=order)
+    b = np.asarray(rng.normal(size=(9, 3)), ">f4", order=order)
+    save(tmp_path / "d.npz", a=a, b=b, y=np.arange(9), none=np.zeros((0, 3)))
+    source = Source(tmp_path / "d.npz", labels="y", scale=1 / 3, offset=1, samples=7)
+    found = read(source, {"a": (2,), "b": (3,)}, lazy=True)
+    kept = samples.spread(9, 7)
+    for name, values in (("a", a), ("b", b)):
+        expected = (values[kept].astype(np.float64) / 3 + 1).astype(np.float32)
+        assert isinstance(found.inputs[name], samples.Lazy)
+        np.testing.assert_array_equal(found.inputs[name][:], expected)
+        np.testing.assert_array_equal(found.inputs[name][2:4], expected[2:4])
+    np.testing.assert_array_equal(found.labels, kept)
+    with np.load(tmp_path / "d.npz") as loaded:
+        arrays = archives.Arrays(tmp_path / "d.npz", loaded)
+        assert isinstance(arrays["b"], np.memmap) == in_file
+        assert list(arrays) == ["a", "b", "y", "none"] and len(arrays["none"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -12,8 +13,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from rewriter.cli import records as reader
 from rewriter.cli.data import Source, read
 from rewriter.errors import LoadError, RewriterWarning
+from rewriter.workflow import samples
 
 ONE = {"image": (4, 6, 3)}
 TWO = {"a": (2,), "b": (3,)}
@@ -159,6 +162,41 @@ def test_images(name: str, compression: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.labels, LABELS)
 
 
+@pytest.mark.parametrize("name", ["a.tfrecord", "a.tfrecord.gz"])
+def test_records_are_read_when_asked_for(name: str, tmp_path: Path, monkeypatch) -> None:
+    rows = [{"picture": png(p), "label": i} for p, i in zip(PIXELS, LABELS, strict=True)]
+    compression = "GZIP" if name.endswith("gz") else ""
+    source = records(tmp_path / name, rows, IMAGES, compression)
+    options = {"labels": "label", "features": source.features, "scale": 1 / 255, "samples": 5}
+    decoded = []
+    real = reader._KINDS["image"].value
+
+    def counted(value: tf.Tensor, shape: tuple[int, ...]) -> tf.Tensor:
+        decoded.append(shape)
+        return real(value, shape)
+
+    kind = dataclasses.replace(reader._KINDS["image"], value=counted)
+    monkeypatch.setitem(reader._KINDS, "image", kind)
+    found = read(Source(source.path, **options), ONE, lazy=True)
+    assert len(decoded) == 1  # to know its type
+    kept = samples.spread(7, 5)
+    np.testing.assert_array_equal(found.labels, LABELS[kept])
+    expected = (PIXELS[kept] * np.float64(1 / 255)).astype(np.float32)
+    np.testing.assert_array_equal(found.inputs[1:3], expected[1:3])
+    assert len(decoded) == 3
+    np.testing.assert_array_equal(found.inputs[:], expected)
+
+
+def test_cut_records(tmp_path: Path) -> None:
+    rows = [{"picture": png(p), "label": i} for p, i in zip(PIXELS, LABELS, strict=True)]
+    source = records(tmp_path / "a.tfrecord", rows, IMAGES)
+    whole = source.path.read_bytes()
+    for kept in (len(whole) - 1, len(whole) - 20, 5):
+        source.path.write_bytes(whole[:kept])
+        with pytest.raises(LoadError, match="damaged or incomplete"):
+            read(Source(source.path, labels="label", features=source.features), ONE)
+
+
 def test_images_of_another_size(tmp_path: Path) -> None:
     flat = np.full((9, 5, 3), 77, np.uint8)
     source = records(tmp_path / "a.tfrecord", [{"picture": png(flat), "label": 1}], IMAGES)
@@ -171,8 +209,9 @@ def test_numbers_and_bytes(tmp_path: Path) -> None:
     rows = [{"a": np.float32([i, 0.5]), "b": bytes([i, 255, 0])} for i in range(5)]
     source = records(tmp_path / "a.tfrecords", rows, spec)
     found = read(Source(source.path, features=source.features, samples=4), TWO).inputs
-    np.testing.assert_array_equal(found["a"], [[i, 0.5] for i in range(4)])
-    np.testing.assert_array_equal(found["b"], [[i, 255, 0] for i in range(4)])
+    kept = samples.spread(5, 4)
+    np.testing.assert_array_equal(found["a"], [[i, 0.5] for i in kept])
+    np.testing.assert_array_equal(found["b"], [[i, 255, 0] for i in kept])
 
 
 @pytest.mark.parametrize(
