@@ -159,7 +159,7 @@ def _records(path: Path) -> tuple[int, Callable[[np.ndarray], list[bytes]]]:
 
 def _places(path: Path) -> np.ndarray:
     """Where the records of a file begin and how long they are, int64 (N, 2)."""
-    found = []
+    found: list[tuple[int, int]] = []
     size, place = path.stat().st_size, 0
     with path.open("rb") as file:
         while place < size:
