@@ -21,9 +21,11 @@ from rewriter.keras_compat import Flavour, flat_layers, private_tensorflow
 from rewriter.keras_compat.recording import recorded
 from rewriter.lifting.flatten import Flat
 from rewriter.lifting.graph import Graph, Out
+from rewriter.lifting.values import Domains
 
 # Of a variable, they show the same values. A cast would make it a weight of fewer bits.
 _VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims"})
+_REPEATS = frozenset({"Tile", "BroadcastTo"})
 
 
 class ClosedError(LoadError):
@@ -234,9 +236,12 @@ def _check(graph: Graph) -> None:
         if number in graph.variables or any(r in computed or r in graph.variables for r in reads):
             computed.add(number)
     symbolic = _symbolic(graph)
+    domains = Domains(graph)
     for number, node in enumerate(graph.nodes):
         if number in symbolic or number in graph.variables or number not in computed:
             continue
+        if node.op in _REPEATS and not domains.known(Out(number)):
+            continue  # once for each sample
         if node.op not in _VIEWS:
             raise ClosedError(
                 f"its call computes with its own variables ({node.op}) before it uses them, so "

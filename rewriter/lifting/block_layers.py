@@ -13,7 +13,7 @@ from rewriter.lifting import lift, operation
 from rewriter.lifting.block import Block, ClosedError, Inner
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Out
-from rewriter.lifting.values import Known, Symbol
+from rewriter.lifting.values import Known, Repeated, Symbol
 
 
 def build(
@@ -50,6 +50,8 @@ def build(
         if not isinstance(value, Out):
             return value
         known = builder.value(value)
+        if isinstance(known, Repeated):
+            raise ClosedError("its call hands a value of its own to a layer inside it")
         if isinstance(known, Known):
             if known.variable is not None:
                 raise ClosedError("its call hands a variable of its own to a layer inside it")

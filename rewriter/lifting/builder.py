@@ -14,7 +14,7 @@ from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
 from rewriter.lifting import affine, elementwise, layer_norm, operators, values
 from rewriter.lifting.graph import Graph, Node, Out
-from rewriter.lifting.values import Known, Sizes, Symbol, Value
+from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value
 
 Weights = dict[str, Known]  # by the attribute of the layer
 
@@ -100,6 +100,10 @@ class Builder:
         if self.domains.known(out):
             return self.evaluator.known(out)
         node = self.graph.nodes[out.node]
+        repeated = self.evaluator.repeated(out, self.domains, self.shape)
+        if repeated is not None:
+            self._values[out] = repeated
+            return repeated
         raise LoadError(
             f"{self.where}: {node.name!r} ({node.op}) computes sizes from the number of samples in "
             "a way that is not known here. Export it with a fixed shape, or save it with its "
@@ -227,13 +231,17 @@ class Builder:
         Raises:
           LoadError: an operand depends on the number of samples.
         """
-        tensors, constants, weights = [], {}, {}
+        tensors, constants, weights, repeated = [], {}, {}, set()
         for place, out in enumerate(node.inputs):
             value = self.value(out)
             if isinstance(value, Symbol):
                 if value.rows:
                     raise self.refusal(node, "it works on rows of several samples")
                 tensors.append(value.tensor)
+                continue
+            if isinstance(value, Repeated):
+                weights[f"operand_{place}"] = value.row
+                repeated.add(f"operand_{place}")
                 continue
             if isinstance(value, Sizes):
                 if None in value.values:
@@ -260,6 +268,7 @@ class Builder:
                 a.removeprefix("operand_"): {
                     "shape": list(k.array.shape),
                     "dtype": k.array.dtype.name,
+                    **({"repeated": True} if a in repeated else {}),
                 }
                 for a, k in weights.items()
             },

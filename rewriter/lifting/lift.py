@@ -195,7 +195,7 @@ def visit(b: Builder, number: int) -> None:
     if number in b.done or not b.needed(number):
         return
     if not b.domains.symbolic(Out(number)):
-        if not b.domains.known(Out(number)):
+        if not b.domains.known(Out(number)) and values.makes_sizes(node):
             inputs = [b.value(out) for out in node.inputs]
             found = values.sizes_of(node, inputs, lambda s: tuple(s.tensor.shape))
             if found is not None:

@@ -22,7 +22,8 @@ class GraphOperatorMixin:
     Args:
       operator: the operator and its attributes, as ``operators.to_json`` describes it.
       constants: operands that are no tensors of the model, by place: ``values`` and ``dtype``.
-      operands: ``shape`` and ``dtype`` of operands that are weights, by place.
+      operands: ``shape`` and ``dtype`` of operands that are weights, by place; with ``repeated``,
+        the one row is given once for each sample.
     """
 
     flavour: Flavour
@@ -57,7 +58,10 @@ class GraphOperatorMixin:
                 kept = self._constants[place]
                 given.append(tf.constant(np.array(kept["values"], kept["dtype"])))
             elif place in self._operands:
-                given.append(tf.convert_to_tensor(getattr(self, f"operand_{place}")))
+                weight = tf.convert_to_tensor(getattr(self, f"operand_{place}"))
+                if self._operands[place].get("repeated"):
+                    weight = tf.repeat(weight, tf.shape(tensors[0])[0], axis=0)
+                given.append(weight)
             else:
                 given.append(next(left))
         outputs = operators.run(self._definition, given)

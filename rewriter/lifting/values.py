@@ -15,6 +15,8 @@ from rewriter.lifting.graph import Graph, Node, Out, constant
 
 # Of a variable, they show the same values in another shape or type.
 _VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims Cast EnsureShape")
+_REPEATS = words("Tile BroadcastTo")  # they show rows several times
+_SEVERAL = 3  # samples
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +59,18 @@ class Symbol:
     rows: bool = False
 
 
-Value = Known | Sizes | Symbol
+@dataclasses.dataclass(frozen=True, eq=False)
+class Repeated:
+    """A value that is the same for every sample.
+
+    Attributes:
+      row: of one sample, with a leading axis of size 1.
+    """
+
+    row: Known
+
+
+Value = Known | Sizes | Symbol | Repeated
 
 
 class Domains:
@@ -108,6 +121,62 @@ class Evaluator:
                 todo += missing
         return self._values[out]
 
+    def repeated(
+        self, out: Out, domains: Domains, shape: Callable[[Out], tuple[int | None, ...]]
+    ) -> Repeated | None:
+        """A tensor that depends on the number of samples, if it is one row again and again.
+
+        Args:
+          out: the tensor.
+          domains: of the graph.
+          shape: of a tensor that depends on the inputs: None for the batch.
+
+        Returns:
+          None for anything else, or where the row is computed from a variable.
+        """
+        one, several = (self._for_batch(out, domains, shape, batch) for batch in (1, _SEVERAL))
+        if one is None or several is None or one.array.dtype.kind != "f":
+            return None
+        row = one.array
+        if row.shape[:1] != (1,) or not np.array_equal(row.repeat(_SEVERAL, 0), several.array):
+            return None
+        return Repeated(one)
+
+    def _for_batch(
+        self,
+        out: Out,
+        domains: Domains,
+        shape: Callable[[Out], tuple[int | None, ...]],
+        batch: int,
+    ) -> Known | None:
+        """The value for so many samples; ``variable`` is the one that it shows rows of."""
+        found: dict[Out, Known] = {}
+        todo = [out]
+        while todo:
+            current = todo[-1]
+            node = self._graph.nodes[current.node]
+            if current in found:
+                todo.pop()
+            elif domains.known(current):
+                found[current] = self.known(current)
+            elif node.op == "Shape":
+                sizes = shape(node.inputs[0])
+                if None in sizes[1:]:
+                    return None
+                found[current] = Known(np.array([batch, *sizes[1:]], np.int32))
+            elif missing := [i for i in node.inputs if i not in found]:
+                todo += missing
+            else:
+                inputs = [found[i] for i in node.inputs]
+                shown = inputs[0].variable
+                if node.op not in _VIEWS | _REPEATS and any(i.variable for i in inputs):
+                    return None
+                with tf.init_scope(), tf.device("cpu:0"):
+                    results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
+                made = enumerate(results)
+                found |= {Out(current.node, i): Known(r.numpy(), shown) for i, r in made}
+        return found[out]
+
     def _evaluate(self, out: Out, node: Node) -> None:
         if out.node in self._graph.variables:
             variable = self._graph.variables[out.node]
@@ -151,6 +220,14 @@ def sizes_of(node: Node, inputs: list[Value], shape: Callable[[Symbol], Any]) ->
     return made(node, inputs) if made else None
 
 
+def makes_sizes(node: Node) -> bool:
+    """Whether :func:`sizes_of` may know what an operator makes."""
+    if node.op in ("Shape", "Size", "Rank"):
+        return True
+    of = (node.attribute(name) for name in ("T", "Tparams", "SrcT"))
+    return node.op in _SIZES and all(dtype in (None, tf.int32, tf.int64) for dtype in of)
+
+
 def listed(value: Value) -> tuple[int | None, ...] | None:
     """A vector or scalar of integers, with None where it depends on the batch; None for others."""
     if isinstance(value, Sizes):
@@ -177,6 +254,12 @@ def _strided(node: Node, inputs: list[Value]) -> Sizes | None:
     first = None if node.attribute("begin_mask") else begin
     last = None if node.attribute("end_mask") else end
     return Sizes(values[first:last:step])
+
+
+def _reshaped(node: Node, inputs: list[Value]) -> Sizes | None:
+    """A number as a vector of one, or the other way round; a vector stays one."""
+    values, wanted = listed(inputs[0]), listed(inputs[1])
+    return None if values is None or wanted is None else Sizes(values, not wanted)
 
 
 def _packed(node: Node, inputs: list[Value]) -> Sizes | None:
@@ -231,6 +314,7 @@ def _is_scalar(value: Value) -> bool:
 _SIZES: dict[str, Callable[[Node, list[Value]], Sizes | None]] = {
     "Identity": _same,
     "Cast": _same,
+    "Reshape": _reshaped,
     "StridedSlice": _strided,
     "Pack": _packed,
     "ConcatV2": _concatenated,

@@ -121,6 +121,8 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
 
 
 def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None:
+    if node.kind == "ConcatV2":
+        return _joined_to_constants(node, call, made)
     specification = symbols.TENSORFLOW.get(f"raw.{node.kind}")
     if specification is None:
         return None
@@ -135,6 +137,25 @@ def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None
         if numbers.ndim > rank or (numbers.ndim == rank and numbers.shape[0] > 1):
             return None  # for each sample of a batch
     return read
+
+
+def _joined_to_constants(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None:
+    """A tensor between constants that are the same for every sample, such as a class token."""
+    *parts, axis = node.inputs
+    places = [i for i, part in enumerate(parts) if not isinstance(part, np.ndarray)]
+    if len(places) != 1 or len(parts) == 1 or not isinstance(axis, np.ndarray):
+        return None
+    rank = len(call.shapes[0])
+    constants = [part for part in parts if isinstance(part, np.ndarray)]
+    if int(axis) % rank == 0 or any(c.ndim != rank or c.shape[0] != 1 for c in constants):
+        return None
+    place, tensor = places[0], parts[places[0]]
+    before, after = (
+        np.concatenate(some, int(axis)).astype(np.float64) if some else None
+        for some in (constants[:place], constants[place:])
+    )
+    options = {"axis": int(axis) % rank, "before": before, "after": after}
+    return Operation("concatenate_constants", (made[int(tensor)],), options)
 
 
 def _joined(first: Operation, second: Operation) -> Operation | None:

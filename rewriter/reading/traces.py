@@ -8,7 +8,7 @@ both, on ordinary tensors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ _ELEMENTWISE = words(
 )
 
 
+# What these do to a constant that is repeated for every sample, they do to one of a single sample.
+_BY_SAMPLE = _ELEMENTWISE | {"ConcatV2"}
 _BYTES = tuple(tf.as_dtype(name).as_datatype_enum for name in BYTES)
 
 
@@ -124,6 +126,7 @@ def trace(
 
 def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]) -> Trace | None:
     by_name = {node.name: node for node in graph.node}
+    sized: set[str] = set()  # what depends on the sizes of arguments only
     numbers: dict[str, int] = {f"{name}:0": i for i, name in enumerate(given)}
     depends = set(given)
     nodes: list[Node] = []
@@ -133,9 +136,15 @@ def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]
         inputs = [_tensor(value) for value in node.input if not value.startswith("^")]
         if name in depends:
             continue
-        if not any(value.partition(":")[0] in depends for value in inputs):
+        if not any(value.partition(":")[0] in depends | sized for value in inputs):
             if node.op not in _FOLDED:
                 return None
+            continue
+        sources = {v.partition(":")[0] for v in inputs} & (depends | sized)
+        if node.op == "Shape" or (sources and sources <= sized):
+            if node.op not in _FOLDED:
+                return None
+            sized.add(name)
             continue
         depends.add(name)
         if node.op in _SAME or (node.op == "Cast" and _keeps(node)):
@@ -146,6 +155,12 @@ def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]
             found = numbers.get(value)
             if found is None and value.partition(":")[0] in depends:
                 return None  # the second output of an operation
+            if value.partition(":")[0] in sized:
+                row = constants.repeated(value, given)
+                if row is None or node.op not in _BY_SAMPLE:
+                    return None
+                read.append(row)
+                continue
             read.append(constants.of(value) if found is None else found)
         attributes = {key: _attribute(value) for key, value in node.attr.items()}
         numbers[f"{name}:0"] = len(given) + len(nodes)
@@ -198,11 +213,35 @@ class _Constants:
             if node.op == "Const":
                 self._known[name] = tf.make_ndarray(node.attr["value"].tensor)
             else:
-                fetch = tf.compat.v1.wrap_function(
-                    lambda: tf.graph_util.import_graph_def(self._graph, {}, [name], name="fold"), []
-                )
-                self._known[name] = np.asarray(fetch()[0])
+                self._known[name] = self._run(name, {})
         return self._known[name]
+
+    def repeated(self, name: str, arguments: Sequence[str]) -> np.ndarray | None:
+        """One row of what is the same for every sample; None if it is something else.
+
+        Args:
+          name: of a tensor that depends on the sizes of the arguments.
+          arguments: the names of those.
+        """
+        nodes = [node for node in self._graph.node if node.name in arguments]
+        sizes = {n.name: [d.size for d in n.attr["shape"].shape.dim] for n in nodes}
+        if any(not known or -1 in known[1:] for known in sizes.values()):
+            return None
+        dtypes = {n.name: tf.as_dtype(n.attr["dtype"].type).as_numpy_dtype for n in nodes}
+        one, several = (
+            self._run(name, {n: np.zeros((b, *sizes[n][1:]), dtypes[n]) for n in sizes})
+            for b in (1, 3)
+        )
+        if one.dtype.kind != "f" or one.shape[:1] != (1,):
+            return None
+        return one if np.array_equal(np.repeat(one, 3, axis=0), several) else None
+
+    def _run(self, name: str, given: Mapping[str, np.ndarray]) -> np.ndarray:
+        def fetch() -> Any:
+            inputs = {f"{key}:0": tf.constant(value) for key, value in given.items()}
+            return tf.graph_util.import_graph_def(self._graph, inputs, [name], name="fold")
+
+        return np.asarray(tf.compat.v1.wrap_function(fetch, [])()[0])
 
 
 def _attribute(value: Any) -> Any:

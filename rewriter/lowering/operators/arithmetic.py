@@ -137,6 +137,24 @@ def _affine(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
     )
 
 
+def _concatenate_constants(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
+    """Zeros around the tensor, and a sum with the constants: for a batch of any size."""
+    (value,) = x
+    axis = operation.options["axis"]
+    before, after = operation.options["before"], operation.options["after"]
+    widths = [0 if part is None else part.shape[axis] for part in (before, after)]
+    sizes = low.static(value.shape, call)
+    paddings = [[0, 0] for _ in value.shape]
+    paddings[axis] = widths
+    shape = (None, *(s + sum(p) for s, p in zip(sizes, paddings[1:], strict=True)))
+    padded = low.apply("PAD", call, [value], shape, paddings=paddings)
+    middle = np.zeros((1, *sizes))
+    table = np.concatenate([p for p in (before, middle, after) if p is not None], axis)
+    return low.free("ADD", call, [padded], fusable=True, **constant(table))
+
+
 def _per_channel(x: Value, numbers: np.ndarray) -> bool:
     """Whether ``numbers`` is a single one or one for each index of the last axis."""
     if numbers.size == 1:
@@ -213,6 +231,7 @@ ROWS: dict[str, Row] = {
     "maximum": _extreme("MAXIMUM"),
     "minimum": _extreme("MINIMUM"),
     "affine": _affine,
+    "concatenate_constants": _concatenate_constants,
     "mean": _mean,
     "sum": _sum,
     "max": _most("REDUCE_MAX"),
