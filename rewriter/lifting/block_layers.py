@@ -80,6 +80,12 @@ def build(
                     fixed[id(made[0])] = always
         outputs = tf.nest.map_structure(tensor, block.outputs)
         builder.assign()
+        divided = builder.divided()
+        if divided:
+            raise ClosedError(
+                f"its call reads its variable {divided[0]!r} in several places, which would be "
+                "weights of their own"
+            )
     except ClosedError:
         raise
     except LoadError as error:

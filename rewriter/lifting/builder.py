@@ -196,8 +196,8 @@ class Builder:
         """
         own = weights or {}
         key = None
-        if own and all(k.variable is not None for k in own.values()):
-            ids = tuple((a, id(k.variable)) for a, k in own.items())
+        if any(k.variable is not None for k in own.values()):
+            ids = tuple((a, _identity(k)) for a, k in own.items())
             key = (make, ids, repr(sorted(options.items())))
         layer = self._shared.get(key) if key else None
         if layer is None:
@@ -207,6 +207,16 @@ class Builder:
                 self._shared[key] = layer
             self.recognised[layer.name] = node.op
         return layer(inputs)
+
+    def divided(self) -> list[str]:
+        """The names of the variables that several layers have as weights of their own."""
+        places: dict[int, int] = {}
+        for _, ids, _ in self._shared:
+            for _, identity in ids:
+                if isinstance(identity, int):
+                    places[identity] = places.get(identity, 0) + 1
+        variables = {id(v): v for v in self.graph.variables.values()}
+        return [variables[i].name for i, count in places.items() if count > 1 and i in variables]
 
     def assign(self) -> None:
         """Give the layers, which are built by now, their values.
@@ -240,9 +250,8 @@ class Builder:
                 tensors.append(value.tensor)
                 continue
             if isinstance(value, Repeated):
-                weights[f"operand_{place}"] = value.row
-                repeated.add(f"operand_{place}")
-                continue
+                repeated.add(place)
+                value = value.row
             if isinstance(value, Sizes):
                 if None in value.values:
                     raise self.refusal(node, "an operand depends on the number of samples")
@@ -250,31 +259,42 @@ class Builder:
                 value = Known(array)
             if value.array.dtype.kind not in "biuf":
                 raise self.refusal(node, f"an operand is of type {value.array.dtype}")
-            if value.variable is not None or value.array.size > 64:
-                weights[f"operand_{place}"] = value
+            if value.variable is not None or value.array.size > 64 or place in repeated:
+                weights[place] = value
             else:
                 constants[str(place)] = value.array
+        # One weight for all operands that show the same variable.
+        first = {_identity(k): place for place, k in reversed(weights.items())}
+        operands = [(place, first[_identity(k)], k) for place, k in weights.items()]
         outputs = self.apply(
             node,
             self._operation,
             tensors,
-            weights,
+            {f"operand_{place}": k for place, own, k in operands if place == own},
             operator=operators.to_json(node.definition),
             constants={
                 place: {"values": array.tolist(), "dtype": array.dtype.name}
                 for place, array in constants.items()
             },
             operands={
-                a.removeprefix("operand_"): {
+                str(place): {
                     "shape": list(k.array.shape),
                     "dtype": k.array.dtype.name,
-                    **({"repeated": True} if a in repeated else {}),
+                    **({"repeated": True} if place in repeated else {}),
+                    **({"weight": str(own)} if own != place else {}),
                 }
-                for a, k in weights.items()
+                for place, own, k in operands
             },
         )
         self.kept.append(f"{node.name} ({node.op})")
         return [Symbol(t) for t in tf.nest.flatten(outputs)]
+
+
+def _identity(known: Known) -> Any:
+    """Equal for views of the same variable, or for equal values."""
+    if known.variable is not None:
+        return id(known.variable)
+    return known.array.shape, known.array.dtype.str, known.array.tobytes()
 
 
 def _named(flavour: Flavour) -> list[str]:

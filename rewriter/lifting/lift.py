@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter.errors import LoadError
+from rewriter.errors import LoadError, RewriterWarning
 from rewriter.keras_compat import Flavour, stack
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import functions, operation, rows, source, values
@@ -150,6 +151,15 @@ def from_graph(graph: Graph, flavour: Flavour, where: str, signature: str) -> An
             _alone(inputs), _alone(outputs, names=False), name=_model_name(where)
         )
     builder.assign()
+    divided = builder.divided()
+    if divided:
+        warnings.warn(
+            f"{where} reads {divided[0]!r}{f' and {len(divided) - 1} more' if divided[1:] else ''} "
+            "in several places, which are weights of their own here: they are equal until they are "
+            "trained.",
+            RewriterWarning,
+            stacklevel=4,
+        )
     _LIFTED[model] = Lifted(signature, builder.recognised, tuple(builder.kept))
     return model
 

@@ -23,7 +23,7 @@ class GraphOperatorMixin:
       operator: the operator and its attributes, as ``operators.to_json`` describes it.
       constants: operands that are no tensors of the model, by place: ``values`` and ``dtype``.
       operands: ``shape`` and ``dtype`` of operands that are weights, by place; with ``repeated``,
-        the one row is given once for each sample.
+        the one row is given once for each sample; with ``weight``, it shows that of another place.
     """
 
     flavour: Flavour
@@ -40,6 +40,8 @@ class GraphOperatorMixin:
         self._operator = dict(operator)
         self._constants, self._operands = dict(constants), dict(operands)
         for place, kept in self._operands.items():
+            if "weight" in kept:
+                continue
             weight = self.add_weight(  # type: ignore[attr-defined]
                 name=f"operand_{place}",
                 shape=tuple(kept["shape"]),
@@ -58,8 +60,12 @@ class GraphOperatorMixin:
                 kept = self._constants[place]
                 given.append(tf.constant(np.array(kept["values"], kept["dtype"])))
             elif place in self._operands:
-                weight = tf.convert_to_tensor(getattr(self, f"operand_{place}"))
-                if self._operands[place].get("repeated"):
+                kept = self._operands[place]
+                own = getattr(self, f"operand_{kept.get('weight', place)}")
+                weight = tf.convert_to_tensor(own)
+                if "weight" in kept:
+                    weight = tf.reshape(tf.cast(weight, kept["dtype"]), kept["shape"])
+                if kept.get("repeated"):
                     weight = tf.repeat(weight, tf.shape(tensors[0])[0], axis=0)
                 given.append(weight)
             else:
