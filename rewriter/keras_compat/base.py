@@ -41,15 +41,15 @@ class Flavour(Names, Calls, Cloning):
     def __repr__(self) -> str:
         return f"<Flavour {self.name} {self.keras.__version__}>"
 
-    def layer_class(self, name: str) -> type | None:
-        """The layer class called ``name``, or None if this Keras has none."""
-        return getattr(self.keras.layers, name, None)
-
     def class_name(self, layer: Any) -> str:
-        """The canonical name of a stock layer or operation; ``""`` for anything of a user's.
+        """The name of the stock layer or operation that it computes; ``""`` for anything of a user's.
 
-        A subclass of a stock layer may compute anything, so only exact types have a name.
+        A subclass may compute anything, but where it changes nothing that its base computes with.
         """
+        return self.exact_name(layer) or self.unchanged_base(type(layer))
+
+    def exact_name(self, layer: Any) -> str:
+        """The canonical name of a stock layer or operation, not of a subclass of one."""
         cls = type(layer)
         # Layers of `applications` (StochasticDepth, ...) are not among `layers`.
         root, *parts = cls.__module__.split(".")

@@ -32,7 +32,7 @@ class Cloning:
                 raise
             if not self.is_layer(layer):
                 return copying.operation(layer)
-            if self.class_name(layer) and copying.takes_nothing(layer):
+            if self.exact_name(layer) and copying.takes_nothing(layer):
                 return copying.plainly(layer, name or layer.name)
             if not layer.built:
                 raise
@@ -49,7 +49,7 @@ class Cloning:
             return ""
         try:
             references.refuse(self, layer)
-            if not self.class_name(layer) or self.sublayers(layer):
+            if not self.exact_name(layer) or self.sublayers(layer):
                 self._from_configuration(layer, None, None)
         except SaveError as error:
             return str(error)
@@ -57,10 +57,25 @@ class Cloning:
             return copying.unsaved(self, layer, error)
         return ""
 
+    def stock_clone(self: Any, layer: Any) -> Any:
+        """As ``clone``; of a user's class that only adds to a stock layer: that stock layer."""
+        base = self.layer_class(self.class_name(layer))
+        if self.exact_name(layer) or base is None:
+            return self.clone(layer)
+        new = self._from_configuration(layer, None, None, base)
+        references.guard(self, new, layer.name)
+        return new
+
     def _from_configuration(
-        self: Any, layer: Any, name: str | None, changes: Mapping[str, Any] | None
+        self: Any,
+        layer: Any,
+        name: str | None,
+        changes: Mapping[str, Any] | None,
+        base: Any = None,
     ) -> Any:
         config, named = references.configuration(self, layer)
+        if base is not None:
+            config = {key: config[key] for key in base.get_config(layer) if key in config}
         of_variables = references.holds_variables(self, config)
         if of_variables:
             config = references.values(self, config)
@@ -69,8 +84,8 @@ class Cloning:
             config = {**config, "name": name}
         # The code is in this process already.
         with self.keras.saving.custom_object_scope(named), self.allow_lambda():
-            new = type(layer).from_config(config)
-        if not self.class_name(layer) and _parts(layer) & _parts(new):
+            new = (base or type(layer)).from_config(config)
+        if not self.exact_name(layer) and _parts(layer) & _parts(new):
             raise ValueError("it holds layers or variables of the layer itself")
         if of_variables:
             references.say_values(self, new)

@@ -10,6 +10,14 @@ from typing import Any, ClassVar
 _NO_VALUES = ("get", "serialize", "deserialize")  # of a module of functions: they make objects
 
 
+# What a subclass may say anew without computing something else: how it is made, and how it is kept.
+_ABOUT_ITSELF = frozenset(
+    """__module__ __qualname__ __doc__ __init__ __annotations__ __annotate__ __annotate_func__ __dict__
+    __weakref__ __static_attributes__ __firstlineno__ __abstractmethods__ _abc_impl __slots__ __repr__
+    get_config from_config load_own_variables save_own_variables""".split()
+)
+
+
 class Names:
     """The names of one Keras. Nothing here imports a module or calls what it finds."""
 
@@ -43,6 +51,24 @@ class Names:
         if not isinstance(value, type) or not issubclass(value, self.stock_bases):
             return False
         return value.__module__.split(".")[0] == self.keras.__name__
+
+    def layer_class(self, name: str) -> type | None:
+        """The layer class called ``name``, or None if this Keras has none."""
+        return getattr(self.keras.layers, name, None)
+
+    def unchanged_base(self, cls: type) -> str:
+        """The name of the stock layer that a user's class only adds to; ``""`` if there is none.
+
+        Nothing that the stock class has is defined again, but what says how the layer is made.
+        """
+        for base in cls.__mro__[1:]:
+            if base is self.keras.layers.Layer:
+                break
+            if self.layer_class(base.__name__) is base:
+                before = cls.__mro__[: cls.__mro__.index(base)]
+                again = {name for each in before for name in vars(each) if hasattr(base, name)}
+                return base.__name__ if again <= _ABOUT_ITSELF else ""
+        return ""
 
     @functools.cached_property
     def known(self) -> Mapping[str, Any]:

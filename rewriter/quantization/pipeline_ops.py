@@ -40,7 +40,7 @@ def serialize_op(op: Any, field: str) -> dict[str, Any]:
     if is_layer(op):
         flavour = keras_compat.flavour_of(op)
         result = {"layer": flavour.name, **flavour.serialize(op)}
-        if not flavour.class_name(op):  # a user's own
+        if not flavour.exact_name(op):  # a user's own
             result["registered_name"] = flavour.keras.saving.get_registered_name(type(op))
         return result
     if is_quantizer(op):

@@ -50,7 +50,7 @@ class Copy:
 
         Drawing random values that nobody sees was a fifth of the time.
         """
-        name = self.flavour.class_name(self.original)
+        name = self.flavour.exact_name(self.original)
         if not name:
             return  # a layer of a user's
         variables = {id(variable) for variable in getattr(self.original, "variables", ())}

@@ -100,7 +100,8 @@ class LayerFactory:
           at_end: whether it is the first or the last linear layer of the model.
         """
         original, row = host.layer, host.row
-        inner, dtype = self.clone(original), original.compute_dtype
+        inner, dtype = self.flavour.stock_clone(original), original.compute_dtype
+        self._copy_later(inner, original)
         names = [name, original.name, path]
         norm = None
         if batch_norm is not None:

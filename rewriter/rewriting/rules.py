@@ -156,10 +156,10 @@ def _refuse_always(flavour: Flavour, layer: Any, calls: list[Call]) -> str | Non
 
 def _refuse_subclass(flavour: Flavour, layer: Any, calls: list[Call]) -> str | None:
     known = (flavour.keras.__name__.split(".")[0], __name__.split(".")[0])
-    if type(layer).__module__.split(".")[0] in known:
+    if type(layer).__module__.split(".")[0] in known or flavour.class_name(layer):
         return None
     return (
-        f"{type(layer).__qualname__} is a subclass that may compute something else; "
+        f"{type(layer).__qualname__} is a subclass that computes in a way of its own; "
         "use the stock BatchNormalization"
     )
 
