@@ -42,7 +42,7 @@ class Flavour(Names, Calls, Cloning):
         return f"<Flavour {self.name} {self.keras.__version__}>"
 
     def class_name(self, layer: Any) -> str:
-        """The name of the stock layer or operation that it computes; ``""`` for anything of a user's.
+        """The name of the stock layer or operation that it computes; ``""`` for a user's own.
 
         A subclass may compute anything, but where it changes nothing that its base computes with.
         """

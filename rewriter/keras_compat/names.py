@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
+from rewriter.keras_compat.pure_functions import words
+
 _NO_VALUES = ("get", "serialize", "deserialize")  # of a module of functions: they make objects
 
 
 # What a subclass may say anew without computing something else: how it is made, and how it is kept.
-_ABOUT_ITSELF = frozenset(
-    """__module__ __qualname__ __doc__ __init__ __annotations__ __annotate__ __annotate_func__ __dict__
-    __weakref__ __static_attributes__ __firstlineno__ __abstractmethods__ _abc_impl __slots__ __repr__
-    get_config from_config load_own_variables save_own_variables""".split()
+_ABOUT_ITSELF = words(
+    """__module__ __qualname__ __doc__ __init__ __annotations__ __annotate__ __annotate_func__
+    __dict__ __weakref__ __static_attributes__ __firstlineno__ __abstractmethods__ _abc_impl
+    __slots__ __repr__ get_config from_config load_own_variables save_own_variables"""
 )
 
 

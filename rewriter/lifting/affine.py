@@ -13,8 +13,9 @@ import dataclasses
 import numpy as np
 
 from rewriter.keras_compat.pure_functions import words
+from rewriter.lifting.evaluator import Evaluator
 from rewriter.lifting.graph import Graph, Out
-from rewriter.lifting.values import Domains, Evaluator
+from rewriter.lifting.values import Domains
 
 _SUMS = ("AddV2", "Add", "BiasAdd")
 _PIECES = (*_SUMS, "Sub", "Mul", "RealDiv")

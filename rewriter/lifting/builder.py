@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import affine, elementwise, layer_norm, operators, values
+from rewriter.lifting import affine, elementwise, evaluator, layer_norm, operators, values
 from rewriter.lifting.graph import Graph, Node, Out
-from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value
+from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value, identity
 
 Weights = dict[str, Known]  # by the attribute of the layer
 
@@ -47,7 +47,7 @@ class Builder:
         self.trains = trains
         self.layers = flavour.keras.layers
         self.domains = values.Domains(graph)
-        self.evaluator = values.Evaluator(graph)
+        self.evaluator = evaluator.Evaluator(graph)
         found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
         self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
@@ -197,7 +197,7 @@ class Builder:
         own = weights or {}
         key = None
         if any(k.variable is not None for k in own.values()):
-            ids = tuple((a, _identity(k)) for a, k in own.items())
+            ids = tuple((a, identity(k)) for a, k in own.items())
             key = (make, ids, repr(sorted(options.items())))
         layer = self._shared.get(key) if key else None
         if layer is None:
@@ -212,9 +212,9 @@ class Builder:
         """The names of the variables that several layers have as weights of their own."""
         places: dict[int, int] = {}
         for _, ids, _ in self._shared:
-            for _, identity in ids:
-                if isinstance(identity, int):
-                    places[identity] = places.get(identity, 0) + 1
+            for _, each in ids:
+                if isinstance(each, int):
+                    places[each] = places.get(each, 0) + 1
         variables = {id(v): v for v in self.graph.variables.values()}
         return [variables[i].name for i, count in places.items() if count > 1 and i in variables]
 
@@ -264,8 +264,8 @@ class Builder:
             else:
                 constants[str(place)] = value.array
         # One weight for all operands that show the same variable.
-        first = {_identity(k): place for place, k in reversed(weights.items())}
-        operands = [(place, first[_identity(k)], k) for place, k in weights.items()]
+        first = {identity(k): place for place, k in reversed(weights.items())}
+        operands = [(place, first[identity(k)], k) for place, k in weights.items()]
         outputs = self.apply(
             node,
             self._operation,
@@ -288,13 +288,6 @@ class Builder:
         )
         self.kept.append(f"{node.name} ({node.op})")
         return [Symbol(t) for t in tf.nest.flatten(outputs)]
-
-
-def _identity(known: Known) -> Any:
-    """Equal for views of the same variable, or for equal values."""
-    if known.variable is not None:
-        return id(known.variable)
-    return known.array.shape, known.array.dtype.str, known.array.tobytes()
 
 
 def _named(flavour: Flavour) -> list[str]:

@@ -16,8 +16,9 @@ import tensorflow as tf
 from rewriter import formulas
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
+from rewriter.lifting.evaluator import Evaluator
 from rewriter.lifting.graph import Graph, Node, Out
-from rewriter.lifting.values import Domains, Evaluator
+from rewriter.lifting.values import Domains
 
 _OPERATORS = words(
     """Abs Add AddV2 Div Erf Erfc Exp Identity IdentityN LeakyRelu Maximum Minimum Mul Neg Pow

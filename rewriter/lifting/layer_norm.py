@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
+from rewriter.lifting.evaluator import Evaluator
 from rewriter.lifting.graph import Graph, Node, Out
-from rewriter.lifting.values import Domains, Evaluator, Known
+from rewriter.lifting.values import Domains, Known
 
 _OPERATORS = words(
     """Add AddV2 BiasAdd Identity Mean Mul Neg Pow RealDiv Rsqrt Sqrt Square SquaredDifference
