@@ -15,6 +15,7 @@ from rewriter.keras_compat.variables import read
 from rewriter.layers import channels, learned_kernels
 from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
+from rewriter.lowering.finite import require_finite
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization
@@ -92,9 +93,12 @@ def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
             )
         scales = learned_kernels.scales(layer, index)
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
-            found = folding.kernel_integers(read(getattr(layer.host, name)), grid)
+            values = read(getattr(layer.host, name))
+            require_finite(path, values)
+            found = folding.kernel_integers(values, grid)
         else:
             values = np.asarray(layer.quantized_kernels()[index])
+            require_finite(path, values)
             ranges = layer.kernel_ranges(index)
             found = _foreign(values, grid, path, quantizer, ranges, scales)
         power = bool(getattr(quantizer, "power_of_two", False))
@@ -184,8 +188,11 @@ def with_constants(
     """A pending operator with this kernel and this real-valued bias.
 
     Raises:
-      ExportError: naming the layer, if LiteRT's operator takes no kernel of that width.
+      ExportError: naming the layer, if LiteRT's operator takes no kernel of that width, or the
+        weights are not finite.
     """
+    require_finite(call.path, kernel.scale)
+    require_finite(call.path, bias)
     try:
         kernel = kernel.stored(kind)
     except ValueError as error:
@@ -231,6 +238,9 @@ def normalization(batch_norm: Any, bias: np.ndarray) -> tuple[np.ndarray, np.nda
     else:
         values = batch_norm.variables_in(tf.constant(phases.QUANTIZE))
         gamma, beta, mean, variance = (np.asarray(values[name]) for name in VARIABLES)
+    for value in (gamma, beta, mean, variance):
+        if value is not None:
+            require_finite(batch_norm.name, value)
     factor = folding.batch_norm_scale(gamma, variance, batch_norm.epsilon)
     return factor, folding.batch_norm_bias(factor, mean, beta, bias)
 

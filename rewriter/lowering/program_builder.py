@@ -19,6 +19,7 @@ from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.variables import read
 from rewriter.lowering import folding, ranges
+from rewriter.lowering.finite import require_finite
 from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
 from rewriter.quantization import quantizers
@@ -84,6 +85,7 @@ class ProgramBuilder:
         **attributes: Any,
     ) -> Value:
         """An operator whose output has the quantization of its first input, or the one given."""
+        require_finite(call.path, attributes.get("constant", 0))
         names = [self.quantized(v, call.path) for v in inputs]
         sources = tuple(self.tensors[n].quantization for n in names)
         operator = Operator(kind, sources, quantization or sources[0], attributes)
@@ -99,6 +101,8 @@ class ProgramBuilder:
         **attributes: Any,
     ) -> Value:
         """A pending operator without a kernel; ``fusable``: LiteRT fuses activations into it."""
+
+        require_finite(call.path, attributes.get("constant", 0))
 
         def finish(output: Quantization, activation: str) -> Operator:
             return Operator(kind, sources, output, attributes, activation)

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.litert.integer_wide import root_of
+from rewriter.lowering.finite import require_finite
 from rewriter.lowering.operators.rows import Row
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value, batched
@@ -141,6 +142,8 @@ def _affine(
     low: ProgramBuilder, call: Call, x: Value, factor: np.ndarray, offset: np.ndarray | None
 ) -> Value:
     """``x * factor + offset`` along the last axis in 16 bits, pending, and then in 8."""
+    for weights in (factor, 0 if offset is None else offset):
+        require_finite(call.path, weights)
     largest = 0.0 if offset is None else float(np.abs(offset).max(initial=0.0))
 
     def reach(output: Quantization) -> float:
