@@ -96,7 +96,7 @@ class _Reader:
                 continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name
-            self._refuse_quantized(layer, path)
+            models.refuse_quantized(self.flavour, layer, path)
             own = False
             if flags is not None and id(flat[0]) in flags:
                 flag = flags[id(flat[0])]
@@ -118,17 +118,6 @@ class _Reader:
                 )
             for tensor, ref in zip(flat, refs, strict=True):
                 env[id(tensor)] = ref
-
-    def _refuse_quantized(self, layer: Any, path: str) -> None:
-        """Keras's own quantization: the integers in a kernel's place are no trained weights."""
-        for inner in (layer, *self.flavour.sublayers(layer)):
-            mode = getattr(inner, "quantization_mode", None)
-            if mode is not None:
-                raise UnsupportedModelError(
-                    f"The layer {path!r} is quantized by Keras (quantize({mode!r})): its weights "
-                    "are rounded already, and train no more. Rewrite the model as it was before "
-                    "model.quantize."
-                )
 
     def _resolve(self, structure: Any, env: dict[int, Ref]) -> Any:
         def leaf(value: Any) -> Any:
