@@ -94,15 +94,6 @@ def _verify(args: Namespace) -> None:
         model, args.file, read.inputs, kernels=args.kernels, progress=arguments.progress(args)
     )
     text, values = str(result), result.to_dict()
-    different = result.comparison.differences
-    if different:
-        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
-        warnings.warn(
-            f"{str(args.file)!r} is not what {str(args.model)!r} exports: {different[0]}{more}. "
-            "Verify it with the model that it was exported from, or export it again.",
-            RewriterWarning,
-            stacklevel=1,
-        )
     if read.labels is not None:
         if read.labels.ndim != 1 or read.labels.dtype.kind not in "iu":
             raise LoadError(
@@ -120,6 +111,15 @@ def _verify(args: Namespace) -> None:
         requirements.snr(result.training, args.min_snr)
     if args.min_identical is not None:
         requirements.identical(result.comparison, args.min_identical)
+    different = result.comparison.differences
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        warnings.warn(
+            f"{str(args.file)!r} is not what {str(args.model)!r} exports: {different[0]}{more}. "
+            "Verify it with the model that it was exported from, or export it again.",
+            RewriterWarning,
+            stacklevel=1,
+        )
 
 
 def _quantize(args: Namespace) -> None:

@@ -177,8 +177,8 @@ def unknown(own: bool, name: str, module: Any, keras: str) -> str:
     if known:
         return (
             f"{names}, which stood in the package {package!r} where the file was made. Import it "
-            f"before loading (on the command line: --import {package}), with the class decorated "
-            f"by @{keras}.saving.register_keras_serializable(), {given}"
+            f"before loading (on the command line: --import {package}), where it must be "
+            f"decorated with @{keras}.saving.register_keras_serializable(), {given}"
         )
     return (
         f"{names}. Before loading, decorate the class with "
