@@ -101,6 +101,8 @@ def export_tflite(
         raise ExportError(refusal)
     if c_array is not None and Path(c_array).suffix != ".c":
         raise ExportError(f"An array in C is a .c file. Received: {str(c_array)!r}.")
+    if c_array is not None and (refusal := outputs.unwritable(c_array)) is not None:
+        raise ExportError(refusal)
     if target is not None and target not in targets.TARGETS:
         known = ", ".join(targets.TARGETS)
         raise ExportError(f"There is no target {target!r}. There are: {known}.")

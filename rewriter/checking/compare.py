@@ -72,6 +72,7 @@ def compare_program(
         shapes = _other_shapes(program, mapping)
         if wrong := [shapes[name] for name in program.inputs if name in shapes]:
             raise VerificationError(f"The file is not of this model: {wrong[0]}.")
+        _refuse_foreign(program, mapping)
         indexes = {name: i for name, i in mapping.indexes.items() if name not in shapes}
         twin = _Twin(program, indexes, runner.batch, seen)
         by_operator, end_to_end = _Counter(), _Counter()
@@ -107,6 +108,17 @@ def compare_program(
         skipped=twin.skipped,
         missing=mapping.missing,
     )
+
+
+def _refuse_foreign(program: Program, mapping: FileMapping) -> None:
+    """A file with the same inputs and outputs, and nothing of the program between them."""
+    borders = {*program.inputs, *program.outputs}
+    between = [name for name in mapping.missing if name not in borders]
+    if between and not any(name not in borders for name in mapping.indexes):
+        raise VerificationError(
+            f"The file is not of this model: it has none of its tensors inside, such as "
+            f"{between[0]!r}. Verify it with the model that it was exported from."
+        )
 
 
 def _naming_layer(

@@ -26,6 +26,7 @@ from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
 from rewriter.quantization import phases
 from rewriter.reading.graph import Graph, Ref, map_refs
+from rewriter.reading.inside import in_inference
 
 
 def compare_training(
@@ -136,6 +137,7 @@ def emulated(
                     inside[index, id(layer)] = outputs
 
                 args, kwargs = map_refs((call.args, call.kwargs), env.__getitem__)
+                kwargs = in_inference(read.flavour, call, kwargs)
                 with observed(note):
                     outputs = tf.nest.flatten(call.layer(*args, **kwargs))
                 env.update((Ref(index, i), value) for i, value in enumerate(outputs))

@@ -169,7 +169,7 @@ def check(path: str | Path, target: str) -> Check:
     """
     if target not in TARGETS:
         raise VerificationError(f"There is no target {target!r}. There are: {', '.join(TARGETS)}.")
-    content = Path(path).read_bytes()
+    content = boundaries.litert_bytes(path)
     with boundaries.litert(f"The file {str(path)!r}"):
         file = reading.read(content)
     return Check(str(path), target, tuple(find(file, TARGETS[target])))

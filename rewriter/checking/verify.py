@@ -125,7 +125,7 @@ def verify(
       ExportError: as :func:`rewriter.export_tflite` does.
     """
     try:
-        content = Path(path).read_bytes()
+        content = boundaries.litert_bytes(path)
     except OSError as error:
         raise VerificationError(f"The file {str(path)!r} cannot be read: {error}.") from error
     inputs = _arrays(model, data, samples)

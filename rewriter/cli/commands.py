@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from rewriter.checking import targets
 from rewriter.checking.verify import verify
 from rewriter.cli import arguments, data, reporting, requirements, saving
-from rewriter.errors import LoadError, RewriterError, VerificationError
+from rewriter.errors import LoadError, RewriterError, RewriterWarning, VerificationError
 from rewriter.export import export_tflite
 from rewriter.files import boundaries, outputs
 from rewriter.files.replacing import replacing, write_bytes
@@ -110,6 +111,15 @@ def _verify(args: Namespace) -> None:
         requirements.snr(result.training, args.min_snr)
     if args.min_identical is not None:
         requirements.identical(result.comparison, args.min_identical)
+    different = result.comparison.differences
+    if different:
+        more = f" (and {len(different) - 1} more)" if len(different) > 1 else ""
+        warnings.warn(
+            f"{str(args.file)!r} is not what {str(args.model)!r} exports: {different[0]}{more}. "
+            "Verify it with the model that it was exported from, or export it again.",
+            RewriterWarning,
+            stacklevel=1,
+        )
 
 
 def _quantize(args: Namespace) -> None:

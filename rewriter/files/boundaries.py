@@ -6,7 +6,9 @@ Parsers of damaged files raise nearly everything: which exceptions those are can
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from rewriter.errors import LoadError, RecipeError, RewriterError, VerificationError, short
 
@@ -50,3 +52,19 @@ def recipe(what: object) -> contextlib.AbstractContextManager[None]:
 def litert(what: object) -> contextlib.AbstractContextManager[None]:
     """Within, a LiteRT file is read: raises VerificationError only."""
     return _boundary(VerificationError, f"{what} cannot be read", "Export it again.")
+
+
+def litert_bytes(path: str | os.PathLike[str]) -> bytes:
+    """What a LiteRT file holds.
+
+    Raises:
+      VerificationError: it is something else, by its first bytes.
+      OSError: it cannot be read.
+    """
+    content = Path(path).read_bytes()
+    if content[4:8] != b"TFL3":
+        raise VerificationError(
+            f"{str(path)!r} is not a LiteRT file: the identifier 'TFL3' is missing. "
+            f"Received: {len(content)} bytes beginning with {content[:8]!r}."
+        )
+    return content

@@ -56,6 +56,21 @@ def refusal(
             f"{shown} exists and is not a {suffix} file, so that it is not replaced. "
             "Choose another path for the output, or remove it first."
         )
+    return unwritable(target)
+
+
+def unwritable(path: str | os.PathLike[str]) -> str | None:
+    """Why nothing can be written to ``path``, whatever stands there; None if something can."""
+    folder, shown = Path(path).absolute().parent, repr(str(path))
+    if not folder.exists():
+        return f"{shown}: There is no folder {str(folder)!r}. Make it first, or choose another."
+    if not folder.is_dir():
+        return f"{shown}: {str(folder)!r} is a file, not a folder. Choose another path."
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return (
+            f"{shown}: Nothing may be written in the folder {str(folder)!r}. Choose another, or "
+            "change its permissions."
+        )
     return None
 
 

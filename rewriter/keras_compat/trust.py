@@ -180,6 +180,8 @@ class _Judge:
         """
         name, module = entry["class_name"], entry.get("module")
         alone = self._user(name) or self.flavour.stock_class(name)
+        if name.endswith("QuantizationConfig") and _in_keras(module):
+            raise self._error(layer, trust_layers.QUANTIZED)
         if alone is None and name in self.flavour.known:
             raise self._error(layer, f"names {name!r}, which is no class that a file may name")
         if "module" not in entry:
@@ -266,15 +268,8 @@ class _Judge:
         )
 
     def _unknown(self, entry: Mapping[str, Any], layer: str) -> LoadError:
-        name, module, keras = entry["class_name"], entry.get("module"), self.flavour.name
-        own = _is_layer(entry)
-        of = "" if module is None or own else f" of the module {module!r}"
-        return LoadError(
-            f"{self._part(layer)} {'is of' if own else 'names'} the unknown class "
-            f"{name!r}{of}. Before loading, decorate the class with "
-            f"@{keras}.saving.register_keras_serializable() and import it (on the command line: "
-            f"--import MODULE), or pass custom_objects={{{name!r}: {name}}}."
-        )
+        of = _is_layer(entry), entry["class_name"], entry.get("module"), self.flavour.name
+        return LoadError(f"{self._part(layer)} {trust_layers.unknown(*of)}")
 
 
 def _name(entry: Mapping[str, Any], otherwise: str) -> str:

@@ -158,3 +158,38 @@ def _is_constant(call: list[Any]) -> bool:
         isinstance(leaf, str) for value in arguments.values() for leaf in _leaves(value)
     )
     return call[0] == _CONSTANT and not tensors
+
+
+def unknown(own: bool, name: str, module: Any, keras: str) -> str:
+    """What is said of a layer of an unknown class, or of one that names an unknown class.
+
+    Args:
+      own: whether it is the layer's own.
+      name: of the class.
+      module: where the file says that the class is; None where it says nothing.
+      keras: the name of the Keras.
+    """
+    package = module.split(".")[0] if isinstance(module, str) else ""
+    given = f"or pass custom_objects={{{name!r}: {name}}}."
+    known = package not in (*_NOBODYS, "keras", "tf_keras")
+    of = "" if module is None or own or known else f" of the module {module!r}"
+    names = f"{'is of' if own else 'names'} the unknown class {name!r}{of}"
+    if known:
+        return (
+            f"{names}, which stood in the package {package!r} where the file was made. Import it "
+            f"before loading (on the command line: --import {package}), where it must be "
+            f"decorated with @{keras}.saving.register_keras_serializable(), {given}"
+        )
+    return (
+        f"{names}. Before loading, decorate the class with "
+        f"@{keras}.saving.register_keras_serializable() and import it (on the command line: "
+        f"--import MODULE), {given}"
+    )
+
+
+QUANTIZED = (
+    "is quantized by Keras: its weights are rounded already, and train no more. Take the model as "
+    "it was saved before model.quantize"
+)
+# Modules that nobody can import for what a file means by them.
+_NOBODYS = ("", "__main__", "builtins")

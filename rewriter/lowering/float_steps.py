@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from rewriter.lowering.linear import normalization
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator
+from rewriter.reading import inside
 from rewriter.reading.graph import Call, Ref, map_refs
 
 
@@ -30,13 +30,12 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
     refs = list(dict.fromkeys(call.refs))
     dtypes = dict(zip(call.refs, call.input_dtypes, strict=True))
     names = [low.real(env[ref]) for ref in refs]
-    given = {"training": False} if "training" in _parameters(call) else {}
 
     def compute(*x: Any) -> list[Any]:
         # The program's tensors are float; layers want their inputs' own dtypes.
         tensors = {ref: tf.cast(v, dtypes[ref]) for ref, v in zip(refs, x, strict=True)}
         args, kwargs = map_refs((call.args, call.kwargs), tensors.__getitem__)
-        return tf.nest.flatten(call.layer(*args, **{**given, **kwargs}))
+        return tf.nest.flatten(call.layer(*args, **inside.in_inference(low.flavour, call, kwargs)))
 
     function: Callable[..., Any] = compute
     layers = [call.layer, *low.flavour.sublayers(call.layer)]
@@ -73,19 +72,11 @@ def _described(layer: Any) -> str:
     return name if of in (None, "linear") else f"{name} with the activation {of}"
 
 
-def _parameters(call: Call) -> Collection[str]:
-    """The names of what the layer can be called with."""
-    try:
-        return inspect.signature(call.layer.call).parameters
-    except (AttributeError, TypeError, ValueError):  # an operation
-        return ()
-
-
 def _refuse_mask(call: Call) -> None:
     if not call.masked or "bool" in call.dtypes:
         return
     # Beside `mask`: the masks of query, key and value; tf_keras's attention has only this one.
-    if any(name == "mask" or name.endswith("_mask") for name in _parameters(call)):
+    if any(name == "mask" or name.endswith("_mask") for name in inside.parameters(call.layer)):
         raise ExportError(
             f"Layer {call.path!r} works under a mask (of Masking, or of an Embedding with "
             "mask_zero=True), and a LiteRT file carries none. Build the model without masks, or "

@@ -80,6 +80,12 @@ class _Lowerer(ProgramBuilder):
     def __init__(self, model: Any):
         self.graph = from_keras.read(model)
         super().__init__(self.graph.flavour)
+        if not any(self.flavour.is_ours(call.layer) for call in self.graph.calls):
+            raise ExportError(
+                f"The model {self.graph.name!r} is not quantization-aware. Rewrite the model with "
+                "rewriter.rewrite and calibrate it (on the command line: rewriter convert, or "
+                "quantize --save-model), and give what that returns or writes."
+            )
         paths = {call.path for call in self.graph.calls}
         for call in self.graph.calls:
             # A layer that gave its name to the Quantize layer after it: users know it by that.

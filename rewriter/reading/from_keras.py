@@ -96,6 +96,7 @@ class _Reader:
                 continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name
+            models.refuse_quantized(self.flavour, layer, path)
             own = False
             if flags is not None and id(flat[0]) in flags:
                 flag = flags[id(flat[0])]

@@ -9,6 +9,7 @@ in the model with its variables.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,18 @@ def parameters(layer: Any) -> tuple[str, ...]:
         return tuple(inspect.signature(layer.call).parameters)
     except (AttributeError, TypeError, ValueError):
         return ()
+
+
+def in_inference(flavour: Flavour, call: Call, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a call that is made outside of its model, in inference.
+
+    A layer that is called by itself takes its own default, which for layers that augment images is
+    to train; and Keras 3 notes that default with the call, as if it had been asked for.
+    """
+    if "training" not in parameters(call.layer):
+        return dict(kwargs)
+    given = call.always if flavour.overrides_training else kwargs.get("training")
+    return {**kwargs, "training": False if given is None else given}
 
 
 def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:

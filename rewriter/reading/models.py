@@ -89,6 +89,22 @@ def passed_on(
     )
 
 
+def refuse_quantized(flavour: Flavour, layer: Any, path: str) -> None:
+    """Keras's own quantization: the integers in a kernel's place are no trained weights.
+
+    Raises:
+      UnsupportedModelError: the layer, or one inside it, is quantized so.
+    """
+    for inner in (layer, *flavour.sublayers(layer)):
+        mode = getattr(inner, "quantization_mode", None)
+        if mode is not None:
+            raise UnsupportedModelError(
+                f"The layer {path!r} is quantized by Keras (quantize({mode!r})): its weights are "
+                "rounded already, and train no more. Rewrite the model as it was before "
+                "model.quantize."
+            )
+
+
 class Nests:
     """The models inside a model, while its calls are read.
 

@@ -62,8 +62,18 @@ def epochs(report: Report) -> str:
     axes[0].plot([r.number for r in rows], [scale * r.score for r in rows], "o-", color=_BLUE, ms=3)
     best = report.best_epoch
     if best is not None:
-        axes[0].plot([best.number], [scale * best.score], "*", color=_ORANGE, ms=10, label="taken")
-        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].plot([best.number], [scale * best.score], "*", color=_ORANGE, ms=10)
+        # Beside the star: a legend inside of the axes would have a second one.
+        axes[0].annotate(
+            "taken",
+            (best.number, scale * best.score),
+            xytext=(-7, -3),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=8,
+            color=_ORANGE,
+        )
     axes[0].set_ylabel(unit)
     if losses:
         axes[1].plot(*zip(*losses, strict=True), "o-", color=_GREY, ms=3)

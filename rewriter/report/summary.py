@@ -12,6 +12,7 @@ from rewriter.checking.fold import fold
 from rewriter.checking.verify import Evidence
 from rewriter.program import Program
 from rewriter.report import tensors
+from rewriter.workflow import tasks
 from rewriter.workflow.quantize import Quantized
 
 FLOAT, QAT, TWIN, FILE = "float model", "quantized model", "twin", "file"
@@ -51,7 +52,8 @@ def of_quantized(result: Quantized, evidence: Evidence) -> tuple[SummaryRow, ...
     count = min(len(tested.labels), few)
     (verified,) = evidence.classes.values() if len(evidence.classes) == 1 else ({},)
     # Verification has run the twin on the first of the samples that the models were scored on.
-    if tested.task.classes is not None and TWIN in verified and len(verified[TWIN]) >= count:
+    right = tested.task.classes is not None and tested.task.unit == tasks.ACCURACY
+    if right and TWIN in verified and len(verified[TWIN]) >= count:
         said = verified[TWIN]
         labels = np.asarray(tested.labels).reshape(-1)[: len(said)]
         scores[TWIN] = float(np.mean(said == labels)), len(said)

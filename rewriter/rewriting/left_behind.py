@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from rewriter.keras_compat import Flavour
@@ -37,12 +38,35 @@ def _of_model(flavour: Flavour, model: Any) -> list[str]:
     if not own:
         return []
     cls = type(model).__name__
+    remedy = (
+        f"Make one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes "
+        "that these methods use, or train it in a loop of your own."
+    )
+    if not _takes_tensors(type(model)):
+        remedy = (
+            f"{cls} is not made of inputs and outputs: what these methods do beside training, such "
+            "as preparing the data, do before you call the rewritten model's."
+        )
     return [
         f"The model {model.name!r} is of the class {cls!r} with its own {', '.join(own)}, which "
         "the rewritten model has not: it is a functional model of Keras, and trains as those do. "
-        f"Make one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes "
-        "that these methods use, or train it in a loop of your own."
+        f"{remedy}"
     ]
+
+
+def _takes_tensors(cls: Any) -> bool:
+    """Whether ``cls(inputs=..., outputs=...)`` may be meant, not arguments of its own."""
+    try:
+        parameters = inspect.signature(cls.__init__).parameters
+    except (TypeError, ValueError):
+        return True
+    own = {"inputs", "outputs"} <= set(parameters)
+    others = [
+        p
+        for p in list(parameters.values())[1:]
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return own or not others
 
 
 def _is_users(flavour: Flavour, model: Any, name: str) -> bool:

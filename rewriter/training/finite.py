@@ -16,6 +16,7 @@ from rewriter.errors import CalibrationError
 from rewriter.keras_compat import input_of
 from rewriter.layers.quantize import Observer, QuantizeMixin, observed
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
+from rewriter.reading.inside import in_inference
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Opaque
 
@@ -150,6 +151,7 @@ class Watch:
             if Ref(index) in env:
                 continue
             args, kwargs = map_refs((call.args, call.kwargs), env.__getitem__)
+            kwargs = in_inference(graph.flavour, call, kwargs)
             outputs = tf.nest.flatten(call.layer(*args, **kwargs))
             env.update((Ref(index, i), value) for i, value in enumerate(outputs))
             if self._ignored(index):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,12 @@ def of(
             f"{len(np.asarray(labels))} labels."
         )
     task = find(keras_compat.flavour_of(model).keras, outputs, labels, loss, metric)
-    say(f"task: {task.name}")
+    best = ""
+    if metric is not None and metric not in ACCURACY:
+        # What a function of the user's means by its numbers, only its name tells.
+        sign, name = task.unit
+        best = f"; the best epoch has the {'largest' if sign > 0 else 'smallest'} {name}"
+    say(f"task: {task.name}{best}")
     return task
 
 
@@ -100,7 +106,7 @@ def find(
     own = np.asarray(given if found is None else found.labels)
     wanted = None if loss is None else _named(keras.losses, loss, "loss")
     if wanted is not None:
-        _try(loss, "loss", lambda: wanted(encode(own[:_TRIED]), outputs[:_TRIED]))
+        _try(loss, "loss", wanted, encode(own[:_TRIED]), outputs[:_TRIED])
     if found is None:
         found = tasks.Task("training by a loss", own, lambda keras: wanted, _zero, str)
     if wanted is not None:
@@ -115,7 +121,7 @@ def find(
         return found
     kind = "loss" if metric is loss else "metric"
     measure = _measure(_named(keras.losses if kind == "loss" else keras.metrics, metric, kind))
-    _try(metric, kind, lambda: measure(encode(own[:_TRIED]), outputs[:_TRIED]))
+    _try(metric, kind, measure, encode(own[:_TRIED]), outputs[:_TRIED])
     name = _name(metric)
     sign = -1.0 if kind == "loss" or _SMALLER.search(name) else 1.0
     return dataclasses.replace(
@@ -147,7 +153,7 @@ def _named(module: Any, given: Any, kind: str) -> Any:
             raise RewriterError(
                 f"A {kind} is a name, a function or an object. Received: {type(given).__name__}."
             )
-        return given
+        return _made(given, kind) if isinstance(given, type) else given
     found = getattr(module, given, None)
     if isinstance(found, type):
         return found()
@@ -156,10 +162,24 @@ def _named(module: Any, given: Any, kind: str) -> Any:
     except Exception:
         found = None
     if not callable(found):  # tf_keras gives back the name of a metric that it does not know
+        near = difflib.get_close_matches(given, [n for n in dir(module) if n[0] != "_"], 1)
+        meant = f" Did you mean {near[0]!r}?" if near else ""
         raise RewriterError(
-            f"Keras has no {kind} {given!r}. Take a name of {module.__name__}, or a function."
+            f"Keras has no {kind} {given!r}.{meant} Take a name of {module.__name__}, or a "
+            "function (on the command line MODULE:FUNCTION)."
         )
     return found
+
+
+def _made(cls: type, kind: str) -> Any:
+    """An object of a class of losses or metrics, as ``compile`` of Keras 3 makes one."""
+    try:
+        return cls()
+    except Exception as error:  # a class of the user's may raise anything
+        raise RewriterError(
+            f"The {kind} {cls.__name__} is a class that cannot be made without arguments: "
+            f"{type(error).__name__}: {short(error)}. Give an object, or a function."
+        ) from error
 
 
 def _measure(metric: Any) -> Callable[[Any, Any], float]:
@@ -175,13 +195,20 @@ def _measure(metric: Any) -> Callable[[Any, Any], float]:
     return result
 
 
-def _try(given: Any, kind: str, call: Callable[[], Any]) -> None:
+def _try(given: Any, kind: str, call: Callable[[Any, Any], Any], labels: Any, out: Any) -> None:
     try:
-        call()
+        call(labels, out)
     except Exception as error:  # a function of the user's may raise anything
+        shapes = np.shape(labels)[1:], np.shape(out)[1:]
+        remedy = ""
+        if shapes == ((), shapes[1]) and shapes[1]:
+            remedy = " If it compares each output with a label of its own, give one-hot labels."
+        # What TensorFlow says of its operators and devices is no help.
+        said = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", short(error)).rstrip(". ")
         raise RewriterError(
             f"The {kind} {_name(given)} does not take these labels and the model's outputs: "
-            f"{type(error).__name__}: {short(error)}."
+            f"{type(error).__name__}: {said}. A sample's label has the shape {shapes[0]}, its "
+            f"output {shapes[1]}.{remedy}"
         ) from error
 
 

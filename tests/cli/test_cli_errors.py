@@ -153,7 +153,47 @@ def test_verify_of_files_that_are_none(
     (tmp_path / "bad.tflite").write_bytes(b"nothing")
     for name in ("bad.tflite", "missing.tflite"):
         arguments = ["verify", converted[0], tmp_path / name, "--data", folder / "data.npz"]
-        error_of(capsys, *arguments)
+        assert name in error_of(capsys, *arguments)
+        assert name in error_of(capsys, "check", tmp_path / name, "--target", "xnnpack")
+
+
+def test_verify_of_the_trained_model(
+    converted: tuple[Path, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The float model in the place of the quantization-aware one."""
+    trained, data = folder / "keras.keras", folder / "data.npz"
+    message = error_of(capsys, "verify", trained, converted[1], "--data", data)
+    assert "is not quantization-aware. Rewrite the model" in message
+    assert "--save-model" in message
+
+
+def test_verify_of_another_models_file(
+    converted: tuple[Path, Path],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of the same inputs and outputs: with other layers, and with other weights."""
+    arguments = ["verify", "-q", converted[0], tmp_path / "m.tflite", "--data", folder / "data.npz"]
+    qat = rewriter.load_model(converted[0])
+    k = keras if isinstance(qat, keras.Model) else tf_keras
+    names = {layer.name for layer in qat.layers}
+
+    inputs = k.Input(qat.inputs[0].shape[1:], name="other")
+    outputs = k.layers.Flatten(name="flat")(inputs)
+    for name in ("one", "two"):
+        outputs = k.layers.Dense(qat.outputs[0].shape[-1], name=name)(outputs)
+        assert name not in names
+    other = rewriter.rewrite(k.Model(inputs, outputs), calibration_data=X)
+    rewriter.export_tflite(other, tmp_path / "m.tflite")
+    assert "The file is not of this model: it has none of" in error_of(capsys, *arguments)
+
+    qat.set_weights([w * 1.5 if w.ndim > 1 else w for w in qat.get_weights()])
+    rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    assert main([str(a) for a in arguments]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("rewriter: warning: ") and said.count("\n") == 1
+    assert "is not what" in said and "export it again" in said
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,16 @@ def test_bad_files(make: Any, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=BAD_FILES[make]) as caught:
         load_model(path)
     assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tf_keras", "keras"])
+def test_a_class_of_a_package_that_is_not_imported(name, tmp_path):
+    """The file says where the class stood, so that the remedy can, too."""
+    k = {"tf_keras": tf_keras, "keras": keras}[name]
+    of = {"__module__": "shop.inner.layers"}
+    Shelf = k.saving.register_keras_serializable("shop")(type("Shelf", (k.layers.Layer,), of))
+    inputs = k.Input((4,))
+    k.Model(inputs, Shelf(name="shelf")(inputs)).save(tmp_path / "m.keras")
+    k.saving.get_custom_objects().pop("shop>Shelf")
+    with pytest.raises(LoadError, match="'shelf'.*unknown class 'Shelf'.*--import shop"):
+        load_model(tmp_path / "m.keras")

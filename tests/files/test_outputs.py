@@ -157,7 +157,8 @@ def test_the_demo_replaces_its_own_files_only(
 
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     nowhere = tmp_path / "nowhere" / "m.keras"
-    assert outputs.refusal(nowhere, (".keras",), "A model", (nowhere, None)) is None
+    refusal = outputs.refusal(nowhere, (".keras",), "A model", (nowhere, None))
+    assert refusal is not None and f"no folder '{nowhere.parent}'. Make it first" in refusal
 
 
 # Writing that fails on the way

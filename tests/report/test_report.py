@@ -218,6 +218,25 @@ def test_of_a_verification(run, tmp_path):
         rewriter.write_report(dataclasses.replace(verified, evidence=None), tmp_path / "r.html")
 
 
+def test_all_four_are_scored_by_the_metric(tmp_path):
+    """The twin, too, whose classes are known from the verification."""
+    model, data = rewriter.load_model(demo.MODEL), demo.digits()
+    x, y = data.x_train[:60], data.y_train[:60]
+
+    def surprise_loss(labels, out):
+        return 1 - out[np.arange(len(out)), labels]
+
+    result = rewriter.quantize(
+        model, x, y, output=tmp_path / "m.tflite", metric=surprise_loss, progress=False
+    )
+    report = rewriter.write_report(result, tmp_path / "r.html", measure_times=False)
+    scores = {row.name: row.score for row in report.summary}
+    outputs = rewriter.fold(result.model).predict(result.tested.inputs[0], verbose=0)
+    wanted = -np.mean(surprise_loss(result.tested.labels.reshape(-1), outputs))
+    assert scores["twin"] == pytest.approx(wanted, rel=1e-5)
+    assert scores["twin"] == pytest.approx(scores["file"], abs=0.01)
+
+
 def test_without_labels(tmp_path):
     data = demo.digits()
     result = rewriter.quantize(

@@ -123,6 +123,25 @@ def test_methods_of_a_subclass(kind, method):
 
 
 @both
+def test_a_class_that_is_not_made_of_tensors(kind):
+    """As keras-hub's tasks are: the remedy above would only fail."""
+    keras = fresh(keras_of(kind))
+
+    class Task(keras.Model):
+        def __init__(self, width, **kwargs):
+            inputs = keras.Input((6,))
+            x = keras.layers.BatchNormalization()(keras.layers.Dense(width)(inputs))
+            super().__init__(inputs=inputs, outputs=x, **kwargs)
+
+        def fit(self, x, y, **kwargs):
+            return super().fit(x / 2, y, **kwargs)
+
+    (note,) = rewriter.plan(Task(4)).notes
+    assert "its own fit" in note and "Task is not made of inputs and outputs" in note
+    assert "qat.inputs" not in note
+
+
+@both
 def test_a_layer_that_is_taken_apart(kind):
     keras = fresh(keras_of(kind))
 

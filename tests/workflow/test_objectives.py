@@ -31,6 +31,46 @@ def absolute_error(labels, outputs):
     return abs(labels - outputs)
 
 
+class NeedsArguments:
+    def __init__(self, gamma):
+        self.gamma = gamma
+
+
+@pytest.mark.parametrize("name", KERASES)
+def test_classes_of_the_users(name):
+    """As `compile` of Keras 3 takes them: `--loss mymodule:MyLoss`."""
+    keras = keras_of(name)
+
+    class Distance(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            return abs(y_true - y_pred)
+
+    class Right(keras.metrics.CategoricalAccuracy):
+        pass
+
+    task = objectives.find(keras, SHARES, ONE_HOT, loss=Distance, metric=Right)
+    assert task.score(SHARES, task.labels) == pytest.approx(RIGHT)
+    found = float(task.loss(keras)(task.labels, SHARES))
+    assert found == pytest.approx(np.mean(np.abs(ONE_HOT - SHARES)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (None, "task: classification"),
+        ("accuracy", "task: classification"),
+        (shares_right, "task: classification; the best epoch has the largest shares_right"),
+        ("mse", "task: classification; the best epoch has the smallest mse"),
+    ],
+)
+def test_which_way_is_better_is_said(metric, said):
+    keras = keras_of("keras")
+    model, lines = keras.Sequential([keras.Input((4,)), keras.layers.Softmax()]), []
+    labels = CLASSES if metric != "mse" else ONE_HOT
+    objectives.of(model, SHARES, labels, lines.append, metric=metric)
+    assert lines == [said]
+
+
 @pytest.mark.parametrize("name", KERASES)
 @pytest.mark.parametrize(
     ("metric", "labels", "score"),
@@ -98,6 +138,11 @@ def test_labels_of_no_task():
         ({"metric": "acuracy"}, r"no metric 'acuracy'.*name of .*metrics"),
         ({"loss": 3}, "A loss is a name, a function or an object. Received: int"),
         ({"metric": lambda labels, out: labels[:, 3] - out}, "<lambda> does not take these labels"),
+        ({"loss": "categorical_crosentropy"}, "Did you mean 'categorical_crossentropy'"),
+        ({"metric": "AUCC"}, "Did you mean 'AUC'"),
+        ({"loss": "binary_crossentropy"}, r"label has the shape \(\), its output \(4,\).*one-hot"),
+        ({"loss": "mse"}, r"Error: Incompatible shapes: \[[^{]*\]\. A sample's label"),
+        ({"loss": NeedsArguments}, "NeedsArguments is a class that cannot be made without"),
     ],
 )
 @pytest.mark.parametrize("name", KERASES)
