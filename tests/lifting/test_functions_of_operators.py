@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tensorflow as tf
 import rewriter
 from graph_cases import CASES, INTEGERS, KEPT, Case, write
 from rewriter import keras_compat
+from rewriter.errors import RewriterWarning
 from rewriter.lifting import lift, operators
 
 FLAVOURS = {f.name: f for f in (keras_compat.TF_KERAS, keras_compat.KERAS3) if f}
@@ -52,6 +54,22 @@ def test_functions(name: str, keras: str, tmp_path: Path) -> None:
     assert bool(lift.of(model).kept) == (name in KEPT)
     planned = rewriter.plan(model)
     assert not (name in INTEGERS and planned.float_layers)
+
+
+@pytest.mark.parametrize("keras", FLAVOURS)
+def test_a_variable_of_several_layers_is_said(keras: str, tmp_path: Path) -> None:
+    """They are equal until they are trained."""
+    module = tf.Module()
+    module.gain = tf.Variable(np.float32([1, 2, 3]), name="gain")
+    spec = tf.TensorSpec((None, 3), name="x")
+    module.call = tf.function(lambda x: tf.nn.relu(x * module.gain) + module.gain, [spec])
+    tf.saved_model.save(module, str(tmp_path / "model"), module.call)
+    with pytest.warns(RewriterWarning, match="in several places, which are weights of their own"):
+        lift.lift(tmp_path / "model", FLAVOURS[keras])
+    write(CASES["norm tf.nn"], tmp_path / "other")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RewriterWarning)
+        lift.lift(tmp_path / "other", FLAVOURS[keras])
 
 
 @pytest.mark.parametrize("keras", FLAVOURS)

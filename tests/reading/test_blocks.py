@@ -120,6 +120,42 @@ def test_a_variable_of_a_shared_block_stays_one(keras: Any) -> None:
     assert len(model.trainable_variables) == len(qat.trainable_variables)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "opened"),
+    [(tf.multiply, tf.add, False), (tf.multiply, tf.multiply, True), (tf.add, tf.add, True)],
+)
+def test_a_variable_read_in_several_places(keras: Any, one: Any, other: Any, opened: bool) -> None:
+    """One layer for all of them, or the block stays closed: two weights would train apart."""
+    layers = keras.layers
+
+    class Block(layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__(name="block")
+            self.conv = layers.Conv2D(4, 3, padding="same", name="conv")
+            self.norm = layers.BatchNormalization(name="bn")
+
+        def build(self, shape: Any) -> None:
+            self.conv.build(shape)
+            self.norm.build((*shape[:-1], 4))
+            self.gain = self.add_weight(name="gain", shape=(4,), initializer="normal")
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            y = self.norm(self.conv(x))
+            return other(tf.nn.relu(one(y, self.gain)), self.gain)
+
+    model = functional(keras, Block())
+    if not opened:
+        with pytest.raises(
+            UnsupportedModelError, match="reads its variable '.*gain.*several places"
+        ):
+            rewriter.rewrite(model)
+        return
+    qat = rewriter.rewrite(model)
+    assert len(qat.trainable_variables) == len(model.trainable_variables)
+    follows(keras, model, qat)
+
+
 def test_a_frozen_block_stays_frozen(keras: Any) -> None:
     block = user_blocks.scaled(keras)
     model = functional(keras, block)
