@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+
 
 class RewriterError(ValueError):
     """Base of all errors raised on purpose: says what, where, what was received, what to do."""
@@ -40,7 +44,13 @@ class VerificationError(RewriterError):
 
 
 def short(error: BaseException) -> str:
-    """The first line of an error's message, cut to 300 characters; its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of an error's message, cut to 300 characters; its type where it has none.
+
+    Of Keras's errors from inside a call, the line that says what was wrong, without its colours.
+    """
+    plain = _COLOURS.sub("", str(error))
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        del lines[0]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter.errors import LoadError
+from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour
 from rewriter.lifting import lift, operation
 from rewriter.lifting.block import Block, ClosedError, Inner
@@ -72,7 +72,7 @@ def build(
                 always = flag(inner)
                 if always is not None:
                     kwargs["training"] = always
-                made = tf.nest.flatten(inner.layer(*args, **kwargs))
+                made = tf.nest.flatten(_called(inner, args, kwargs))
                 for out, value in zip(tf.nest.flatten(inner.outputs), made, strict=True):
                     builder.set(out, Symbol(value))
                     done.add(out.node)
@@ -92,6 +92,15 @@ def build(
         raise ClosedError(str(error).partition(". ")[0]) from error
     _set_trainable(flavour, layer, builder.weighted)
     return outputs, fixed
+
+
+def _called(inner: Inner, args: Any, kwargs: dict[str, Any]) -> Any:
+    try:
+        return inner.layer(*args, **kwargs)
+    except Exception as error:  # of a Keras, or a user's class: whatever it raises is the reason
+        raise ClosedError(
+            f"its call of {inner.layer.name!r} cannot be made on symbolic tensors: {short(error)}"
+        ) from error
 
 
 def _set_trainable(
