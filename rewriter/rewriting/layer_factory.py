@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewriter import grid as grids
 from rewriter import layers
 from rewriter.keras_compat import Flavour
 from rewriter.quantization import quantizers
@@ -56,7 +57,8 @@ class LayerFactory:
           owner: the layer that a recipe may call its tensor by.
         """
         if fixed is not None:
-            quantizer = quantizers.FixedQuantizer(*fixed)
+            bits = self.recipe.carried_bits
+            quantizer = quantizers.FixedQuantizer(*grids.prescribed(fixed, bits), bits)
         else:
             quantizer = self.recipe.new_activation_quantizer(name, owner)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)

@@ -25,6 +25,7 @@ _LATER: dict[str, Any] = {
     "layers": (),
     "end_bits": grids.BITS,
     "ranges": range_kinds.OBSERVED,
+    "activation_bits": grids.BITS,
 }
 
 
@@ -46,8 +47,8 @@ class Recipe:
         that match a layer the first counts.
       calibration: how calibration makes ranges of what it has seen; see
         :func:`rewriter.calibrate`. None: what suits ``ranges``: for observed ones
-        ``"percentile"``, which keeps most of a model's decisions (``benchmarks/ACCURACY.md``), for
-        learned ones ``"mse"``. JSON without this field means ``"minmax"``.
+        ``"percentile"``, which keeps most of a model's decisions (``benchmarks/ACCURACY.md``; of 16
+        bits ``"minmax"``), for learned ones ``"mse"``. JSON without this field means ``"minmax"``.
       layers: rules for single layers, as :class:`LayerRule` or mappings:
         ``[{"match": "block_*", "kernel_bits": 4}]``.
       end_bits: width of the kernels of the first and the last linear layer where a rule for more
@@ -56,6 +57,9 @@ class Recipe:
         arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
         quantizers of the other fields must then be ours, which say the width.
+      activation_bits: width of all activations where there is no ``activation_quantizer``: 8, or
+        16, on symmetric grids, beside kernels of 5 to 8 bits. See ``docs/recipes.md`` for the
+        operators that LiteRT has in 16 bits.
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -69,6 +73,7 @@ class Recipe:
     layers: Any = ()
     end_bits: int = grids.BITS
     ranges: str = range_kinds.OBSERVED
+    activation_bits: int = grids.BITS
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -91,10 +96,47 @@ class Recipe:
             if self.activation_quantizer is not None:
                 range_kinds.activation(self.activation_quantizer, self.ranges, self.calibration)
         grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
+        self._check_activation_bits()
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if not is_number or not 0 <= momentum < 1:
             raise RecipeError(f"range_momentum must be a number in [0, 1). Received: {momentum!r}.")
+
+    def _check_activation_bits(self) -> None:
+        bits = self.activation_bits
+        if bits not in grids.ACTIVATION_WIDTHS or isinstance(bits, bool):
+            widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
+            raise RecipeError(f"activation_bits must be {widths}. Received: {bits!r}.")
+        if bits == grids.BITS:
+            return
+        if self.activation_quantizer is not None:
+            raise RecipeError(
+                f"activation_bits {bits} and an activation_quantizer exclude each other: that "
+                "quantizer says its width itself. Leave one of the two out."
+            )
+        if self.ranges != range_kinds.OBSERVED or any(
+            rule.ranges not in (None, range_kinds.OBSERVED) for rule in self.layers
+        ):
+            raise RecipeError(
+                f"activation_bits {bits} and learned ranges exclude each other: a step is a "
+                "65,534th of the range, so there is nothing to gain. Use ranges 'observed'."
+            )
+        given = grids.of(self.kernel_quantizer).bits if self.kernel_quantizer else grids.BITS
+        widths = [given, *(rule.kernel_bits for rule in self.layers if rule.kernel_bits)]
+        if min(widths) <= min(grids.KERNEL_WIDTHS):
+            raise RecipeError(
+                f"activation_bits {bits} and kernels of {min(widths)} bits exclude each other: "
+                "LiteRT computes DEPTHWISE_CONV_2D of such wrongly, without a word. Use kernels of "
+                "5 to 8 bits, or activations of 8."
+            )
+
+    @property
+    def carried_bits(self) -> int:
+        """The width of the activations whose range LiteRT prescribes: that of all others."""
+        if self.activation_quantizer is None:
+            return self.activation_bits
+        wide = grids.of(self.activation_quantizer) == grids.activation(grids.WIDE)
+        return grids.WIDE if wide else grids.BITS
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only; :meth:`from_dict` reads them back."""
@@ -217,9 +259,13 @@ class Recipe:
         if made is not None:
             made = quantizer_names.deserialize(quantizer_names.serialize(made))
         else:
+            # What is cut off costs more than a step of 16 bits.
+            wide = self.activation_bits > grids.BITS
+            usual = "minmax" if wide else range_kinds.CALIBRATION[range_kinds.OBSERVED]
             made = quantizers.RangeQuantizer(
+                self.activation_bits,
                 momentum=self.range_momentum,
-                calibration=calibration or range_kinds.CALIBRATION[range_kinds.OBSERVED],
+                calibration=calibration or usual,
                 held=False,  # until it is calibrated
             )
         if ranges == range_kinds.OBSERVED:
@@ -249,7 +295,7 @@ class Recipe:
         whole kernel; ``w4a8``: 1x1 convolutions and Dense layers with kernels of 4 bits, smaller
         and faster than ``int8`` with LiteRT's default kernels; ``w4a8-small``: kernels of 4 bits
         wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits. The first and
-        the last linear layer keep 8 bits.
+        the last linear layer keep 8 bits. ``int16x8``: activations of 16 bits, kernels of 8.
 
         Raises:
           RecipeError: there is no such recipe.

@@ -67,8 +67,12 @@ def _normalize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequenc
 
 
 def _widened(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    """The same values in 16 bits, less the zero point: exact."""
-    step = float(np.float32(low.grid(x).scale / _FINER))
+    """The same values in 16 bits, less the zero point: exact.
+
+    Of 16 bits already: on twice the step, for the deviations from a mean reach twice as far.
+    """
+    source = low.grid(x)
+    step = float(np.float32(source.scale / _FINER if source.bits < WIDE else source.scale * 2))
     return low.apply("QUANTIZE", call, [x], x.shape, Quantization(step, 0, WIDE))
 
 
