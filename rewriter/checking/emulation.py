@@ -22,7 +22,7 @@ from rewriter.grid import BITS
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.quantize import observed
-from rewriter.litert import affine, integer_wide
+from rewriter.litert import affine, integer_wide_limits
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
 from rewriter.quantization import phases
@@ -100,7 +100,7 @@ def _inner_roundings(
         todo += makers[before].inputs
     made = [makers[n] for n in (name, *found) if n in makers]
     tables = sum(
-        integer_wide.table_steps(step.operator, program.tensors[step.output].shape)
+        integer_wide_limits.table_steps(step.operator, program.tensors[step.output].shape)
         for step in made
     )
     return tables + sum(program.tensors[before].quantization != grid for before in found)

@@ -1,9 +1,9 @@
 """What LiteRT computes, in TensorFlow operators on raw integers.
 
 Every function here takes an :class:`~rewriter.program.Operator` and int32 tensors that hold int8
-or int16 values, batch first, and returns the raw output as the default CPU path of LiteRT's interpreter
-computes it: XNNPACK where its delegate takes the operator, the builtin kernel elsewhere. Scale
-arithmetic is float32, as in the file.
+or int16 values, batch first, and returns the raw output as the default CPU path of LiteRT's
+interpreter computes it: XNNPACK where its delegate takes the operator, the builtin kernel
+elsewhere. Scale arithmetic is float32, as in the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from rewriter.litert import (
     integer_wide,
 )
 from rewriter.program import Operator
-
 
 
 def _narrow_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:

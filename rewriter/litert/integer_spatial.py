@@ -26,7 +26,10 @@ def average_pool_2d(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     height, width = window["ksize"]
     counts = tf.round(
         tf.nn.conv2d(
-            ones, tf.ones([height, width, 1, 1], dtype), window["strides"], padding=window["padding"]
+            ones,
+            tf.ones([height, width, 1, 1], dtype),
+            window["strides"],
+            padding=window["padding"],
         )
     )
     means = tf.nn.avg_pool2d(tf.cast(q, dtype), **window)

@@ -106,7 +106,12 @@ def _leaky_relu(
     negative = positive * alpha
     centred = x - source.zero_point
     narrow = output.bits == BITS  # XNNPACK takes no other
-    if narrow and 2.0**-8 <= positive <= 2.0**7 and abs(negative) >= 2.0**-8 and -127.99 < negative <= 2.0**7:
+    if (
+        narrow
+        and 2.0**-8 <= positive <= 2.0**7
+        and abs(negative) >= 2.0**-8
+        and -127.99 < negative <= 2.0**7
+    ):
         scaled = np.where(
             centred > 0,
             _eight_bit_multiply(centred, positive),

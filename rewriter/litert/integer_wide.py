@@ -7,7 +7,7 @@ multiplication takes halves away from zero (``reference/integer_ops``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -26,6 +26,8 @@ from rewriter.litert.integer_fixed_point import (
 from rewriter.litert.integer_tables import FILLERS
 from rewriter.litert.integer_wide_tables import HIGHEST, LOWEST, grids
 from rewriter.program import Operator, Quantization
+
+_VECTOR = 16  # elements
 
 
 def is_wide(operator: Operator) -> bool:
@@ -57,7 +59,42 @@ def _quantize(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 
 def _add(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
-    return _sum(operator, 1, *q)
+    """``ADD``: sixteen elements at a time where nothing is broadcast, and the rest by themselves.
+
+    Which those are depends on the elements in all: here on those of a sample, as with one sample
+    at a time.
+    """
+    plain = _sum(operator, 1, *q)
+    if len(q) < 2 or q[0].shape[1:] != q[1].shape[1:] or q[0].shape.rank is None:
+        return plain
+    size = math.prod(int(n) for n in q[0].shape[1:])
+    vectors = _vector_sum(operator, *q)
+    if size % _VECTOR == 0:
+        return vectors
+    inside = np.arange(size).reshape(q[0].shape[1:]) < size // _VECTOR * _VECTOR
+    return tf.where(tf.constant(inside), vectors, plain)
+
+
+def _vector_sum(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
+    """Each input is rounded once, not twice."""
+    values, quantizations, output = operands(operator, *q)
+    coarsest = float(2 * max(np.float32(s.scale) for s in quantizations))
+    terms = []
+    for x, source in zip(values, quantizations, strict=True):
+        multiplier, shift = quantize_multiplier(float(np.float32(source.scale)) / coarsest)
+        x = tf.cast(x, tf.int64) * 2**15
+        x = tf.bitwise.right_shift(x, tf.constant(-shift, tf.int64))  # cuts off below 2**-15
+        terms.append(_high_half(x * multiplier))
+    step = float(np.float32(2**15) * np.float32(output.scale))
+    multiplier, shift = quantize_multiplier(coarsest / step)
+    total = tf.cast(_high_half((terms[0] + terms[1]) * multiplier), tf.int32)
+    result = multiply_by(total * 2, 2**30, shift)  # rounds what is shifted out
+    return tf.clip_by_value(result, *activation_limits(operator.activation, output))
+
+
+def _high_half(product: tf.Tensor) -> tf.Tensor:
+    """``product / 2**31`` in int64, halves up."""
+    return tf.bitwise.right_shift(product + 2**30, tf.constant(31, tf.int64))
 
 
 def _subtract(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
@@ -147,9 +184,12 @@ def _pointwise(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 # What reads and writes integers without arithmetic that depends on their width, or does it alike.
 ALIKE = frozenset(
-    "CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV MAXIMUM MINIMUM AVERAGE_POOL_2D "
-    "MAX_POOL_2D REDUCE_MAX REDUCE_MIN RESHAPE CONCATENATION PAD PADV2 MIRROR_PAD TRANSPOSE "
-    "STRIDED_SLICE RESIZE_NEAREST_NEIGHBOR RESIZE_BILINEAR DEQUANTIZE".split()
+    (
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "DEQUANTIZE"),
+        *("MAXIMUM", "MINIMUM", "AVERAGE_POOL_2D", "MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"),
+        *("RESHAPE", "CONCATENATION", "PAD", "PADV2", "MIRROR_PAD", "TRANSPOSE", "STRIDED_SLICE"),
+        *("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"),
+    )
 )
 _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "QUANTIZE": _quantize,
@@ -166,102 +206,3 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     **dict.fromkeys(("RELU", "RELU6", "LEAKY_RELU", "ABS"), _pointwise),
 }
 SUPPORTED = ALIKE | _KERNELS.keys()
-
-
-def table_steps(operator: Operator, shape: Sequence[int | None]) -> int:
-    """By how many steps LiteRT's table of 16 bits may be off the function that it stands for.
-
-    Lines between places ``h`` apart are off by ``h**2 / 16`` of the second derivative. LOGISTIC and
-    TANH round their argument to steps of 1/12288, and its factor to 15 bits. SOFTMAX takes what is
-    below ``exp(-10)`` for that: up to one and a half steps for each of the elements of a row.
-
-    Args:
-      operator: of any width and kind; 0 without a table.
-      shape: of its output.
-    """
-    if not is_wide(operator) or operator.kind not in ("LOGISTIC", "TANH", "SOFTMAX", "GELU"):
-        return 0
-    source, output = grids(operator)
-    if operator.kind == "GELU":
-        return math.ceil(0.8 * (128 * source.scale) ** 2 / 16 / output.scale) + 1
-    if operator.kind == "SOFTMAX":
-        return 4 + math.ceil(1.5 * int(shape[-1] or 1))
-    return {"LOGISTIC": 2, "TANH": 4}[operator.kind]
-
-
-def problem(operator: Operator) -> str | None:
-    """Why LiteRT refuses an operator with 16 bits, or computes something else; None: neither.
-
-    What it accepts and computes wrongly, it does so without a word.
-    """
-    found = [grid for grid in (*operator.inputs, operator.output) if grid is not None]
-    if operator.kind in ("QUANTIZE", "DEQUANTIZE"):
-        return _ratio_problem(found)
-    if operator.kind not in SUPPORTED:
-        wrongly = "computes that of 16 bits wrongly" if operator.kind == "PRELU" else "has none"
-        return f"LiteRT {wrongly}"
-    if len({grid.bits for grid in found}) > 1:
-        wrongly = " and computes others wrongly" if operator.kind == "FULLY_CONNECTED" else ""
-        return f"LiteRT takes inputs and outputs of one width{wrongly}. Received: {found}"
-    if any(grid.zero_point for grid in found):
-        return f"zero points of 16 bits are 0. Received: {found}"
-    return (_CHECKS.get(operator.kind) or (lambda operator, found: None))(operator, found)
-
-
-def _ratio_problem(found: list[Quantization]) -> str | None:
-    if len(found) == 2 and _ratio(*found) >= 2.0**15:
-        return f"a step of its input is 32,768 of its output, beyond 32 bits. Received: {found}"
-    return None
-
-
-def _table_problem(operator: Operator, found: list[Quantization]) -> str | None:
-    """At such a scale of its own LiteRT's default kernel is another, and its reference has none."""
-    scale = found[0].scale
-    if scale in (2.0**-11, 2.0**-12):
-        return f"LiteRT's kernels differ at an input scale of {scale}. Widen the input's range"
-    if scale >= 5:
-        return f"an input scale of {scale} is beyond 32 bits. Narrow the input's range"
-    return None
-
-
-def _sum_problem(operator: Operator, found: list[Quantization]) -> str | None:
-    scales = [grid.scale for grid in found[:-1]]
-    if "constant" in operator.attributes:
-        scales.append(operator.attributes["constant_quantization"]["scale"])
-    if max(scales) / found[-1].scale >= 2.0**14:
-        return "a step of an input is 16,384 of the output. Widen the output's range"
-    return None
-
-
-def _product_problem(operator: Operator, found: list[Quantization]) -> str | None:
-    """The product of two int16 has 31 bits, and LiteRT shifts it to the left in 32."""
-    second = found[1].scale if len(found) == 3 else 0.0
-    if "constant" in operator.attributes:
-        second = operator.attributes["constant_quantization"]["scale"]
-    if found[0].scale * second / found[-1].scale >= 1:
-        return "a step of the product is one of the output, or more. Widen the output's range"
-    return None
-
-
-def _kernel_problem(operator: Operator, found: list[Quantization]) -> str | None:
-    if (operator.kernel_storage_bits or BITS) < BITS:
-        return "LiteRT computes kernels of less than 8 bits beside it wrongly"
-    scale = np.asarray(operator.kernel_scale, np.float64)
-    if scale.max(initial=0.0) * found[0].scale / found[-1].scale >= 2.0**7:
-        return "a step of its sums is 128 of the output. Widen the output's range"
-    return None
-
-
-_CHECKS: dict[str, Callable[[Operator, list[Quantization]], str | None]] = {
-    "LOGISTIC": _table_problem,
-    "TANH": _table_problem,
-    "ADD": _sum_problem,
-    "SUB": _sum_problem,
-    "MUL": _product_problem,
-    **dict.fromkeys(
-        ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"), _kernel_problem
-    ),
-    **dict.fromkeys(
-        ("RELU", "RELU6", "LEAKY_RELU", "ABS"), lambda operator, found: _ratio_problem(found)
-    ),
-}

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
-from rewriter.litert.integer_fixed_point import multiply_tensor, quantize_multiplier
+from rewriter.litert.integer_fixed_point import multiply_tensor
 from rewriter.program import Operator, Quantization
 
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
@@ -42,8 +42,9 @@ def table(
     span = f(output_scale) * f(HIGHEST) - f(output_scale) * f(LOWEST)
     inverse = f(HIGHEST - LOWEST + 1) / span
     places = low + np.arange(_SEGMENTS + 1, dtype=f) * step
-    value, following = function(places[:-1]).astype(f), function(places[1:]).astype(f)
-    middle = function(places[:-1] + step / f(2)).astype(f)
+    value: np.ndarray = function(places[:-1]).astype(f)
+    following: np.ndarray = function(places[1:]).astype(f)
+    middle: np.ndarray = function(places[:-1] + step / f(2)).astype(f)
     sample = _away(value * inverse)
     between = _away((following * inverse + sample) / f(2))
     bias = _away((between - _away(middle * inverse)) / f(2))
@@ -93,8 +94,8 @@ def _gelu_tanh(x: np.ndarray) -> np.ndarray:
     """In the float32 operations of LiteRT's ``GeluTransformApproximate``."""
     root = np.float32(2 / math.sqrt(math.pi) * math.sqrt(0.5))
     inner = root * (x + np.float32(0.044715) * x * x * x)
-    return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner.astype(np.float64))).astype(
-        np.float32
+    return (
+        np.float32(0.5) * x * (np.float32(1) + np.tanh(inner.astype(np.float64))).astype(np.float32)
     )
 
 
@@ -132,7 +133,9 @@ def _interpolated(x: tf.Tensor, bits: int) -> tf.Tensor:
     inside = tf.minimum(place, 254)
     low, high = tf.gather(values, inside), tf.gather(values, inside + 1)
     rest = tf.bitwise.bitwise_and(size, tf.constant((1 << bits) - 1, tf.int64))
-    return tf.where(place >= 255, tf.constant(-1, tf.int64), low * (1 << bits) + rest * (high - low))
+    return tf.where(
+        place >= 255, tf.constant(-1, tf.int64), low * (1 << bits) + rest * (high - low)
+    )
 
 
 def logistic(operator: Operator, q: tf.Tensor) -> tf.Tensor:
@@ -164,13 +167,13 @@ def softmax(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     parts = tf.cast(read(exponential, tf.clip_by_value(below + HIGHEST, LOWEST, HIGHEST)), tf.int64)
     total = tf.reduce_sum(parts, axis=-1, keepdims=True)
     # Its highest bit: the sum is below 2**31, and exact in float64.
-    bits = tf.cast(tf.floor(tf.math.log(tf.cast(total, tf.float64) + 0.5) / math.log(2.0)), tf.int64)
+    bits = tf.cast(
+        tf.floor(tf.math.log(tf.cast(total, tf.float64) + 0.5) / math.log(2.0)), tf.int64
+    )
     shifted = tf.bitwise.left_shift(total, 30 - bits) + (1 << 13)
     shifted = tf.bitwise.right_shift(shifted, tf.constant(14, tf.int64)) - (2**15 + 2**16)
     scale = read(reciprocal, tf.cast(tf.clip_by_value(shifted, LOWEST, HIGHEST), tf.int32))
-    product = parts * tf.cast(scale, tf.int64) + tf.bitwise.left_shift(
-        tf.ones_like(bits), bits - 1
-    )
+    product = parts * tf.cast(scale, tf.int64) + tf.bitwise.left_shift(tf.ones_like(bits), bits - 1)
     return tf.cast(tf.clip_by_value(tf.bitwise.right_shift(product, bits), 0, HIGHEST), tf.int32)
 
 

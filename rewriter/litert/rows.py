@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from rewriter.grid import BITS
-from rewriter.litert import fields, integer_wide
+from rewriter.litert import fields, integer_wide_limits
 from rewriter.litert.fields import FUSED_ACTIVATIONS, Shapes, Values, Version
 from rewriter.program import Operator, Quantization
 
@@ -72,7 +72,6 @@ class Row:
 
 
 _UNIT, _SYMMETRIC = Quantization(1 / 256, -128), Quantization(1 / 128, 0)
-_WIDE = Quantization(1 / 32768, 0, 16)  # of either
 _MOST = fields.by_bits(2, "1.14.0", 3, "2.3.0")
 _LATER = fields.by_bits(2, "1.14.0", 3, "2.5.0")
 _POOL = Row("Pool2D", fields.pool, versions=_MOST, same_grid=True)
@@ -269,18 +268,15 @@ def problem(operator: Operator) -> str | None:
         return f"it has no fused activation {operator.activation!r}"
     if not converts and len(grids) <= len(inputs):
         return f"it takes quantized tensors only. Received: {inputs} and {output}"
-    if not converts and len({grid.bits for grid in grids}) > 1:
-        return f"it takes activations of one width. Received: {inputs} and {output}"
     if any(not 0 < grid.scale < np.inf for grid in grids):
         return f"a scale is not positive. Received: {inputs} and {output}"
     if any(not grid.qmin <= grid.zero_point <= grid.qmax for grid in grids):
         return f"a zero point is out of range. Received: {inputs} and {output}"
     if row.same_grid and len({*grids}) > 1:
         return f"inputs and output must have one scale. Received: {inputs} and {output}"
-    prescribed = row.grid if row.grid is None or output is None or output.bits == BITS else _WIDE
-    if prescribed is not None and output not in (None, prescribed):
-        return f"its output must be on {prescribed}. Received: {output}"
-    if any(grid.bits > BITS for grid in grids) and (found := integer_wide.problem(operator)):
+    if row.grid is not None and output not in (None, row.grid) and output.bits == BITS:
+        return f"its output must be on {row.grid}. Received: {output}"
+    if (found := integer_wide_limits.problem(operator)) is not None:
         return found
     if (row.layout is None) != (operator.kernel is None):
         return "it has a kernel where it takes none, or none where it takes one"

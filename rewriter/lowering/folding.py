@@ -31,12 +31,12 @@ def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) ->
 
     Args:
       low, high: the range; widened to hold 0, and to a width of 2e-6 if it is not all 0. That of a
-        symmetric grid reaches as far on either side.
+        symmetric, narrow grid reaches as far on either side.
       grid: of the integers.
     """
     low32 = np.float32(min(low, 0.0))
     high32 = np.float32(max(high, 0.0))
-    if grid.symmetric:
+    if grid.symmetric and grid.narrow:
         scale = max(-low32, high32) / np.float32(grid.qmax)
         return Quantization(float(scale if scale > _SMALLEST_SCALE else 1.0), 0, grid.bits)
     levels = np.float32(grid.steps)

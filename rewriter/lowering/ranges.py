@@ -38,7 +38,8 @@ def carried(grid: Grid, quantizer: Any, path: str) -> Grid:
             widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
             raise ExportError(
                 f"The quantizer {type(quantizer).__qualname__} of {path!r} has {option}; "
-                f"the activations of a file have {widths} bits, their whole range (of 16 bits that "
-                "from -32767, and 0 as the zero point), and one scale for each tensor. Other quantizers can be trained with, not exported."
+                f"the activations of a file have {widths} bits, their whole range (of 16 bits from "
+                "-32767 on, with 0 as the zero point), and one scale for each tensor. Other "
+                "quantizers can be trained with, not exported."
             )
     return grid

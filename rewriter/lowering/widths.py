@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rewriter.errors import ExportError
-from rewriter.grid import BITS, WIDE
-from rewriter.litert import integer_wide
+from rewriter.grid import WIDE
+from rewriter.litert import integer_wide_limits
 from rewriter.program import Operator
 
 _REMEDY = 'Use the recipe "int8", or another layer in its place'
@@ -16,15 +16,11 @@ _INSTEAD = {
     "SPACE_TO_DEPTH": "a convolution with strides",
     "RELU_N1_TO_1": "ReLU(6)",
 }
-_CONVERTS = ("QUANTIZE", "DEQUANTIZE", "FLOAT")
 
 
 def require(layer: str, operator: Operator) -> None:
     """Raise ExportError, naming ``layer``, for an operator of 16 bits that LiteRT has not."""
-    found = [grid for grid in (*operator.inputs, operator.output) if grid is not None]
-    if operator.kind in _CONVERTS or all(grid.bits == BITS for grid in found):
-        return
-    reason = problem(operator)
+    reason = None if operator.kind == "FLOAT" else integer_wide_limits.problem(operator)
     if reason is not None:
         instead = _INSTEAD.get(operator.kind)
         remedy = f"{_REMEDY} ({instead})." if instead else f"{_REMEDY}."
@@ -32,8 +28,3 @@ def require(layer: str, operator: Operator) -> None:
             f"Layer {layer!r} has activations of {WIDE} bits and becomes {operator.kind}: "
             f"{reason}. {remedy}"
         )
-
-
-def problem(operator: Operator) -> str | None:
-    """Why LiteRT refuses an operator of 16 bits, or computes something else; or None."""
-    return integer_wide.problem(operator)

@@ -135,7 +135,7 @@ class PerTensorQuantizer(KernelQuantizer):
 
 
 class _ActivationQuantizer(_Sized):
-    """A quantizer of activations: one grid for the whole tensor, affine, or symmetric at 16 bits."""
+    """A quantizer of activations: one grid for the whole tensor, of 16 bits symmetric."""
 
     _widest = 16  # of TensorFlow's emulated grids
     switch: Any

@@ -9,7 +9,7 @@ from rewriter import layers
 from rewriter.keras_compat import Flavour
 from rewriter.quantization import quantizers
 from rewriter.reading.roles import Host
-from rewriter.rewriting import copies
+from rewriter.rewriting import activation_widths, copies
 from rewriter.rewriting.recipe import Recipe
 
 
@@ -57,7 +57,7 @@ class LayerFactory:
           owner: the layer that a recipe may call its tensor by.
         """
         if fixed is not None:
-            bits = self.recipe.carried_bits
+            bits = activation_widths.carried(self.recipe)
             quantizer = quantizers.FixedQuantizer(*grids.prescribed(fixed, bits), bits)
         else:
             quantizer = self.recipe.new_activation_quantizer(name, owner)

@@ -17,7 +17,7 @@ from rewriter.quantization import quantizer_names, quantizers, range_kinds
 from rewriter.quantization.pipeline import BatchNormPipeline
 from rewriter.reading.hosts import Kernel
 from rewriter.reading.roles import Host
-from rewriter.rewriting import layer_rules
+from rewriter.rewriting import activation_widths, layer_rules
 
 # Fields that the first recipes had not, and what those meant: a file without them means that still.
 _LATER: dict[str, Any] = {
@@ -57,9 +57,7 @@ class Recipe:
         arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
         quantizers of the other fields must then be ours, which say the width.
-      activation_bits: width of all activations where there is no ``activation_quantizer``: 8, or
-        16, on symmetric grids, beside kernels of 5 to 8 bits. See ``docs/recipes.md`` for the
-        operators that LiteRT has in 16 bits.
+      activation_bits: of all activations, beside no ``activation_quantizer``: 8, or 16 (symmetric).
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -96,47 +94,11 @@ class Recipe:
             if self.activation_quantizer is not None:
                 range_kinds.activation(self.activation_quantizer, self.ranges, self.calibration)
         grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
-        self._check_activation_bits()
+        activation_widths.check(self)
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if not is_number or not 0 <= momentum < 1:
             raise RecipeError(f"range_momentum must be a number in [0, 1). Received: {momentum!r}.")
-
-    def _check_activation_bits(self) -> None:
-        bits = self.activation_bits
-        if bits not in grids.ACTIVATION_WIDTHS or isinstance(bits, bool):
-            widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
-            raise RecipeError(f"activation_bits must be {widths}. Received: {bits!r}.")
-        if bits == grids.BITS:
-            return
-        if self.activation_quantizer is not None:
-            raise RecipeError(
-                f"activation_bits {bits} and an activation_quantizer exclude each other: that "
-                "quantizer says its width itself. Leave one of the two out."
-            )
-        if self.ranges != range_kinds.OBSERVED or any(
-            rule.ranges not in (None, range_kinds.OBSERVED) for rule in self.layers
-        ):
-            raise RecipeError(
-                f"activation_bits {bits} and learned ranges exclude each other: a step is a "
-                "65,534th of the range, so there is nothing to gain. Use ranges 'observed'."
-            )
-        given = grids.of(self.kernel_quantizer).bits if self.kernel_quantizer else grids.BITS
-        widths = [given, *(rule.kernel_bits for rule in self.layers if rule.kernel_bits)]
-        if min(widths) <= min(grids.KERNEL_WIDTHS):
-            raise RecipeError(
-                f"activation_bits {bits} and kernels of {min(widths)} bits exclude each other: "
-                "LiteRT computes DEPTHWISE_CONV_2D of such wrongly, without a word. Use kernels of "
-                "5 to 8 bits, or activations of 8."
-            )
-
-    @property
-    def carried_bits(self) -> int:
-        """The width of the activations whose range LiteRT prescribes: that of all others."""
-        if self.activation_quantizer is None:
-            return self.activation_bits
-        wide = grids.of(self.activation_quantizer) == grids.activation(grids.WIDE)
-        return grids.WIDE if wide else grids.BITS
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only; :meth:`from_dict` reads them back."""
@@ -259,13 +221,10 @@ class Recipe:
         if made is not None:
             made = quantizer_names.deserialize(quantizer_names.serialize(made))
         else:
-            # What is cut off costs more than a step of 16 bits.
-            wide = self.activation_bits > grids.BITS
-            usual = "minmax" if wide else range_kinds.CALIBRATION[range_kinds.OBSERVED]
             made = quantizers.RangeQuantizer(
                 self.activation_bits,
                 momentum=self.range_momentum,
-                calibration=calibration or usual,
+                calibration=calibration or activation_widths.calibration(self.activation_bits),
                 held=False,  # until it is calibrated
             )
         if ranges == range_kinds.OBSERVED:
@@ -294,8 +253,8 @@ class Recipe:
         ``int8``: LiteRT's 8-bit specification, the default; ``int8-per-tensor``: one scale for a
         whole kernel; ``w4a8``: 1x1 convolutions and Dense layers with kernels of 4 bits, smaller
         and faster than ``int8`` with LiteRT's default kernels; ``w4a8-small``: kernels of 4 bits
-        wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits. The first and
-        the last linear layer keep 8 bits. ``int16x8``: activations of 16 bits, kernels of 8.
+        wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits (the first and
+        the last linear layer keep 8); ``int16x8``: activations of 16 bits, kernels of 8.
 
         Raises:
           RecipeError: there is no such recipe.

@@ -88,7 +88,7 @@ def _prelu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Va
 def _wide_prelu(low: ProgramBuilder, call: Call, x: Value, alpha: np.ndarray) -> Value:
     """``max(x, 0) + alpha * min(x, 0)``: LiteRT computes PRELU of 16 bits wrongly."""
     source = low.grid(x)
-    zero = {"constant": 0.0, "constant_quantization": grid_of(source)}
+    zero: dict[str, Any] = {"constant": 0.0, "constant_quantization": grid_of(source)}
     above = low.apply("MAXIMUM", call, [x], x.shape, **zero)
     below = low.apply("MINIMUM", call, [x], x.shape, **zero)
     steepest = float(np.abs(alpha).max(initial=0.0)) or 1.0

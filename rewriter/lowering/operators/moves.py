@@ -108,7 +108,7 @@ def _resized(
 def _require_exact(
     low: ProgramBuilder, call: Call, x: Value, size: Sequence[int], aligned: bool
 ) -> None:
-    """Raise ExportError where LiteRT's steps between pixels, rounded to 1/1024, add up to errors."""
+    """Raise ExportError where LiteRT's steps, rounded to 1/1024 pixels, add up to errors."""
     for before, after in zip(low.static(x.shape, call), size, strict=False):
         less = 1 if aligned and after > 1 else 0
         if (before - less) * 1024 % max(after - less, 1):
