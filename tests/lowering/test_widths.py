@@ -218,7 +218,9 @@ def test_a_transposed_convolution_of_four_bits_is_refused(kind):
     ("quantizer", "option"),
     [
         (RangeQuantizer(4), "num_bits=4"),
-        (RangeQuantizer(16), "num_bits=16"),
+        (RangeQuantizer(12), "num_bits=12"),
+        (last_value(**{**LAST, "num_bits": 16}), "symmetric=False"),
+        (last_value(num_bits=16, symmetric=True, narrow_range=False), "narrow_range=False"),
         (last_value(num_bits=4), "num_bits=4"),
         (last_value(**{**LAST, "narrow_range": True}), "narrow_range=True"),
     ],
