@@ -69,7 +69,7 @@ def multiply(x: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
 
 
 def doubling_high_multiply(a: np.ndarray, b: int) -> np.ndarray:
-    """gemmlowp's ``SaturatingRoundingDoublingHighMul`` (rounds half away from zero)."""
+    """gemmlowp's ``SaturatingRoundingDoublingHighMul``: its truncated quotient takes halves up."""
     product = np.asarray(a, np.int64) * b
     nudge = np.where(product >= 0, 2**30, 1 - 2**30)
     return _truncated_division(product + nudge, 2**31)
@@ -104,7 +104,7 @@ def multiply_tensor(
     multiplier, shift = pairs.T.reshape(2, *np.shape(real))
     divisor = tf.constant(1 << np.maximum(-shift, 0), tf.int64)
     product = tf.cast(x, tf.int64) * tf.constant(multiplier << np.maximum(shift, 0), tf.int64)
-    high = _half_away(product, tf.constant(2**31, tf.int64))
+    high = _half_up(product, tf.constant(2**31, tf.int64))
     rounded = tf.where(upward, _half_up(high, divisor), _half_away(high, divisor))
     return tf.cast(rounded, tf.int32)
 
@@ -112,7 +112,7 @@ def multiply_tensor(
 def multiply_by(x: tf.Tensor, multiplier: int, shift: int) -> tf.Tensor:
     """An int32 tensor times ``multiplier * 2**(shift - 31)``, as :func:`multiply` does."""
     product = tf.cast(x, tf.int64) * tf.constant(multiplier << max(shift, 0), tf.int64)
-    high = _half_away(product, tf.constant(2**31, tf.int64))
+    high = _half_up(product, tf.constant(2**31, tf.int64))
     return tf.cast(_half_away(high, tf.constant(1 << max(-shift, 0), tf.int64)), tf.int32)
 
 

@@ -80,6 +80,16 @@ def binary(
     return build
 
 
+def halves(kind: str) -> Builder:
+    """Ties: the output's scale is twice the inputs'."""
+
+    def build(rng: np.random.Generator) -> Case:
+        grid = random_grid(rng)
+        return Case(Operator(kind, (grid, grid), wide(grid.scale * 2), {}), [IMAGE, IMAGE])
+
+    return build
+
+
 def same(
     kind: str,
     shapes: tuple[tuple[int, ...], ...] = (IMAGE,),
@@ -162,6 +172,9 @@ for _kind in ("ADD", "SUB", "MUL"):
         f"{_kind}_far_apart": binary(_kind, finer=3e3),
         f"{_kind}_rank_5": binary(_kind, ((2, 3, 4, 8), (2, 1, 4, 8))),
     }
+# Halves, with scales that are the same or twice as large.
+for _kind in ("ADD", "SUB"):
+    CASES[f"{_kind}_halves"] = halves(_kind)
 # One element in 100,000 shows how ADD rounds its inputs; and which are beyond the last vector.
 CASES["ADD_many"] = binary("ADD", ((64, 64, 64),) * 2)
 CASES["ADD_many_odd"] = binary("ADD", ((63, 67, 31),) * 2)
@@ -217,6 +230,11 @@ CASES |= {
     "mean": single("MEAN", axes=[1, 2], keepdims=False, ratio=0.3),
     "mean_channels": single("MEAN", axes=[3], keepdims=True, ratio=0.3),
     "requantize": single("QUANTIZE", ratio=0.73),
+    "requantize_to_half": single("QUANTIZE", ratio=2.0),
+    "requantize_to_quarter": single("QUANTIZE", ratio=4.0),
+    "relu_to_half": single("RELU", ratio=2.0),
+    "leaky_relu_to_half": single("LEAKY_RELU", ratio=2.0, alpha=0.5),
+    "mean_of_two": single("MEAN", ratio=1.0, shape=(40, 2), axes=[2], keepdims=True),
     "requantize_coarser": single("QUANTIZE", ratio=3.1),
     "quantize": _from_float,
     "dequantize": _to_float,
