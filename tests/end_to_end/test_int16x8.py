@@ -138,6 +138,18 @@ def test_attention_and_normalizations(flavour: str, tmp_path: Path) -> None:
     assert snr(np.asarray(model(data)), np.asarray(rewriter.fold(qat)(data))) > 35
 
 
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-3])
+@pytest.mark.parametrize("size", [0.01, 100.0])
+def test_normalizations_of_few_elements(epsilon: float, size: float, tmp_path: Path) -> None:
+    keras = KERASES["keras"]
+    rows = keras.Input((5, 3), name="rows")
+    model = keras.Model(rows, keras.layers.LayerNormalization(epsilon=epsilon)(rows))
+    data = (size * RNG.normal(size=(32, 5, 3))).astype(np.float32)
+    qat = made(model, "int16x8", data)
+    verified(qat, data, tmp_path)
+    assert snr(np.asarray(model(data)), np.asarray(rewriter.fold(qat)(data))) > 40
+
+
 @both
 def test_trained_saved_and_loaded(flavour: str, tmp_path: Path) -> None:
     keras = KERASES[flavour]
@@ -189,6 +201,17 @@ REFUSED = {
         "'mine' resizes 7 pixels to 10 in 16 bits.*nearest",
     ),
 }
+
+
+def test_sums_that_overflow() -> None:
+    """LiteRT would add them up in an int32, and twin and file would agree on the wrong mean."""
+    keras = KERASES["keras"]
+    image = keras.Input((256, 256, 1))
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="mine")(image))
+    data = RNG.normal(size=(2, 256, 256, 1)).astype(np.float32)
+    with pytest.raises(ExportError, match="'mine.* adds up 65,536 values of 16 bits.*overflow"):
+        lower(made(model, "int16x8", data))
+    lower(made(model, "int8", data))
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewriter import grid as grids
+from rewriter.lowering import widths
 from rewriter.lowering.linear import channel_affine
 from rewriter.lowering.operators.rows import Row, constant, grid_of, scaled
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -46,6 +47,8 @@ def _along(kind: str, ends: tuple[float, float]) -> Row:
         (value,) = x
         rank, axis = len(value.shape), operation.options["axis"]
         grid = low.prescribed(ends, value)
+        if kind == "SOFTMAX":
+            widths.require_count(call.path, low.grid(value).bits, int(value.shape[axis] or 1))
         perm = list(range(rank))
         perm[axis], perm[-1] = perm[-1], perm[axis]
         if axis != rank - 1:

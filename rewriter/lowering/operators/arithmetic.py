@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from rewriter import grid as grids
 from rewriter.errors import ExportError
-from rewriter.lowering import folding
+from rewriter.lowering import folding, widths
 from rewriter.lowering.linear import channel_affine
 from rewriter.lowering.operators.rows import Row, constant, multiplied, scaled
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -182,6 +183,9 @@ def _reduce(
         if keepdims or axis not in axes
     )
     make = low.free if kind == "MEAN" else low.apply
+    if kind == "MEAN":
+        count = math.prod(int(x.shape[axis] or 1) for axis in axes)
+        widths.require_count(call.path, low.grid(x).bits, count)
     made = make(kind, call, [x], shape, axes=axes, keepdims=keepdims)
     return made, batched(call.shapes[0])
 

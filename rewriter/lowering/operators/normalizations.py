@@ -95,6 +95,7 @@ def _unit(
         x = low.apply("SUB", call, [x, mean], x.shape)
         reach, rounding = (source.range[1] - source.range[0]) / 2, source.scale**2 / 12
     most, least = (count * (square + epsilon) for square in (reach**2, rounding))
+    least = max(least, 1.001 * low.grid(x).scale ** 2)  # below one step there is nothing
     root = _root(low, call, x, count * epsilon, most, least)
     unit = Quantization(float(np.float32(1 / _MOST)), 0, WIDE)
     return low.apply("MUL", call, [x, low.reshape(call, root, single)], x.shape, unit)
