@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 # As in the package, which is not imported for them; a test compares.
-RECIPES = ("int8", "int8-per-tensor", "w4a8", "w4a8-small", "w2-dense")
+RECIPES = ("int8", "int8-per-tensor", "w4a8", "w4a8-small", "w2-dense", "int16x8")
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 
 TARGETS = (

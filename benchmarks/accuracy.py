@@ -161,6 +161,7 @@ ROWS: dict[str, tuple[int, Callable[..., dict[str, float]]]] = {
     "TensorFlow PTQ int8": (1, tensorflow_ptq),
     **{f"calibrated int8, {m}": (1, calibrated("int8", m)) for m in CALIBRATIONS},
     **{f"calibrated {r}, percentile": (1, calibrated(r, "percentile")) for r in TUNED[1:]},
+    "calibrated int16x8, minmax": (1, calibrated("int16x8", "minmax")),
     "fine-tuned int8, minmax": (3, fine_tuned("int8", "minmax")),
     **{f"fine-tuned {r}, percentile": (3, fine_tuned(r, "percentile")) for r in TUNED},
 }

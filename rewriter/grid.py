@@ -99,6 +99,7 @@ def of(quantizer: Any) -> Grid:
 
 
 ACTIVATION = activation()
+WIDE = 16  # bits of the activations that are not of 8
 
 # What LiteRT prescribes. LOGISTIC and SOFTMAX: scale 1/256, zero point -128; TANH: scale 1/128,
 # zero point 0.
@@ -110,6 +111,23 @@ HARD_RANGE = (0.0, 1.0)
 # Inputs of these types are integers already, with steps of 1.
 BYTES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
 
+# The same on grids of 16 bits, which are symmetric. LOGISTIC, SOFTMAX, TANH: scale 1/32768. A hard
+# sigmoid has its lower end from an activation. Bytes: the finest power of two that holds them.
+_WIDE_UNIT = (1 / 32768 - 1, 1 - 1 / 32768)
+_WIDE_BYTES = (-32767 / 128, 32767 / 128)
+_WIDE_RANGES: dict[tuple[float, float], tuple[float, float]] = {
+    UNIT_RANGE: _WIDE_UNIT,
+    TANH_RANGE: _WIDE_UNIT,
+    HARD_RANGE: (-1.0, 1.0),
+    **dict.fromkeys(BYTES.values(), _WIDE_BYTES),
+}
+
+
+def prescribed(ends: tuple[float, float], bits: int) -> tuple[float, float]:
+    """A range that LiteRT prescribes, one of those above, for activations of this width."""
+    return _WIDE_RANGES[ends] if bits == WIDE else ends
+
+
 # The activations that LiteRT fuses into an operator: the smallest and the largest output.
 FUSED_ACTIVATIONS: dict[str, tuple[float, float]] = {
     "none": (-math.inf, math.inf),
@@ -120,7 +138,7 @@ FUSED_ACTIVATIONS: dict[str, tuple[float, float]] = {
 
 # Of what a file stores, the widths that it can have. A tensor takes the smallest that holds it.
 KERNEL_WIDTHS = (4, 8)
-ACTIVATION_WIDTHS = (8,)
+ACTIVATION_WIDTHS = (8, 16)
 
 # By operator, the widths in which LiteRT has a kernel that reads them.
 KERNEL_STORAGE: dict[str, tuple[int, ...]] = {

@@ -52,6 +52,11 @@ class Quantization:
         return self.grid.qmax
 
     @property
+    def lowest(self) -> int:
+        """The smallest integer that LiteRT's kernels return: for int16 the one below ``qmin``."""
+        return -(2 ** (self.bits - 1))
+
+    @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest real value that can be stored."""
         return (
@@ -76,7 +81,8 @@ class Operator:
       kernel_grid: the integers that the kernel may take, of its storage's width; its ``axes`` are
         those of Keras's layout. None for a kernel of any int8 values.
       kernel_scale: float32, one per output channel (``C * M`` of them for depthwise).
-      bias: int32, one per output channel, on the grid ``inputs[0].scale * kernel_scale``.
+      bias: int32 (int64 with 16-bit activations), one per output channel, on the grid
+        ``inputs[0].scale * kernel_scale``.
       function: for ``"FLOAT"``: the callable on real-valued tensors; it returns a list of which the
         output is number ``attributes["part"]``, or the output itself.
     """

@@ -18,10 +18,11 @@ import tensorflow as tf
 from rewriter.checking.evaluation import for_all, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError
+from rewriter.grid import BITS
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.quantize import observed
-from rewriter.litert import affine
+from rewriter.litert import affine, integer_wide_limits
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
 from rewriter.quantization import phases
@@ -74,6 +75,7 @@ def compare_training(
                 one.other / max(one.elements, 1),
                 1 + _inner_roundings(name, program, makers, twin.counters),
                 "step" if grid is not None else "relative",
+                BITS if grid is None else grid.bits,
             )
         )
     return TrainingComparison(
@@ -86,7 +88,8 @@ def _inner_roundings(
 ) -> int:
     """How many tensors on other grids there are between a tensor and those that the model has.
 
-    The product of three, on the device, is the product of two, rounded, times the third.
+    The product of three, on the device, is the product of two, rounded, times the third. What
+    LiteRT reads from a table of 16 bits may be several steps off.
     """
     grid, found = program.tensors[name].quantization, set()
     todo = list(makers[name].inputs) if name in makers else []
@@ -96,7 +99,12 @@ def _inner_roundings(
             continue
         found.add(before)
         todo += makers[before].inputs
-    return sum(program.tensors[before].quantization != grid for before in found)
+    made = [makers[n] for n in (name, *found) if n in makers]
+    tables = sum(
+        integer_wide_limits.table_steps(step.operator, program.tensors[step.output].shape)
+        for step in made
+    )
+    return tables + sum(program.tensors[before].quantization != grid for before in found)
 
 
 def _judged(program: Program, makers: Mapping[str, Step]) -> tuple[tuple[str, ...], ...]:

@@ -21,6 +21,9 @@ _NORMALIZED = (
     "a LayerNormalization, GroupNormalization or RMSNormalization computes in 16 bits: use a "
     "BatchNormalization in its place, or another target"
 )
+_WIDE = (
+    'rewrite with the recipe "int8": activations of 16 bits (the recipe "int16x8") are in the file'
+)
 _PER_TENSOR = (
     'rewrite with Recipe(layers=[{"kind": "Dense", "per_tensor": True}]), then calibrate or train'
 )
@@ -70,6 +73,7 @@ TARGETS: dict[str, Target] = {
         narrow=("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"),
         channels=_CONVOLUTIONS,
         activations=("INT8", "INT16"),
+        eight=("RESIZE_BILINEAR", "REDUCE_MAX"),
         floating=True,
     ),
     "ethos-u": Target(
@@ -210,6 +214,7 @@ def _kernels(file: FileModel, target: Target) -> Iterator[Finding]:
 
 
 def _types(file: FileModel, target: Target) -> Iterator[Finding]:
+    remedy = _WIDE if any(_reads_wide(file, op) for op in file.operators) else _NORMALIZED
     for op in file.operators:
         for place in op.outputs:
             tensor = file.tensors[place]
@@ -224,7 +229,13 @@ def _types(file: FileModel, target: Target) -> Iterator[Finding]:
             types = ("INT8",) if wide and op.kind in target.eight else target.activations
             if tensor.quantized and tensor.dtype not in types:
                 taken = f"its output is {tensor.dtype}, taken are {', '.join(types)}"
-                yield _finding(file, op, taken, _NORMALIZED if wide else "export it so")
+                yield _finding(file, op, taken, remedy if wide else "export it so")
+
+
+def _reads_wide(file: FileModel, op: FileOperator) -> bool:
+    """Whether a convolution or a product has activations of 16 bits: those in a norm have not."""
+    activation = {"TRANSPOSE_CONV": 2}.get(op.kind, 0)
+    return op.kind in _KERNELS and file.tensors[op.inputs[activation]].dtype == "INT16"
 
 
 def _shapes(file: FileModel, target: Target) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.grid import BITS
 from rewriter.program import Tensor
 
 # Below this the outputs are said to be far from the model's. Real models have 24 dB and more.
@@ -16,6 +17,8 @@ LOW_SNR_DB = 15.0
 _FLOAT_STEP = 1e-3
 # Where several roundings differ: what they leave of the signal. A product of three has 30 dB.
 _SEVERAL_DB = 28.0
+# On grids of 16 bits LiteRT's tables are what is left: those of a normalization have 50 dB.
+_WIDE_DB = 40.0
 # A share of elements that rounding does not explain. A constant that is added, rounded to a grid of
 # its own, moves up to 0.7 of them by one step.
 _MOST = 0.95
@@ -81,9 +84,10 @@ class TrainingAgreement:
       step_snr_db, step_max_steps: the same, where the twin is given the model's own tensors.
       step_other: the share of elements, 0 to 1, that differ then.
       roundings: how many roundings may differ then: of this tensor, and of those before it that
-        the model does not have.
+        the model does not have; and by how many steps LiteRT's tables of 16 bits are off.
       unit: ``"step"``: of the tensor's scale. ``"relative"``: of the largest magnitude, for
         float tensors.
+      bits: width of its integers.
     """
 
     name: str
@@ -96,6 +100,7 @@ class TrainingAgreement:
     step_other: float
     roundings: int = 1
     unit: str = "step"
+    bits: int = BITS
 
     @property
     def parts(self) -> bool:
@@ -105,7 +110,8 @@ class TrainingAgreement:
         if self.roundings == 1:
             return self.step_max_steps > 1 or self.step_other > _MOST
         # One step of a tensor that the model does not have may be several of this one.
-        return self.step_max_steps > self.roundings and self.step_snr_db < _SEVERAL_DB
+        least = _SEVERAL_DB if self.bits == BITS else _WIDE_DB
+        return self.step_max_steps > self.roundings and self.step_snr_db < least
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only: ``None`` for an infinite ratio."""

@@ -27,7 +27,7 @@ class IntegerOperatorMixin:
       operator: the operator, or the configuration that :meth:`get_config` made of one.
 
     Weights (none of them trainable): ``kernel`` (float32, on the grid of its channel),
-    ``kernel_scale`` (float32), ``bias_integers`` (int32).
+    ``kernel_scale`` (float32), ``bias_integers`` (int32, or int64 with 16-bit inputs).
     """
 
     flavour: Flavour
@@ -54,7 +54,10 @@ class IntegerOperatorMixin:
                 self.kernel.assign(kernel * _spread(scale, kernel.shape, self._config["kind"]))
                 self.kernel_scale.assign(scale)
         if shapes[1] is not None:
-            self.bias_integers = self._constant("bias_integers", shapes[1], "int32")
+            source = _quantization(self._config["inputs"][0])
+            wide = source is not None and source.bits > grids.BITS
+            dtype = "int64" if wide else "int32"
+            self.bias_integers = self._constant("bias_integers", shapes[1], dtype)
             if bias is not None:
                 self.bias_integers.assign(bias)
         super().build(input_shape)

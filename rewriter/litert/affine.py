@@ -24,7 +24,7 @@ def quantize(real: Any, quantization: Quantization) -> Any:
     """
     inverse = np.float32(1.0) / np.float32(quantization.scale)
     steps = tf.round(tf.cast(real, tf.float32) * inverse)
-    low = quantization.qmin - quantization.zero_point
+    low = quantization.lowest - quantization.zero_point
     high = quantization.qmax - quantization.zero_point
     return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
 

@@ -1,9 +1,9 @@
 """What LiteRT computes, in TensorFlow operators on raw integers.
 
 Every function here takes an :class:`~rewriter.program.Operator` and int32 tensors that hold int8
-values, batch first, and returns the raw output as the default CPU path of LiteRT's interpreter
-computes it: XNNPACK where its delegate takes the operator, the builtin kernel elsewhere. Scale
-arithmetic is float32, as in the file.
+or int16 values, batch first, and returns the raw output as the default CPU path of LiteRT's
+interpreter computes it: XNNPACK where its delegate takes the operator, the builtin kernel
+elsewhere. Scale arithmetic is float32, as in the file.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from rewriter.litert import (
     integer_wide,
 )
 from rewriter.program import Operator
+
+
+def _narrow_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    raise RewriterError(f"RSQRT is computed in 16 bits only. Received: {operator.inputs}.")
+
 
 _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "CONV_2D": integer_conv.conv_2d,
@@ -59,7 +64,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "DEQUANTIZE": integer_tables.dequantize,
     **dict.fromkeys(integer_tables.FILLERS, integer_tables.lookup),
     "QUANTIZE": integer_tables.quantize,
-    "RSQRT": integer_wide.compute,
+    "RSQRT": _narrow_root,
 }
 
 SUPPORTED = frozenset(_KERNELS)
@@ -84,6 +89,8 @@ def compute(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
         raise RewriterError(
             f"No integer kernel for {operator.kind!r}. Supported: {sorted(SUPPORTED)}."
         )
-    if integer_wide.takes(operator):
-        return integer_wide.compute(operator, *q)
+    if integer_wide.is_wide(operator):
+        found = integer_wide.compute(operator, *q)
+        if found is not None:
+            return found
     return _KERNELS[operator.kind](operator, *q)

@@ -8,7 +8,7 @@ floating-point convolutions, which are exact as long as no partial sum can leave
 2**24 for float32. (Reduced-precision matrix units, such as TF32 on a GPU, must stay off.)
 
 What XNNPACK's delegate does not take, LiteRT's builtin kernels compute: the same sums, requantized
-in fixed point (:mod:`rewriter.litert.integer_kernels`).
+in fixed point (:mod:`rewriter.litert.integer_kernels`). It takes none of 16 bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
-from rewriter.litert.integer_fixed_point import activation_limits, multiply_tensor
+from rewriter.grid import BITS
+from rewriter.litert.integer_fixed_point import (
+    activation_limits,
+    multiply_sums,
+    multiply_tensor,
+)
 from rewriter.litert.integer_kernels import delegated, kernel_of, vectorized
 from rewriter.program import Operator, Quantization
 
@@ -157,6 +162,8 @@ def _requantized(
             f"{operator.kind} is computed on int8 tensors only. Received: inputs "
             f"{operator.inputs}, output {output}. Quantize both."
         )
+    if source.bits > BITS:
+        return _of_wide(operator, q, convolve, source, output)
     sums = _exact_sums(
         q - source.zero_point,
         convolve,
@@ -176,6 +183,32 @@ def _requantized(
         return tf.clip_by_value(result + output.zero_point, low, high)
     scale = np.float32(source.scale) * kernel_scale / np.float32(output.scale)
     return requantize(sums, scale, output, operator.activation)
+
+
+def _of_wide(
+    operator: Operator,
+    q: tf.Tensor,
+    convolve: Convolution,
+    source: Quantization,
+    output: Quantization,
+) -> tf.Tensor:
+    """Of int16 inputs: sums in int64, which float64 holds up to 2**31 of the largest products.
+
+    Convolutions requantize by a multiplier of 15 bits, FULLY_CONNECTED in double precision.
+    """
+    kernel = tf.constant(kernel_of(operator), tf.float64)
+    sums = tf.cast(convolve(tf.cast(q, tf.float64), kernel), tf.int64)
+    if operator.bias is not None:
+        sums += tf.constant(np.asarray(operator.bias, np.int64))
+    scale = np.asarray(operator.kernel_scale, np.float32).astype(np.float64)
+    factors = np.float64(np.float32(source.scale)) * scale / np.float64(np.float32(output.scale))
+    if operator.kind == "FULLY_CONNECTED":
+        real = tf.cast(sums, tf.float64) * tf.constant(factors)
+        result = tf.sign(real) * tf.floor(tf.abs(real) + 0.5)  # halves away from zero
+        result = tf.cast(tf.clip_by_value(result, -(2.0**31), 2.0**31 - 1), tf.int32)
+    else:
+        result = multiply_sums(sums, factors)
+    return tf.clip_by_value(result, *activation_limits(operator.activation, output))
 
 
 def requantize(

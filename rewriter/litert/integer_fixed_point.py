@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
-from rewriter.grid import FUSED_ACTIVATIONS
+from rewriter.grid import BITS, FUSED_ACTIVATIONS
 from rewriter.program import Quantization
 
 
@@ -27,11 +27,25 @@ def activation_range(activation: str) -> tuple[float, float]:
 
 
 def activation_limits(activation: str, output: Quantization) -> tuple[int, int]:
-    """The integers a fused activation clamps to (XNNPACK's ``xnn_qs8_quantize``, in float32)."""
+    """The integers a fused activation clamps to (XNNPACK's ``xnn_qs8_quantize``, in float32).
+
+    Of 16 bits: as LiteRT's ``CalculateActivationRangeQuantized``, which rounds halves away from 0.
+    """
+    if output.bits > BITS:
+        return _wide_limits(activation, output)
 
     def quantized(value: float) -> int:
         scaled = np.float32(value) / np.float32(output.scale) + np.float32(output.zero_point)
         return int(np.rint(np.clip(scaled, np.float32(output.qmin), np.float32(output.qmax))))
+
+    low, high = activation_range(activation)
+    return quantized(low), quantized(high)
+
+
+def _wide_limits(activation: str, output: Quantization) -> tuple[int, int]:
+    def quantized(value: float) -> int:
+        scaled = float(np.clip(np.float32(value) / np.float32(output.scale), -(2.0**24), 2.0**24))
+        return min(max(_round_half_away(scaled), output.lowest), output.qmax)
 
     low, high = activation_range(activation)
     return quantized(low), quantized(high)
@@ -55,7 +69,7 @@ def multiply(x: np.ndarray, multiplier: int, shift: int) -> np.ndarray:
 
 
 def doubling_high_multiply(a: np.ndarray, b: int) -> np.ndarray:
-    """gemmlowp's ``SaturatingRoundingDoublingHighMul`` (rounds half away from zero)."""
+    """gemmlowp's ``SaturatingRoundingDoublingHighMul``: its truncated quotient takes halves up."""
     product = np.asarray(a, np.int64) * b
     nudge = np.where(product >= 0, 2**30, 1 - 2**30)
     return _truncated_division(product + nudge, 2**31)
@@ -90,7 +104,7 @@ def multiply_tensor(
     multiplier, shift = pairs.T.reshape(2, *np.shape(real))
     divisor = tf.constant(1 << np.maximum(-shift, 0), tf.int64)
     product = tf.cast(x, tf.int64) * tf.constant(multiplier << np.maximum(shift, 0), tf.int64)
-    high = _half_away(product, tf.constant(2**31, tf.int64))
+    high = _half_up(product, tf.constant(2**31, tf.int64))
     rounded = tf.where(upward, _half_up(high, divisor), _half_away(high, divisor))
     return tf.cast(rounded, tf.int32)
 
@@ -98,8 +112,24 @@ def multiply_tensor(
 def multiply_by(x: tf.Tensor, multiplier: int, shift: int) -> tf.Tensor:
     """An int32 tensor times ``multiplier * 2**(shift - 31)``, as :func:`multiply` does."""
     product = tf.cast(x, tf.int64) * tf.constant(multiplier << max(shift, 0), tf.int64)
-    high = _half_away(product, tf.constant(2**31, tf.int64))
+    high = _half_up(product, tf.constant(2**31, tf.int64))
     return tf.cast(_half_away(high, tf.constant(1 << max(-shift, 0), tf.int64)), tf.int32)
+
+
+def multiply_sums(sums: tf.Tensor, real: float | np.ndarray) -> tf.Tensor:
+    """An int64 tensor times ``real``, int32: LiteRT's ``MultiplyByQuantizedMultiplier(int64_t)``.
+
+    Sums of products with 16-bit activations take a multiplier of 15 bits, and halves up.
+
+    Args:
+      real: may hold one factor for each element of the last axis.
+    """
+    pairs = [quantize_multiplier(float(value)) for value in np.ravel(real)]
+    reduced = [(m + 2**15) >> 16 if m < 0x7FFF0000 else 0x7FFF for m, _ in pairs]
+    right = np.array([15 - shift for _, shift in pairs], np.int64).reshape(np.shape(real))
+    product = sums * tf.constant(np.array(reduced, np.int64).reshape(np.shape(real)))
+    half = tf.constant(np.int64(1) << (right - 1))
+    return tf.cast(tf.bitwise.right_shift(product + half, tf.constant(right)), tf.int32)
 
 
 def _half_up(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:

@@ -3,7 +3,8 @@
 By default XNNPACK's delegate takes what it can (see :mod:`rewriter.litert.integer_conv`); the rest
 is left to LiteRT's builtin kernels, which requantize in fixed point with two roundings. The second
 takes halves up where the kernel is vectorized (all channels of a matrix product, eight at a time
-elsewhere), and away from zero where it is not.
+elsewhere), and away from zero where it is not. Of activations of 16 bits all is left to the builtin
+kernels, which round once.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from rewriter.errors import RewriterError
+from rewriter.grid import BITS
 from rewriter.litert.integer_fixed_point import quantize_multiplier
 from rewriter.program import Operator
 
@@ -44,6 +46,9 @@ _DELEGATED: dict[tuple[str, int | None], Callable[[Operator], bool]] = {
 
 def delegated(operator: Operator) -> bool:
     """Whether XNNPACK computes a convolution or a product on LiteRT's default path."""
+    source = operator.inputs[0]
+    if source is not None and source.bits > BITS:
+        return False
     takes = _DELEGATED.get((operator.kind, operator.kernel_storage_bits))
     return takes is not None and takes(operator)
 
@@ -94,7 +99,7 @@ def rounding_offset(operator: Operator, channels: int | None) -> np.ndarray:
     """
     scale = np.asarray(operator.kernel_scale, np.float64)
     source, output = operator.inputs[0], operator.output
-    if delegated(operator) or source is None or output is None:
+    if delegated(operator) or source is None or output is None or source.bits > BITS:
         return np.zeros_like(scale)
     shifts = np.array(
         [quantize_multiplier(real)[1] for real in scale * source.scale / output.scale]

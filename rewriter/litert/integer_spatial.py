@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
+from rewriter.grid import BITS
 from rewriter.litert.integer_elementwise import require_same
 from rewriter.litert.integer_fixed_point import activation_limits
 from rewriter.program import Operator, Quantization
@@ -19,15 +20,19 @@ def average_pool_2d(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     require_same(operator.kind, operator.output, *operator.inputs)
     window = _window(operator)
     # TensorFlow's average counts the same elements; scaled back up it is the integer sum, off by
-    # far less than a half for any window below 2**22 / 128 elements.
-    ones = tf.ones_like(q[:1, :, :, :1], tf.float32)
+    # far less than a half for any window below 2**22 / 128 elements (2**51 / 32768 in 16 bits).
+    dtype = tf.float32 if _output(operator).bits == BITS else tf.float64
+    ones = tf.ones_like(q[:1, :, :, :1], dtype)
     height, width = window["ksize"]
     counts = tf.round(
         tf.nn.conv2d(
-            ones, tf.ones([height, width, 1, 1]), window["strides"], padding=window["padding"]
+            ones,
+            tf.ones([height, width, 1, 1], dtype),
+            window["strides"],
+            padding=window["padding"],
         )
     )
-    means = tf.nn.avg_pool2d(tf.cast(q, tf.float32), **window)
+    means = tf.nn.avg_pool2d(tf.cast(q, dtype), **window)
     sums = tf.cast(tf.round(means * counts), tf.int32)
     counts = tf.cast(counts, tf.int32)
     rounded = tf.sign(sums) * ((tf.abs(sums) + counts // 2) // counts)

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
+from rewriter.grid import BITS
 from rewriter.litert.integer_fixed_point import (
     activation_range,
     multiply,
@@ -50,7 +51,7 @@ def quantize(operator: Operator, x: tf.Tensor) -> tf.Tensor:
     if output is None:
         raise RewriterError("QUANTIZE needs an output quantization. Received: None.")
     scaled = tf.cast(x, tf.float32) * (np.float32(1) / np.float32(output.scale))
-    low, high = output.qmin - output.zero_point, output.qmax - output.zero_point
+    low, high = output.lowest - output.zero_point, output.qmax - output.zero_point
     return tf.cast(tf.round(tf.clip_by_value(scaled, low, high)), tf.int32) + output.zero_point
 
 
@@ -104,7 +105,13 @@ def _leaky_relu(
     positive = np.float32(source.scale) / np.float32(output.scale)
     negative = positive * alpha
     centred = x - source.zero_point
-    if 2.0**-8 <= positive <= 2.0**7 and abs(negative) >= 2.0**-8 and -127.99 < negative <= 2.0**7:
+    narrow = output.bits == BITS  # XNNPACK takes no other
+    if (
+        narrow
+        and 2.0**-8 <= positive <= 2.0**7
+        and abs(negative) >= 2.0**-8
+        and -127.99 < negative <= 2.0**7
+    ):
         scaled = np.where(
             centred > 0,
             _eight_bit_multiply(centred, positive),

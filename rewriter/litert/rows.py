@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from rewriter.grid import BITS
-from rewriter.litert import fields
+from rewriter.litert import fields, integer_wide_limits
 from rewriter.litert.fields import FUSED_ACTIVATIONS, Shapes, Values, Version
 from rewriter.program import Operator, Quantization
 
@@ -268,8 +268,6 @@ def problem(operator: Operator) -> str | None:
         return f"it has no fused activation {operator.activation!r}"
     if not converts and len(grids) <= len(inputs):
         return f"it takes quantized tensors only. Received: {inputs} and {output}"
-    if not converts and len({grid.bits for grid in grids}) > 1:
-        return f"it takes activations of one width. Received: {inputs} and {output}"
     if any(not 0 < grid.scale < np.inf for grid in grids):
         return f"a scale is not positive. Received: {inputs} and {output}"
     if any(not grid.qmin <= grid.zero_point <= grid.qmax for grid in grids):
@@ -278,6 +276,8 @@ def problem(operator: Operator) -> str | None:
         return f"inputs and output must have one scale. Received: {inputs} and {output}"
     if row.grid is not None and output not in (None, row.grid) and output.bits == BITS:
         return f"its output must be on {row.grid}. Received: {output}"
+    if (found := integer_wide_limits.problem(operator)) is not None:
+        return found
     if (row.layout is None) != (operator.kernel is None):
         return "it has a kernel where it takes none, or none where it takes one"
     return None if row.layout is None else _kernel_problem(operator, row.layout)

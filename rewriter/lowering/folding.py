@@ -17,6 +17,7 @@ from rewriter.grid import ACTIVATION, NARROWEST, NEGLIGIBLE, Grid
 from rewriter.program import Quantization
 
 _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
+_WIDE_BIAS_MAX = 2.0**45  # of int64, where LiteRT multiplies sums of up to 48 bits
 # XNNPACK requantizes by scales of at least 2**-32.
 _REQUANTIZE_MIN = 2.0**-31
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
@@ -29,11 +30,15 @@ def activation_quantization(low: float, high: float, grid: Grid = ACTIVATION) ->
     rounded place of 0 (arXiv:1712.05877, section 3).
 
     Args:
-      low, high: the range; widened to hold 0, and to a width of 2e-6 if it is not all 0.
-      grid: an affine one.
+      low, high: the range; widened to hold 0, and to a width of 2e-6 if it is not all 0. That of a
+        symmetric, narrow grid reaches as far on either side.
+      grid: of the integers.
     """
     low32 = np.float32(min(low, 0.0))
     high32 = np.float32(max(high, 0.0))
+    if grid.symmetric and grid.narrow:
+        scale = max(-low32, high32) / np.float32(grid.qmax)
+        return Quantization(float(scale if scale > _SMALLEST_SCALE else 1.0), 0, grid.bits)
     levels = np.float32(grid.steps)
     if 0 < high32 - low32 < NARROWEST:
         high32 = low32 + NARROWEST
@@ -109,14 +114,16 @@ def bound_scale(
     output_scale: float,
     *,
     power_of_two: bool = False,
+    wide: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Raise scales so small that the int32 bias or the requantization would overflow.
+    """Raise scales so small that the bias or the requantization would overflow.
 
     Where gamma is 0 or a channel is dead, ``|bias| / (s_x * s_w)`` leaves int32. A channel whose
     scale is raised contributes less than a hundredth of an output step either way. With
-    ``power_of_two`` it is raised to the next one.
+    ``power_of_two`` it is raised to the next one. ``wide``: the bias has 64 bits.
     """
-    smallest = np.maximum(np.abs(bias) / _BIAS_MAX, output_scale * _REQUANTIZE_MIN) / input_scale
+    most = _WIDE_BIAS_MAX if wide else _BIAS_MAX
+    smallest = np.maximum(np.abs(bias) / most, output_scale * _REQUANTIZE_MIN) / input_scale
     smallest = np.maximum(smallest, _SMALLEST_SCALE)
     if power_of_two:
         smallest = 2.0 ** np.ceil(np.log2(smallest))
@@ -131,11 +138,17 @@ def bound_scale(
     return _restore(moved, shape, integers.ndim, channel_axes), raised
 
 
-def bias_grid(bias: np.ndarray, scale: np.ndarray, input_scale: float) -> np.ndarray:
-    """The int32 bias: ``round(bias / (s_x * s_w))``, with the file's float32 product."""
+def bias_grid(
+    bias: np.ndarray, scale: np.ndarray, input_scale: float, *, wide: bool = False
+) -> np.ndarray:
+    """The bias: ``round(bias / (s_x * s_w))``, with the file's float32 product.
+
+    int32; int64 with activations of 16 bits (``wide``).
+    """
     step = (np.float32(input_scale) * scale.astype(np.float32)).astype(np.float64)
-    limit = 2.0**31 - 1
-    return np.clip(np.rint(bias / step), -limit, limit).astype(np.int32)
+    limit = 2 * _WIDE_BIAS_MAX if wide else 2.0**31 - 1
+    integers = np.clip(np.rint(bias / step), -limit, limit)
+    return integers.astype(np.int64 if wide else np.int32)
 
 
 def _channels_last(

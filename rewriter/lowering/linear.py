@@ -203,6 +203,7 @@ def with_constants(
 
     def finish(output: Quantization, activation: str) -> Operator:
         source = low.grid(x)
+        wide = source.bits > grids.BITS
         integers, scale = folding.bound_scale(
             kernel.integers,
             kernel.scale,
@@ -211,6 +212,7 @@ def with_constants(
             source.scale,
             output.scale,
             power_of_two=kernel.power_of_two,
+            wide=wide,
         )
         made = Operator(
             kind,
@@ -224,7 +226,7 @@ def with_constants(
         )
         made = product(made, x.shape[-1])
         added = rounding_offset(made, x.shape[-1]) * output.scale
-        integer_bias = folding.bias_grid(bias - added, scale, source.scale)
+        integer_bias = folding.bias_grid(bias - added, scale, source.scale, wide=wide)
         return dataclasses.replace(made, bias=integer_bias)
 
     return low.pending(call.path, [x], shape, finish)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import BYTES
 from rewriter.lowering import (
@@ -27,6 +28,7 @@ from rewriter.lowering import (
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Program, Tensor
+from rewriter.quantization import phases
 from rewriter.reading import from_keras
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref
 from rewriter.reading.operations import Operation
@@ -93,6 +95,9 @@ class _Lowerer(ProgramBuilder):
             if original in paths:
                 call.path = original
         self._index = 0  # of the call that is lowered
+        found = (getattr(layer, "quantizer", None) for layer in phases.phased_layers(model))
+        self._wide = any(grids.of(q) == grids.activation(grids.WIDE) for q in found if q)
+        self._entries: dict[Ref, str] = {}  # of the inputs, whatever is made of them at once
         self._quantized: dict[str, Source] = {}
         self._returned: dict[str, Source] = {}
 
@@ -124,7 +129,8 @@ class _Lowerer(ProgramBuilder):
         before = {name: tensor.quantization for name, tensor in self.tensors.items()}
         self.steps, self.tensors = peephole.simplify(self.steps, self.tensors, outputs)
         self.steps, self.tensors, outputs = fusions.fuse(self.steps, self.tensors, outputs)
-        inputs = [env[ref].name or "" for ref in self.graph.input_refs()]
+        refs = self.graph.input_refs()
+        inputs = [self._entries.get(ref, env[ref].name or "") for ref in refs]
         # A tensor that got another grid has other values than in the model.
         same = {n for n, tensor in self.tensors.items() if before.get(n) == tensor.quantization}
         outputs, names = self._name_outputs(outputs)
@@ -197,7 +203,7 @@ class _Lowerer(ProgramBuilder):
     def _call(self, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
         match call.role:
             case Input():
-                return [self._input(call)]
+                return [self._input(call, Ref(self._index))]
             case Ours() | BatchNorm() if (own := host_layers.of(call.layer)) is not None:
                 return [own(self, call, env[call.refs[0]])]
             case Within():
@@ -208,13 +214,19 @@ class _Lowerer(ProgramBuilder):
                 return [result] if isinstance(result, Value) else result
         return float_steps.lower(self, call, env)
 
-    def _input(self, call: Call) -> Value:
-        name = self.unique(call.layer.name)
+    def _input(self, call: Call, ref: Ref) -> Value:
+        name = self._entries[ref] = self.unique(call.layer.name)
         # Bytes are on their own grid already.
         ends = BYTES.get(call.dtypes[0])
         grid = None if ends is None else folding.activation_quantization(*ends)
         self.tensors[name] = Tensor(name, batched(call.shapes[0]), grid)
-        return Value(batched(call.shapes[0]), name)
+        value = Value(batched(call.shapes[0]), name)
+        if ends is None or not self._wide:
+            return value
+        # What reads them computes in 16 bits, on which they are exact.
+        wide = grids.activation(grids.WIDE)
+        ends = grids.prescribed(ends, wide.bits)
+        return self.finish(value, folding.activation_quantization(*ends, wide), call.path)
 
     def _output(self, value: Value) -> str:
         if value.name is None:

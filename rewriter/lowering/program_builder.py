@@ -18,7 +18,7 @@ from rewriter.errors import ExportError
 from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.variables import read
-from rewriter.lowering import folding, ranges
+from rewriter.lowering import folding, ranges, widths
 from rewriter.lowering.finite import require_finite
 from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
@@ -56,6 +56,7 @@ class ProgramBuilder:
 
     def add(self, layer: str, operator: Operator, inputs: Sequence[str], shape: Shape) -> Value:
         """Append a step; its output is a new tensor."""
+        widths.require(layer, operator)
         name = self.unique(layer.rpartition("/")[2] or layer)
         self.tensors[name] = Tensor(name, shape, operator.output)
         self.steps.append(Step(name, layer, operator, tuple(inputs), name))
@@ -179,6 +180,14 @@ class ProgramBuilder:
     def _floats(self) -> set[str]:
         return {step.output for step in self.steps if step.operator.kind == "FLOAT"}
 
+    def prescribed(self, ends: tuple[float, float], value: Value) -> Quantization:
+        """The grid of a range that LiteRT prescribes, as wide as that of a finished tensor."""
+        source = self.tensors[value.name].quantization if value.name is not None else None
+        bits = grids.BITS if source is None else source.bits
+        return folding.activation_quantization(
+            *grids.prescribed(ends, bits), grids.activation(bits)
+        )
+
     def real(self, value: Value) -> str:
         """The name of a tensor, in float or not. Raises ExportError while it is pending."""
         if value.name is None:
@@ -254,13 +263,8 @@ class ProgramBuilder:
     def _bounded(
         self, layer: str, value: Value, kind: str, bound: float, quantization: Quantization
     ) -> Value:
-        attributes = {
-            "constant": bound,
-            "constant_quantization": {
-                "scale": quantization.scale,
-                "zero_point": quantization.zero_point,
-            },
-        }
+        grid = dataclasses.asdict(quantization)
+        attributes = {"constant": bound, "constant_quantization": grid}
         operator = Operator(kind, (quantization,), quantization, attributes)
         return self.add(layer, operator, [value.name or ""], value.shape)
 

@@ -26,9 +26,11 @@ def carried(grid: Grid, quantizer: Any, path: str) -> Grid:
     Raises:
       ExportError: it has none; the message names ``path``.
     """
+    wide = grid.bits == grids.WIDE
     wanted = {
         f"num_bits={grid.bits}": grid.bits in grids.ACTIVATION_WIDTHS,
-        "narrow_range=True": not grid.narrow,
+        "symmetric=False": grid.symmetric or not wide,
+        f"narrow_range={grid.narrow}": grid.narrow == wide,
         "per_axis=True": not grid.axes,
     }
     for option, carried in wanted.items():
@@ -36,7 +38,8 @@ def carried(grid: Grid, quantizer: Any, path: str) -> Grid:
             widths = " or ".join(map(str, grids.ACTIVATION_WIDTHS))
             raise ExportError(
                 f"The quantizer {type(quantizer).__qualname__} of {path!r} has {option}; "
-                f"the activations of a file have {widths} bits, their whole range, and one "
-                "scale for each tensor. Other quantizers can be trained with, not exported."
+                f"the activations of a file have {widths} bits, their whole range (of 16 bits from "
+                "-32767 on, with 0 as the zero point), and one scale for each tensor. Other "
+                "quantizers can be trained with, not exported."
             )
     return grid

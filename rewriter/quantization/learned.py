@@ -166,6 +166,12 @@ class LearnedRangeQuantizer(RangeQuantizer):
     ):
         self.method = _method(method, type(self).__name__)
         super().__init__(num_bits, calibration=calibration, levels=levels)
+        if self.grid.symmetric:
+            raise RecipeError(
+                f"{type(self).__name__}: ranges of activations of {num_bits} bits are not learned, "
+                "for there is nothing to gain: a step is a 65,534th of the range. Use ranges "
+                "'observed', or 8 bits."
+            )
 
     @property
     def holds_range(self) -> bool:

@@ -135,7 +135,7 @@ class PerTensorQuantizer(KernelQuantizer):
 
 
 class _ActivationQuantizer(_Sized):
-    """A quantizer of activations: its grid is affine, one for the whole tensor."""
+    """A quantizer of activations: one grid for the whole tensor, of 16 bits symmetric."""
 
     _widest = 16  # of TensorFlow's emulated grids
     switch: Any
@@ -143,7 +143,8 @@ class _ActivationQuantizer(_Sized):
     @property
     def grid(self) -> Grid:
         """The integers that activations are put on."""
-        return Grid(self.num_bits)
+        carried = self.num_bits in grids.ACTIVATION_WIDTHS
+        return grids.activation(self.num_bits) if carried else Grid(self.num_bits)
 
     def __call__(self, inputs: Any, training: Any, weights: dict[str, Any], **kwargs: Any) -> Any:
         follow = False if training is None else training  # an observed range: the batch, first
@@ -152,10 +153,11 @@ class _ActivationQuantizer(_Sized):
 
 
 class RangeQuantizer(_ActivationQuantizer):
-    """Asymmetric per-tensor quantizer of activations with an observed range.
+    """Per-tensor quantizer of activations with an observed range: asymmetric, of 16 bits symmetric.
 
     Forward: TensorFlow's ``fake_quant_with_min_max_vars`` on ``[min_var, max_var]``, nudged so
-    that 0 is exact. Gradient: straight through; with a ReLU before it, the ReLU's at the
+    that 0 is exact; of 16 bits ``round(x / s) * s`` with ``s = max(-min_var, max_var) / 32767``.
+    Gradient: straight through; with a ReLU before it, the ReLU's at the
     output. The range starts unset (``+inf, -inf``), is widened in phase ``observe``, and follows
     the batches by an exponential moving average while training in ``quantize``. It always
     contains 0.
@@ -165,7 +167,8 @@ class RangeQuantizer(_ActivationQuantizer):
     calibrated: following the batches' extremes would undo it.
 
     Args:
-      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
+      num_bits: width of the integers, 2 to 16 (a file takes 8 and 16); a ``RecipeError`` for any
+        other.
       momentum: weight of the old range in the moving average.
       calibration: how :func:`rewriter.calibrate` makes the range of what it has seen: one of
         ``CALIBRATIONS``.
@@ -192,7 +195,7 @@ class RangeQuantizer(_ActivationQuantizer):
     @property
     def takes_levels(self) -> bool:
         """Whether the range of an input with levels is chosen so that none is on a tie."""
-        return True
+        return not self.grid.symmetric
 
     @property
     def holds_range(self) -> bool:
@@ -264,7 +267,8 @@ class FixedQuantizer(_ActivationQuantizer):
 
     Args:
       minimum, maximum: the smallest and largest representable value.
-      num_bits: width of the integers, 2 to 16 (a file takes 8); a ``RecipeError`` for any other.
+      num_bits: width of the integers, 2 to 16 (a file takes 8 and 16); a ``RecipeError`` for any
+        other.
     """
 
     def __init__(self, minimum: float, maximum: float, num_bits: int = grids.BITS):

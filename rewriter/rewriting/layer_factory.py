@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewriter import grid as grids
 from rewriter import layers
 from rewriter.keras_compat import Flavour
 from rewriter.quantization import quantizers
 from rewriter.reading.roles import Host
-from rewriter.rewriting import copies
+from rewriter.rewriting import activation_widths, copies
 from rewriter.rewriting.recipe import Recipe
 
 
@@ -56,7 +57,8 @@ class LayerFactory:
           owner: the layer that a recipe may call its tensor by.
         """
         if fixed is not None:
-            quantizer = quantizers.FixedQuantizer(*fixed)
+            bits = activation_widths.carried(self.recipe)
+            quantizer = quantizers.FixedQuantizer(*grids.prescribed(fixed, bits), bits)
         else:
             quantizer = self.recipe.new_activation_quantizer(name, owner)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)

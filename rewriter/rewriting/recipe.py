@@ -17,7 +17,7 @@ from rewriter.quantization import quantizer_names, quantizers, range_kinds
 from rewriter.quantization.pipeline import BatchNormPipeline
 from rewriter.reading.hosts import Kernel
 from rewriter.reading.roles import Host
-from rewriter.rewriting import layer_rules
+from rewriter.rewriting import activation_widths, layer_rules
 
 # Fields that the first recipes had not, and what those meant: a file without them means that still.
 _LATER: dict[str, Any] = {
@@ -25,6 +25,7 @@ _LATER: dict[str, Any] = {
     "layers": (),
     "end_bits": grids.BITS,
     "ranges": range_kinds.OBSERVED,
+    "activation_bits": grids.BITS,
 }
 
 
@@ -46,8 +47,8 @@ class Recipe:
         that match a layer the first counts.
       calibration: how calibration makes ranges of what it has seen; see
         :func:`rewriter.calibrate`. None: what suits ``ranges``: for observed ones
-        ``"percentile"``, which keeps most of a model's decisions (``benchmarks/ACCURACY.md``), for
-        learned ones ``"mse"``. JSON without this field means ``"minmax"``.
+        ``"percentile"``, which keeps most of a model's decisions (``benchmarks/ACCURACY.md``; of 16
+        bits ``"minmax"``), for learned ones ``"mse"``. JSON without this field means ``"minmax"``.
       layers: rules for single layers, as :class:`LayerRule` or mappings:
         ``[{"match": "block_*", "kernel_bits": 4}]``.
       end_bits: width of the kernels of the first and the last linear layer where a rule for more
@@ -56,6 +57,7 @@ class Recipe:
         arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
         quantizers of the other fields must then be ours, which say the width.
+      activation_bits: of all activations, beside no ``activation_quantizer``: 8, or 16 (symmetric).
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -69,6 +71,7 @@ class Recipe:
     layers: Any = ()
     end_bits: int = grids.BITS
     ranges: str = range_kinds.OBSERVED
+    activation_bits: int = grids.BITS
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -91,6 +94,7 @@ class Recipe:
             if self.activation_quantizer is not None:
                 range_kinds.activation(self.activation_quantizer, self.ranges, self.calibration)
         grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
+        activation_widths.check(self)
         momentum = self.range_momentum
         is_number = isinstance(momentum, (int, float)) and not isinstance(momentum, bool)
         if not is_number or not 0 <= momentum < 1:
@@ -218,8 +222,9 @@ class Recipe:
             made = quantizer_names.deserialize(quantizer_names.serialize(made))
         else:
             made = quantizers.RangeQuantizer(
+                self.activation_bits,
                 momentum=self.range_momentum,
-                calibration=calibration or range_kinds.CALIBRATION[range_kinds.OBSERVED],
+                calibration=calibration or activation_widths.calibration(self.activation_bits),
                 held=False,  # until it is calibrated
             )
         if ranges == range_kinds.OBSERVED:
@@ -248,8 +253,8 @@ class Recipe:
         ``int8``: LiteRT's 8-bit specification, the default; ``int8-per-tensor``: one scale for a
         whole kernel; ``w4a8``: 1x1 convolutions and Dense layers with kernels of 4 bits, smaller
         and faster than ``int8`` with LiteRT's default kernels; ``w4a8-small``: kernels of 4 bits
-        wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits. The first and
-        the last linear layer keep 8 bits.
+        wherever LiteRT reads them; ``w2-dense``: Dense layers with kernels of 2 bits (the first and
+        the last linear layer keep 8); ``int16x8``: activations of 16 bits, kernels of 8.
 
         Raises:
           RecipeError: there is no such recipe.

@@ -47,6 +47,10 @@ def files(tmp_path_factory):
     norm = rewriter.rewrite(norm, calibration_data=builders.normal(8, 6, 6, 3))
     made["16 bits"] = folder / "16 bits.tflite"
     rewriter.export_tflite(norm, made["16 bits"])
+    peak = keras.Model(image, layers.GlobalMaxPooling2D(name="peak")(layers.Conv2D(4, 3)(image)))
+    peak = rewriter.rewrite(peak, "int16x8", calibration_data=builders.normal(8, 6, 6, 3))
+    made["int16x8"] = folder / "int16x8.tflite"
+    rewriter.export_tflite(peak, made["int16x8"])
     make("int4", "w4a8-small")
     make("float border", PER_TENSOR_DENSE, float_io=True)
     make("any batch", PER_TENSOR_DENSE, batch_size=None)
@@ -64,6 +68,8 @@ BROKEN = {
     ("float border", "edgetpu"): ("DEQUANTIZE", "computed in float", "--float-io"),
     ("16 bits", "edgetpu"): ("RSQRT", "INT16, taken are INT8, UINT8", "LayerNormalization"),
     ("16 bits", "ethos-u"): ("BATCH_MATMUL", "INT16, taken are INT8", "LayerNormalization"),
+    ("int16x8", "edgetpu"): ("CONV_2D", "INT16, taken are INT8, UINT8", 'recipe "int8"'),
+    ("int16x8", "tflite-micro"): ("REDUCE_MAX", "INT16, taken are INT8", 'recipe "int8"'),
     ("any batch", "ethos-u"): ("", "size may change", "--batch 1"),
     ("four samples", "ethos-u"): ("", "takes 4 samples", "--batch 1"),
 }
@@ -97,8 +103,10 @@ def rules(target):
         yield "int8", "one is safe"
     if "CONV_2D" not in row.channels:
         yield "per-tensor dense", "one is safe"
-    if "INT16" not in row.activations or row.eight:
+    if "INT16" not in row.activations or "BATCH_MATMUL" in row.eight:
         yield "16 bits", "INT16, taken are"
+    if "INT16" not in row.activations or "REDUCE_MAX" in row.eight:
+        yield "int16x8", "INT16, taken are"
     if "UINT8" not in row.activations:
         yield "uint8", "UINT8, taken are"
     if not row.floating:
@@ -151,6 +159,12 @@ def test_each_rule_has_a_file_that_breaks_it(edited, target):
         found = rewriter.check(edited[name], target)
         assert any(reason in finding.reason for finding in found.findings), (name, str(found))
     assert broken or target == "xnnpack"
+
+
+@pytest.mark.parametrize("target", ["xnnpack", "ethos-u", "hexagon", "neutron"])
+def test_activations_of_16_bits_are_taken(files, target):
+    found = rewriter.check(files["int16x8"], target)
+    assert not found.findings, str(found)
 
 
 def test_versions_and_ranks(files):

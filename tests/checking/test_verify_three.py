@@ -226,7 +226,7 @@ def _axis(kernel_axes):
 def _function(name, change):
     def patch(monkeypatch):
         whole = getattr(folding, name)
-        monkeypatch.setattr(folding, name, lambda *args: change(whole, *args))
+        monkeypatch.setattr(folding, name, lambda *args, **options: change(whole, *args, **options))
 
     return patch
 
@@ -245,7 +245,7 @@ FAULTS = {
     "kernel on 4 bits": (CONV, _bits(4)),
     "one scale for the kernel": (CONV, _axis(())),
     "scales for the inputs": (SQUARE, _axis((0,))),
-    "bias of half": (CONV, _function("bias_grid", lambda f, b, *rest: f(b / 2, *rest))),
+    "bias of half": (CONV, _function("bias_grid", lambda f, b, *rest, **_: f(b / 2, *rest))),
     "beta dropped": (
         CONV,
         _function("batch_norm_bias", lambda f, s, m, beta, b: f(s, m, 0 * np.asarray(beta), b)),

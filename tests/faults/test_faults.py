@@ -167,7 +167,7 @@ def test_bias_rounded_on_the_wrong_grid(keras, monkeypatch):
     model, x = _small_epsilon(keras)
     whole = folding.bias_grid
     monkeypatch.setattr(
-        folding, "bias_grid", lambda bias, scale, input_scale: whole(bias, scale, 1.0)
+        folding, "bias_grid", lambda bias, scale, input_scale, **_: whole(bias, scale, 1.0)
     )
     qat, twin = _folded(model, x)
     with pytest.raises(AssertionError, match="bias"):
@@ -180,7 +180,7 @@ def test_bias_truncated(keras, monkeypatch):
     monkeypatch.setattr(
         folding,
         "bias_grid",
-        lambda bias, scale, s_x: np.trunc(bias / (np.float64(s_x) * scale)).astype(np.int32),
+        lambda bias, scale, s_x, **_: np.trunc(bias / (np.float64(s_x) * scale)).astype(np.int32),
     )
     qat, twin = _folded(model, x)
     with pytest.raises(AssertionError, match="bias"):

@@ -23,6 +23,7 @@ from rewriter.cli import demo
 from rewriter.errors import ExportError, RecipeError
 from rewriter.grid import Grid
 from rewriter.layers import coarse_bias
+from rewriter.litert import integer_fixed_point
 from rewriter.lowering import folding
 from rewriter.lowering.lower import lower
 from rewriter.quantization.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
@@ -218,7 +219,9 @@ def test_a_transposed_convolution_of_four_bits_is_refused(kind):
     ("quantizer", "option"),
     [
         (RangeQuantizer(4), "num_bits=4"),
-        (RangeQuantizer(16), "num_bits=16"),
+        (RangeQuantizer(12), "num_bits=12"),
+        (last_value(**{**LAST, "num_bits": 16}), "symmetric=False"),
+        (last_value(num_bits=16, symmetric=True, narrow_range=False), "narrow_range=False"),
         (last_value(num_bits=4), "num_bits=4"),
         (last_value(**{**LAST, "narrow_range": True}), "narrow_range=True"),
     ],
@@ -289,3 +292,17 @@ def test_the_demo_at_four_bits_keeps_its_accuracy(tmp_path, capsys):
     assert min(found["accuracy"].values()) >= demo._accuracy(whole, data) - 0.01, found
     hosts = [t for t in found["training"]["tensors"] if t["name"] != "digit"]  # a softmax
     assert all(t["step_snr_db"] is None or t["step_snr_db"] >= 55 for t in hosts), hosts
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0**-3, 2.0**-9, 0.75, 1.0, 3.0])
+def test_halves_are_rounded_as_gemmlowp_does(factor):
+    """Its first rounding is a truncated quotient, which takes halves up, negative ones too."""
+    x = np.concatenate([np.arange(-3000, 3001), [2**20 + 1, -(2**20) - 1]])
+    expected = integer_fixed_point.multiply(x, *integer_fixed_point.quantize_multiplier(factor))
+    for found in (
+        integer_fixed_point.multiply_tensor(x.astype(np.int32), factor),
+        integer_fixed_point.multiply_by(
+            x.astype(np.int32), *integer_fixed_point.quantize_multiplier(factor)
+        ),
+    ):
+        np.testing.assert_array_equal(found, expected)

@@ -18,6 +18,7 @@ from rewriter.kernels.codes import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.kernels.fast.gradients import Pending, tensor
 from rewriter.kernels.fast.switch import Switch
 from rewriter.kernels.plain import clamped
+from rewriter.kernels.plain.quantization import on_symmetric_grid
 
 _ANY = tf.TensorSpec(None, tf.float32)
 
@@ -62,6 +63,8 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
 
     def quantized(x: Any, low: Any, high: Any) -> Any:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
+        if grid.symmetric:
+            return on_symmetric_grid(clamped(x, clamp), grid, low, high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high, **_options(grid))
 
     def moved(low: Any, high: Any, values: Any) -> Any:
@@ -157,6 +160,8 @@ def _fixed_switch(clamp: str, grid: Grid, low: float, high: float) -> Switch:
         return (clamped(x, clamp),)
 
     def quantized(x: Any) -> tuple[Any]:
+        if grid.symmetric:
+            return (on_symmetric_grid(clamped(x, clamp), grid, low, high),)
         return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **_options(grid)),)
 
     return Switch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from rewriter import grid as grids
@@ -70,6 +71,7 @@ def activation(
         phase = tf.where(follow | (phase != QUANTIZE), phase, QUANTIZE_FROZEN)
     ends = low.value(), high.value()
     start = ends if before is None else before
+    within = _within(x, clamp, grid)
 
     def batch() -> tuple[Any, Any]:
         y = clamped(x, clamp)
@@ -97,7 +99,7 @@ def activation(
         ]
         # Of several tensors, one moving average of all that the batch has.
         low, high = if_finite(seen, new if before is None else hull(ends, new))
-        return on_grid(x, grid, low, high), low, high
+        return on_grid(within, grid, low, high), low, high
 
     def frozen() -> tuple[Any, ...]:
         # There may be no range to keep: the batch's becomes it.
@@ -107,10 +109,10 @@ def activation(
             return low, high
 
         new = tf.cond(start[0] > start[1], widened, lambda: ends)
-        return on_grid(x, grid, *new), *new
+        return on_grid(within, grid, *new), *new
 
     def fixed() -> tuple[Any, ...]:
-        return on_grid(x, grid, *ends), *ends
+        return on_grid(within, grid, *ends), *ends
 
     moving = frozen if follows is not None and not follows else following
     y, *new = chosen(phase, in_float, observing, moving, frozen, fixed)
@@ -134,7 +136,7 @@ def fixed_activation(
         return (clamped(x, clamp),)
 
     def quantized() -> tuple[Any]:
-        return (on_grid(x, grid, low, high),)
+        return (on_grid(_within(x, clamp, grid), grid, low, high),)
 
     (y,) = chosen(phase, in_float, in_float, quantized)
     return _through_clamp(y, x, clamp)
@@ -171,9 +173,31 @@ def quantized_kernel(kernel: Any, phase: Any, grid: Grid) -> Any:
 
 
 def on_grid(x: Any, grid: Grid, low: Any, high: Any) -> Any:
-    """The nearest value on the grid over ``[low, high]``, nudged so that 0 is exact."""
+    """The nearest value on the grid over ``[low, high]``, nudged so that 0 is exact.
+
+    A symmetric grid reaches as far on either side: TensorFlow's operator would round its float32
+    products, of which one step in 65,534 is not much more.
+    """
+    if grid.symmetric:
+        return on_symmetric_grid(x, grid, low, high)
     quantize = tf.quantization.fake_quant_with_min_max_vars
     return quantize(x, low, high, num_bits=grid.bits, narrow_range=grid.narrow)
+
+
+def _within(x: Any, clamp: str, grid: Grid) -> Any:
+    """What is put on a grid: the ends of an affine one clamp as the activation does."""
+    return clamped(x, clamp) if grid.symmetric else x
+
+
+def on_symmetric_grid(x: Any, grid: Grid, low: Any, high: Any) -> Any:
+    """``round(x / s) * s``, at most ``qmax`` steps to either side; ``s = max(-low, high) / qmax``.
+
+    As :func:`rewriter.lowering.folding.activation_quantization`, in float32.
+    """
+    top = tf.constant(float(grid.qmax))
+    scale = tf.maximum(-tf.minimum(low, 0.0), tf.maximum(high, 0.0)) / top
+    scale = tf.where(scale > float(np.finfo(np.float32).tiny), scale, 1.0)
+    return tf.clip_by_value(tf.round(x * (1.0 / scale)), -top, top) * scale
 
 
 def _through_clamp(y: Any, x: Any, clamp: str) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rewriter import grid as grids
-from rewriter.lowering import folding
+from rewriter.lowering import widths
 from rewriter.lowering.linear import channel_affine
-from rewriter.lowering.operators.rows import Row, constant
+from rewriter.lowering.operators.rows import Row, constant, grid_of, scaled
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value
 from rewriter.reading.graph import Call
@@ -33,7 +34,7 @@ def _clamp(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Va
 
 def _fixed(kind: str, limits: tuple[float, float]) -> Row:
     def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-        grid = folding.activation_quantization(*limits)
+        grid = low.prescribed(limits, x[0])
         return low.apply(kind, call, x, x[0].shape, quantization=grid)
 
     return row
@@ -45,7 +46,9 @@ def _along(kind: str, ends: tuple[float, float]) -> Row:
     def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
         (value,) = x
         rank, axis = len(value.shape), operation.options["axis"]
-        grid = folding.activation_quantization(*ends)
+        grid = low.prescribed(ends, value)
+        if kind == "SOFTMAX":
+            widths.require_count(call.path, low.grid(value).bits, int(value.shape[axis] or 1))
         perm = list(range(rank))
         perm[axis], perm[-1] = perm[-1], perm[axis]
         if axis != rank - 1:
@@ -79,13 +82,37 @@ def _leaky_relu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequen
 
 
 def _prelu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    slopes = constant(np.asarray(operation.options["layer"].alpha))
-    return low.free("PRELU", call, x, x[0].shape, **slopes)
+    alpha = np.asarray(operation.options["layer"].alpha, np.float64)
+    if low.grid(x[0]).bits > grids.BITS:
+        return _wide_prelu(low, call, x[0], alpha)
+    return low.free("PRELU", call, x, x[0].shape, **constant(alpha))
+
+
+def _wide_prelu(low: ProgramBuilder, call: Call, x: Value, alpha: np.ndarray) -> Value:
+    """``max(x, 0) + alpha * min(x, 0)``: LiteRT computes PRELU of 16 bits wrongly."""
+    source = low.grid(x)
+    zero: dict[str, Any] = {"constant": 0.0, "constant_quantization": grid_of(source)}
+    above = low.apply("MAXIMUM", call, [x], x.shape, **zero)
+    below = low.apply("MINIMUM", call, [x], x.shape, **zero)
+    steepest = float(np.abs(alpha).max(initial=0.0)) or 1.0
+    slopes = constant(alpha, source.bits)
+    below = low.apply("MUL", call, [below], x.shape, scaled(source, steepest), **slopes)
+    return low.free("ADD", call, [above, below], x.shape, fusable=True)
+
+
+def _hard_silu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """LiteRT's operator; it has none of 16 bits, which is ``x * min(max(x / 6 + 1/2, 0), 1)``."""
+    if low.grid(x[0]).bits == grids.BITS:
+        return low.free("HARD_SWISH", call, x, x[0].shape)
+    gate = channel_affine(low, call, x[0], np.asarray(1 / 6), np.asarray(0.5))
+    gate.clamp(0.0, math.inf)
+    gate = low.finish(gate, low.prescribed(grids.HARD_RANGE, x[0]), call.path)
+    return low.free("MUL", call, [x[0], gate], x[0].shape, fusable=True)
 
 
 def _silu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     """``x * sigmoid(x)``."""
-    grid = folding.activation_quantization(*grids.UNIT_RANGE)
+    grid = low.prescribed(grids.UNIT_RANGE, x[0])
     gate = low.apply("LOGISTIC", call, x, x[0].shape, quantization=grid)
     return low.free("MUL", call, [x[0], gate], x[0].shape, fusable=True)
 
@@ -93,10 +120,12 @@ def _silu(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Val
 def _hard_sigmoid(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> Value:
-    """``slope * x + 1/2``; the ends of the output's grid clip it to 0 and 1."""
+    """``slope * x + 1/2``; the ends of the output's grid, or an activation, clip it to 0 and 1."""
     slope = np.asarray(operation.options["slope"])
     value = channel_affine(low, call, x[0], slope, np.asarray(0.5))
-    return low.finish(value, folding.activation_quantization(*grids.HARD_RANGE), call.path)
+    if low.grid(x[0]).bits > grids.BITS:
+        value.clamp(0.0, math.inf)
+    return low.finish(value, low.prescribed(grids.HARD_RANGE, x[0]), call.path)
 
 
 ROWS: dict[str, Row] = {
@@ -113,7 +142,7 @@ ROWS: dict[str, Row] = {
     "log": _table("LOG"),
     "unit": _along("L2_NORMALIZATION", grids.TANH_RANGE),
     "gelu": _table("GELU", "approximate"),
-    "hard_silu": _table("HARD_SWISH"),
+    "hard_silu": _hard_silu,
     "leaky_relu": _leaky_relu,
     "prelu": _prelu,
     "silu": _silu,

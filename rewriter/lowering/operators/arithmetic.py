@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from rewriter import grid as grids
 from rewriter.errors import ExportError
-from rewriter.lowering import folding
+from rewriter.lowering import folding, widths
 from rewriter.lowering.linear import channel_affine
 from rewriter.lowering.operators.rows import Row, constant, multiplied, scaled
 from rewriter.lowering.program_builder import ProgramBuilder
@@ -39,9 +41,8 @@ def _chain(
     """All but the last operand: partial results get the range that cannot overflow."""
     first = x[0]
     for other in x[1:-1]:
-        grid = folding.activation_quantization(
-            *combine(low.grid(first).range, low.grid(other).range)
-        )
+        ends = combine(low.grid(first).range, low.grid(other).range)
+        grid = folding.activation_quantization(*ends, low.grid(first).grid)
         first = low.apply(kind, call, [first, other], _broadcast(first, other), quantization=grid)
     return first
 
@@ -71,8 +72,10 @@ def _scaled_operand(low: ProgramBuilder, call: Call, x: Value, scale: float) -> 
     if scale > 0:
         return multiplied(low, call, x, scale)
     least, most = sorted(scale * end for end in low.grid(x).range)
-    grid = folding.activation_quantization(least, most)
-    return low.apply("MUL", call, [x], x.shape, quantization=grid, **constant(scale))
+    source = low.grid(x)
+    grid = folding.activation_quantization(least, most, source.grid)
+    numbers = constant(scale, source.bits)
+    return low.apply("MUL", call, [x], x.shape, quantization=grid, **numbers)
 
 
 def _average(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
@@ -90,7 +93,12 @@ def _rescaled(low: ProgramBuilder, call: Call, value: Value, factor: float) -> V
 
     def after(done: Value, quantization: Quantization) -> Value:
         return low.apply(
-            "MUL", call, [done], done.shape, quantization=quantization, **constant(1 / factor)
+            "MUL",
+            call,
+            [done],
+            done.shape,
+            quantization=quantization,
+            **constant(1 / factor, quantization.bits),
         )
 
     value.after = after
@@ -126,10 +134,11 @@ def _affine(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
         plain = single and (np.all(scale == 1) or np.all(offset == 0))
         if not plain:
             return channel_affine(low, call, value, scale, offset)
+    bits = low.grid(value).bits
     if np.all(offset == 0):
-        return low.free("MUL", call, [value], fusable=True, **constant(scale))
+        return low.free("MUL", call, [value], fusable=True, **constant(scale, bits))
     if np.all(scale == 1):
-        return low.free("ADD", call, [value], fusable=True, **constant(offset))
+        return low.free("ADD", call, [value], fusable=True, **constant(offset, bits))
     raise ExportError(
         f"Layer {call.path!r} scales and shifts by constants of shapes {scale.shape} and "
         f"{offset.shape}, which are not one number for each channel. Use one number, or one for "
@@ -192,6 +201,9 @@ def _reduce(
         if keepdims or axis not in axes
     )
     make = low.free if kind == "MEAN" else low.apply
+    if kind == "MEAN":
+        count = math.prod(int(x.shape[axis] or 1) for axis in axes)
+        widths.require_count(call.path, low.grid(x).bits, count)
     made = make(kind, call, [x], shape, axes=axes, keepdims=keepdims)
     return made, batched(call.shapes[0])
 
@@ -220,7 +232,14 @@ def _most(kind: str) -> Row:
 def _squared_difference(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> Value:
-    return low.free("SQUARED_DIFFERENCE", call, x)
+    """LiteRT has it in 8 bits only: otherwise a difference, multiplied by itself."""
+    first, second = (low.grid(value) for value in x)
+    if first.bits == grids.BITS:
+        return low.free("SQUARED_DIFFERENCE", call, x)
+    reach = max(abs(end) for grid in (first, second) for end in grid.range)
+    grid = folding.activation_quantization(-2 * reach, 2 * reach, first.grid)
+    difference = low.apply("SUB", call, x, quantization=grid)
+    return low.free("MUL", call, [difference, difference], fusable=True)
 
 
 ROWS: dict[str, Row] = {

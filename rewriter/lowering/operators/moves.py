@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rewriter.errors import ExportError
+from rewriter.grid import BITS
 from rewriter.lowering.operators.rows import Row
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
@@ -90,6 +92,8 @@ def _resized(
     half_pixel_centers: bool = True,
 ) -> Value:
     shape = (None, *size, x.shape[-1])
+    if kind == "RESIZE_BILINEAR" and low.grid(x).bits > BITS:
+        _require_exact(low, call, x, size, align_corners)
     return low.apply(
         kind,
         call,
@@ -99,6 +103,20 @@ def _resized(
         align_corners=align_corners,
         half_pixel_centers=half_pixel_centers,
     )
+
+
+def _require_exact(
+    low: ProgramBuilder, call: Call, x: Value, size: Sequence[int], aligned: bool
+) -> None:
+    """Raise ExportError where LiteRT's steps, rounded to 1/1024 pixels, add up to errors."""
+    for before, after in zip(low.static(x.shape, call), size, strict=False):
+        less = 1 if aligned and after > 1 else 0
+        if (before - less) * 1024 % max(after - less, 1):
+            raise ExportError(
+                f"Layer {call.path!r} resizes {before} pixels to {after} in 16 bits: LiteRT rounds "
+                "the step from one to the next to a 1024th, and is off by more with each. Resize "
+                'by a power of two, by "nearest", or use the recipe "int8".'
+            )
 
 
 def _resize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:

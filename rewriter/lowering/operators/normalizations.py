@@ -1,4 +1,4 @@
-"""Layer, group and root-mean-square normalization: 16 bits inside, 8 at both ends.
+"""Layer, group and root-mean-square normalization: 16 bits inside, 8 or 16 at both ends.
 
 Squares, a variance and its reciprocal root of 256 levels each would lose every row whose deviations
 are small beside the largest; L2_NORMALIZATION keeps them, but returns values on a step of 1/128.
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.grid import BITS
 from rewriter.litert.integer_wide import root_of
 from rewriter.lowering.finite import require_finite
 from rewriter.lowering.operators.rows import Row
@@ -68,8 +69,12 @@ def _normalize(low: ProgramBuilder, call: Call, operation: Operation, x: Sequenc
 
 
 def _widened(low: ProgramBuilder, call: Call, x: Value) -> Value:
-    """The same values in 16 bits, less the zero point: exact."""
-    step = float(np.float32(low.grid(x).scale / _FINER))
+    """The same values in 16 bits, less the zero point: exact.
+
+    Of 16 bits already: on twice the step, for the deviations from a mean reach twice as far.
+    """
+    source = low.grid(x)
+    step = float(np.float32(source.scale / _FINER if source.bits < WIDE else source.scale * 2))
     return low.apply("QUANTIZE", call, [x], x.shape, Quantization(step, 0, WIDE))
 
 
@@ -85,12 +90,14 @@ def _unit(
     count = int(x.shape[-1] or 0)
     single: Shape = (*x.shape[:-1], 1)
     reach = max(abs(end) for end in source.range)
-    rounding = source.scale**2 / 3
+    # As of 8 bits, whatever the input has: int16 holds no more roots than those.
+    step = source.scale * 2 ** (source.bits - BITS)
+    rounding = step**2 / 3
     if centred:
         last = len(x.shape) - 1
         mean = low.apply("MEAN", call, [x], single, axes=[last], keepdims=True)
         x = low.apply("SUB", call, [x, mean], x.shape)
-        reach, rounding = (source.range[1] - source.range[0]) / 2, source.scale**2 / 12
+        reach, rounding = (source.range[1] - source.range[0]) / 2, step**2 / 12
     most, least = (count * (square + epsilon) for square in (reach**2, rounding))
     root = _root(low, call, x, count * epsilon, most, least)
     unit = Quantization(float(np.float32(1 / _MOST)), 0, WIDE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+from rewriter.lowering import widths
 from rewriter.lowering.operators.rows import Row
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value
@@ -16,6 +18,8 @@ def _pool(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Val
     options = operation.options
     size, strides = list(options["pool_size"]), list(options["strides"])
     value, shape = x[0], (None, *call.shapes[0][1:])
+    if options["kind"] == "AVERAGE_POOL_2D":
+        widths.require_count(call.path, low.grid(value).bits, math.prod(size))
     if len(size) == 2:
         wide = shape
     else:
