@@ -62,7 +62,10 @@ def tokens(keras: Any, repeat: str, join: str, opened: bool) -> Any:
 @pytest.mark.parametrize("name", KERASES)
 @pytest.mark.parametrize("opened", [False, True], ids=["alone", "in a block"])
 @pytest.mark.parametrize("join", JOINED)
-@pytest.mark.parametrize("repeat", REPEATED)
+@pytest.mark.parametrize(
+    "repeat",
+    ["repeat", *(pytest.param(name, marks=pytest.mark.wide) for name in ("tile", "broadcast"))],
+)
 def test_the_whole_way(name: str, opened: bool, join: str, repeat: str, tmp_path: Path) -> None:
     keras = builders.fresh(keras_of(name))
     model = tokens(keras, repeat, join, opened)
