@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -171,14 +172,14 @@ def unknown(own: bool, name: str, module: Any, keras: str) -> str:
     """
     package = module.split(".")[0] if isinstance(module, str) else ""
     given = f"or pass custom_objects={{{name!r}: {name}}}."
-    known = package not in (*_NOBODYS, "keras", "tf_keras")
+    known = package not in {*_NOBODYS, "keras", "tf_keras", *sys.stdlib_module_names}
     of = "" if module is None or own or known else f" of the module {module!r}"
     names = f"{'is of' if own else 'names'} the unknown class {name!r}{of}"
     if known:
         return (
-            f"{names}, which stood in the package {package!r} where the file was made. Import it "
-            f"before loading (on the command line: --import {package}), where it must be "
-            f"decorated with @{keras}.saving.register_keras_serializable(), {given}"
+            f"{names}, which stood in the package {package!r} where the file was made. If you "
+            f"trust it, import it before loading (on the command line: --import {package}), where "
+            f"it must be decorated with @{keras}.saving.register_keras_serializable(), {given}"
         )
     return (
         f"{names}. Before loading, decorate the class with "

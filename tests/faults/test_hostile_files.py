@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a value that is a class": (
         {"module": MODULE, "class_name": "TensorShape", "config": {}, "registered_name": None},
-        "unknown class 'TensorShape' of the module",
+        "unknown class 'TensorShape', which stood in the package.*If you trust it",
     ),
     "a module like Keras": (
         {"module": "keras_of_mine", "class_name": "Zeros", "config": {}, "registered_name": None},
