@@ -68,7 +68,9 @@ class Names:
                 break
             if self.layer_class(base.__name__) is base:
                 before = cls.__mro__[: cls.__mro__.index(base)]
-                again = {name for each in before for name in vars(each) if hasattr(base, name)}
+                own = [item for each in before for item in vars(each).items()]
+                # A property may stand for what the base keeps in an instance, such as its kernel.
+                again = {n for n, v in own if hasattr(base, n) or isinstance(v, property)}
                 return base.__name__ if again <= _ABOUT_ITSELF else ""
         return ""
 

@@ -102,6 +102,14 @@ def test_one_that_changes_anything_is_not(keras: Any, changed: str) -> None:
     assert flavour_of(between).class_name(between) == ""
 
 
+def test_one_with_a_property_is_not(keras: Any) -> None:
+    """Such as a kernel that is standardized whenever it is read."""
+    dense = keras.layers.Dense
+    kernel = property(lambda self: self.kept - 1, lambda self, value: setattr(self, "kept", value))
+    layer = type("Standardized", (dense,), {"kernel": kernel})(3)
+    assert flavour_of(layer).class_name(layer) == ""
+
+
 def test_a_normalization_that_computes_in_another_way_is_refused(keras: Any) -> None:
     class Doubled(keras.layers.BatchNormalization):  # type: ignore[misc,name-defined]
         def call(self, inputs: Any, training: bool = False) -> Any:
