@@ -1,10 +1,10 @@
 """Models of public packages, each the whole way: rewritten, trained, saved, exported, verified.
 
     pip install -e ".[zoo]"
-    python benchmarks/zoo.py run --results build/zoo.jsonl --table benchmarks/ZOO.md
+    python benchmarks/zoo.py run --results benchmarks/zoo.jsonl --table benchmarks/ZOO.md
     python benchmarks/zoo.py run --packages kimm keras-tcn --names TCN ResNet18
     python benchmarks/zoo.py one kimm ResNet18 keras
-    python benchmarks/zoo.py table --results build/zoo.jsonl --table benchmarks/ZOO.md
+    python benchmarks/zoo.py table --results benchmarks/zoo.jsonl --table benchmarks/ZOO.md
 
 The models (:mod:`benchmarks.zoo_models`) are built without weights; their moving statistics are
 those of images. Every model runs in a process of its own, which ends after ``--timeout`` seconds,
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="do what is not done yet")
-    runs.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"))
+    runs.add_argument("--results", type=Path, default=Path("benchmarks/zoo.jsonl"))
     runs.add_argument("--table", type=Path, help="write the table here after every result")
     runs.add_argument("--packages", nargs="+", choices=sorted({e.package for e in MODELS}))
     runs.add_argument("--names", nargs="+")
@@ -245,7 +245,7 @@ def main() -> None:
     runs.add_argument("--timeout", type=float, default=1800, help="seconds for one model")
     runs.add_argument("--retry", action="store_true", help="what did not go the whole way before")
     table = commands.add_parser("table", help="write the table only")
-    table.add_argument("--results", type=Path, default=Path("build/zoo.jsonl"))
+    table.add_argument("--results", type=Path, default=Path("benchmarks/zoo.jsonl"))
     table.add_argument("--table", type=Path, required=True)
     single = commands.add_parser("one", help="one model in this process")
     single.add_argument("package")
