@@ -53,7 +53,9 @@ def command(argv: Sequence[str] | None = None) -> str:
         for before, word in zip(["", *rest], rest, strict=False)
         if word not in _KEEPING and before not in _KEEPING
     ]
-    return shlex.join(["python", f"benchmarks/{Path(program).name}", *kept])
+    # Kernels that someone asked for are part of what was measured.
+    asked = [f"{name}={os.environ[name]}" for name in ("REWRITER_KERNELS",) if name in os.environ]
+    return shlex.join([*asked, "python", f"benchmarks/{Path(program).name}", *kept])
 
 
 def load() -> str:

@@ -7,6 +7,7 @@ that of a new model each time, the median of a few, where the process is warm.
 
     python benchmarks/step.py --keras tf_keras keras --rounds 15 --results benchmarks/RESULTS.md
     python benchmarks/step.py --models mobilenet_v2 --variants ours tfmot
+    REWRITER_KERNELS=plain python benchmarks/step.py --variants ours --results benchmarks/RESULTS.md
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ import tensorflow as tf
 import rewriter
 from benchmarks import report
 from benchmarks.step_models import PHASES, SHAPES, batch, compiled, variants
+from rewriter import kernels
 
 WARM_UP = 2
-FIRST_STEPS = 6  # models whose first step is timed; that of the first one does not count
 # Bars: phase quantize and its first step over the float model's of the same Keras; its step over
 # TFMOT's, where TFMOT takes the model.
 BARS = {"tf_keras": 1.15, "keras": 1.0}
@@ -84,7 +85,7 @@ def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, dict[str, floa
 
 
 def measure(
-    keras: Any, name: str, rounds: int, wanted: list[str] | None
+    keras: Any, name: str, rounds: int, wanted: list[str] | None, first_steps: int
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Every variant of one model, and those that could not be built."""
     data = batch(name)
@@ -97,7 +98,7 @@ def measure(
         for label, make in variants(keras, name, data[0]).items()
         if not wanted or label in (*wanted, "float")
     }
-    for index in range(FIRST_STEPS):
+    for index in range(first_steps):
         for label, make in list(makers.items()):
             if index and label not in ("float", "ours"):  # these have no bar
                 continue
@@ -191,28 +192,37 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--variants", nargs="+")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--first-steps",
+        type=int,
+        default=6,
+        help="models whose first step is timed, from 2 on: that of the first one does not count",
+    )
     parser.add_argument("--results", type=Path, help="replace this benchmark's sections there")
     args = parser.parse_args()
     for keras in args.keras:
         busy, rows, judged, failures = report.load(), [], [], []
         for name in args.models:
             found, failed = measure(
-                importlib.import_module(keras), name, args.rounds, args.variants
+                importlib.import_module(keras), name, args.rounds, args.variants, args.first_steps
             )
             rows += [cells(name, label, row) for label, row in found.items()]
             judged += verdicts(keras, name, found)
             failures += failed
             print(report.table(HEADER, rows[-len(found) :]), *failed, sep="\n", flush=True)
+        fast = kernels.current() == "fast"
         text = [
             f"`{report.command()}`; at the start: {busy}.",
             "Ratios are medians of the ratios within a round; *CPU*: of processor seconds.",
             report.table(HEADER, rows),
-            report.table(("model", "bar", "ratio", "at most", "met"), judged),
         ]
+        if fast:  # the plain kernels have no bar
+            text.append(report.table(("model", "bar", "ratio", "at most", "met"), judged))
         if failures:
             text.append("Not built:\n\n" + "\n".join(f"- {line}" for line in failures))
         if args.results:
-            report.replace_section(args.results, f"Training step ({keras})", "\n\n".join(text))
+            title = f"Training step ({keras}{'' if fast else ', plain kernels'})"
+            report.replace_section(args.results, title, "\n\n".join(text))
         else:
             print("\n\n".join(text[2:]))
 
