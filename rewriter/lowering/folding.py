@@ -17,6 +17,9 @@ from rewriter.grid import ACTIVATION, NARROWEST, NEGLIGIBLE, Grid
 from rewriter.program import Quantization
 
 _BIAS_MAX = 2.0**30  # leaves the int32 accumulator a bit of room
+# On processors with AVX-512 VNNI, XNNPACK computes with 16 times the kernel, and so the bias, where
+# it is stored in 4 bits.
+_NARROW_BIAS_MAX = 2.0**26
 _WIDE_BIAS_MAX = 2.0**45  # of int64, where LiteRT multiplies sums of up to 48 bits
 # XNNPACK requantizes by scales of at least 2**-32.
 _REQUANTIZE_MIN = 2.0**-31
@@ -115,14 +118,16 @@ def bound_scale(
     *,
     power_of_two: bool = False,
     wide: bool = False,
+    narrow: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raise scales so small that the bias or the requantization would overflow.
 
     Where gamma is 0 or a channel is dead, ``|bias| / (s_x * s_w)`` leaves int32. A channel whose
     scale is raised contributes less than a hundredth of an output step either way. With
-    ``power_of_two`` it is raised to the next one. ``wide``: the bias has 64 bits.
+    ``power_of_two`` it is raised to the next one. ``wide``: the bias has 64 bits. ``narrow``: the
+    kernel is stored in fewer than 8.
     """
-    most = _WIDE_BIAS_MAX if wide else _BIAS_MAX
+    most = _WIDE_BIAS_MAX if wide else _NARROW_BIAS_MAX if narrow else _BIAS_MAX
     smallest = np.maximum(np.abs(bias) / most, output_scale * _REQUANTIZE_MIN) / input_scale
     smallest = np.maximum(smallest, _SMALLEST_SCALE)
     if power_of_two:

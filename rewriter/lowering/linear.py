@@ -12,7 +12,7 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels, learned_kernels
+from rewriter.layers import channels, learned_kernels, preserved
 from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
 from rewriter.lowering.finite import require_finite
@@ -82,8 +82,8 @@ def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
       ExportError: naming the layer, for a quantizer whose grid a file has no kernels for.
     """
     result = []
-    rows = zip(layer.row.kernels, layer.kernel_quantizers, layer.kernel_names, strict=True)
-    for index, (row, quantizer, name) in enumerate(rows):
+    rows = zip(layer.row.kernels, layer.kernel_quantizers, strict=True)
+    for index, (row, quantizer) in enumerate(rows):
         grid = grids.kernel(grids.of(quantizer).bits, row.channel_axes)
         if grid.bits > max(grids.KERNEL_WIDTHS):
             raise ExportError(
@@ -93,7 +93,7 @@ def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
             )
         scales = learned_kernels.scales(layer, index)
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
-            values = read(getattr(layer.host, name))
+            values = preserved.values(layer, index)
             require_finite(path, values)
             found = folding.kernel_integers(values, grid)
         else:
@@ -213,6 +213,7 @@ def with_constants(
             output.scale,
             power_of_two=kernel.power_of_two,
             wide=wide,
+            narrow=grids.storage(kind, kernel.grid) < grids.BITS,
         )
         made = Operator(
             kind,

@@ -138,6 +138,30 @@ def test_a_narrow_kernel_lies_in_the_wider_storage(kind):
 # Seeded faults
 
 
+@both
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_biases_have_room_for_sixteen_times_a_narrow_kernel(kind, bits):
+    """With AVX-512 VNNI, XNNPACK shifts kernels of 4 bits, and so sums and biases, by 4.
+
+    A channel that is dead but for its bias has the largest that its kernel's scale allows.
+    """
+    keras = builders.keras_of(kind)
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 3))
+    x = layers.BatchNormalization(name="norm")(layers.Conv2D(4, 1, name="point")(inputs))
+    model = builders.randomise_all(keras.Model(inputs, layers.Conv2D(2, 1)(x)), 0)
+    builders.set_statistics(
+        model.get_layer("norm"), gamma=[1e-12, 1.0, 0.0, 1e-7], beta=[0.5, 0.5, -0.5, 0.5]
+    )
+    qat = rewriter.rewrite(model, Recipe(layers=[{"match": "point", "kernel_bits": bits}]))
+    rewriter.calibrate(qat, builders.normal(16, 6, 6, 3), progress=False)
+    made = next(s.operator for s in lower(qat).steps if s.operator.kernel is not None)
+    largest = 2.0**26 if bits < 5 else 2.0**30
+    assert largest / 2 < np.abs(made.bias.astype(np.float64)).max() < 1.001 * largest
+    real = made.bias * made.inputs[0].scale * made.kernel_scale.astype(np.float64)
+    np.testing.assert_allclose(np.abs(real[[0, 2]]), 0.5, rtol=1e-3, atol=0.02)
+
+
 @pytest.mark.parametrize("name", ["Conv2D", "DepthwiseConv2D"])
 @pytest.mark.parametrize("fault", ["bits", "axes"])
 def test_another_grid_is_found(name, fault, monkeypatch):
