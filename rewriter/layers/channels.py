@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from rewriter.keras_compat.variables import read
 from rewriter.reading import hosts
@@ -48,3 +49,10 @@ def without_steps(shape: Any) -> tuple[int | None, ...]:
     """The shape of a step, of a layer that is applied to every step of axis 1."""
     shape = tuple(shape)
     return (shape[0], *shape[2:])
+
+
+def add(layer: Any, y: Any, bias: Any) -> Any:
+    """``y`` with a number added to each of its output channels."""
+    if getattr(layer.host, "data_format", "channels_last") == "channels_first":
+        return y + tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
+    return y + bias if is_einsum(layer) else tf.nn.bias_add(y, bias)

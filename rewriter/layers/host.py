@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels, coarse_bias, learned_kernels
+from rewriter.layers import channels, coarse_bias, learned_kernels, preserved
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
@@ -35,6 +37,7 @@ class QuantizedHostMixin(PhasedMixin):
         fuse into the linear operator (softmax, sigmoid, ...).
       output_quantizer: a Quantize layer for the output, where it is quantized right here.
       distributed: apply the host to every step of axis 1, as ``TimeDistributed`` does.
+      preserve: what training keeps of each kernel, of :data:`rewriter.layers.preserved.KINDS`.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class QuantizedHostMixin(PhasedMixin):
         before_activation: Any = None,
         output_quantizer: Any = None,
         distributed: bool = False,
+        preserve: Sequence[Sequence[str]] = (),
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -60,10 +64,10 @@ class QuantizedHostMixin(PhasedMixin):
         self.distributed = bool(distributed)
         self.row = hosts.known(self.host)
         # The axes are the row's, also where a quantizer made elsewhere says otherwise.
-        loaded = [
-            quantizer_names.deserialize(q) if isinstance(q, dict) else q for q in kernel_quantizers
-        ]
-        self.kernel_quantizers = channels.along(loaded, self.row.kernels)
+        self.kernel_quantizers = channels.along(
+            [quantizer_names.given(q) for q in kernel_quantizers], self.row.kernels
+        )
+        self.preserve = tuple(map(tuple, preserve)) or ((),) * len(self.row.kernels)
         self.supports_masking = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -94,6 +98,7 @@ class QuantizedHostMixin(PhasedMixin):
         ):
             shape = tuple(getattr(host, kernel).shape)
             self._kernel_weights.append(quantizer.build(shape, f"kernel{index}", adapter))
+            preserved.build(self, index)
         parts = {
             "batch_norm": output_shape,
             "before_activation": output_shape,
@@ -177,10 +182,9 @@ class QuantizedHostMixin(PhasedMixin):
 
     def _switched(self, phase: Any, training: bool) -> list[Any]:
         """The kernels in ``phase``; may be pending."""
-        parts = zip(self.kernel_names, self.kernel_quantizers, self._kernel_weights, strict=True)
         result = []
-        for index, (name, quantizer, weights) in enumerate(parts):
-            kernel = tf.convert_to_tensor(getattr(self.host, name))
+        for index, quantizer in enumerate(self.kernel_quantizers):
+            kernel, weights = preserved.kernel(self, index), self._kernel_weights[index]
             ours = isinstance(quantizer, quantizers.PerChannelQuantizer)
             if ours and kernel.dtype == tf.float32:
                 result.append(quantizer.switch(kernel, phase))
@@ -232,7 +236,7 @@ class QuantizedHostMixin(PhasedMixin):
             x.set_shape([None, *inputs.shape[2:]])
 
         def between(x: Any) -> Any:
-            x = x if inner[0] is None else self._add(x, tf.cast(inner[0], x.dtype))
+            x = x if inner[0] is None else channels.add(self, x, tf.cast(inner[0], x.dtype))
             return self.between(x, training=training)
 
         y = LINEAR[self.row.name](self.host, x, kernels, between)
@@ -247,11 +251,12 @@ class QuantizedHostMixin(PhasedMixin):
             bias = tf.cast(bias, arithmetic.tensor(y).dtype)
             if norm is not None and norm.takes_bias(arithmetic.tensor(y), training, mask):
                 taken["bias"] = bias
-                y = arithmetic.moved(y, self._add, bias)
+                y = arithmetic.moved(y, functools.partial(channels.add, self), bias)
             else:
-                y = self._add(arithmetic.connected(y), bias)
+                y = channels.add(self, arithmetic.connected(y), bias)
         elif norm is None and shift is not None:  # the file has a bias all the same
-            y = self._add(arithmetic.connected(y), tf.cast(shift, arithmetic.tensor(y).dtype))
+            y = arithmetic.connected(y)
+            y = channels.add(self, y, tf.cast(shift, y.dtype))
         if self.distributed:
             y = arithmetic.connected(y)
             steps = tf.shape(inputs)[:2]
@@ -267,11 +272,6 @@ class QuantizedHostMixin(PhasedMixin):
         if self.output_quantizer is not None:
             y = self.output_quantizer.after(y, training)
         return arithmetic.connected(y)
-
-    def _add(self, y: Any, bias: Any) -> Any:
-        if getattr(self.host, "data_format", "channels_last") == "channels_first":
-            return y + tf.reshape(bias, [-1] + [1] * (len(y.shape) - 2))
-        return y + bias if channels.is_einsum(self) else tf.nn.bias_add(y, bias)
 
     def _clamps(self) -> bool:
         # The quantizer of the output applies the activation.
@@ -295,5 +295,6 @@ class QuantizedHostMixin(PhasedMixin):
             part = getattr(self, name)
             config[name] = None if part is None else self.flavour.serialize(part)
         config["distributed"] = self.distributed
+        config["preserve"] = [list(kinds) for kinds in self.preserve]
         config["kernel_quantizers"] = [quantizer_names.serialize(q) for q in self.kernel_quantizers]
         return config

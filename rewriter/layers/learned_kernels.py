@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter.layers import preserved
 from rewriter.quantization import phases
 from rewriter.quantization.learned import LearnedKernelQuantizer
 
@@ -28,7 +29,7 @@ def scales(host: Any, index: int) -> Any | None:
 def switched(host: Any, index: int, phase: Any) -> Any:
     """A kernel as ``phase`` has it, with the dtype that it is kept in."""
     quantizer, weights = host.kernel_quantizers[index], host.kernel_weights[index]
-    kernel = tf.convert_to_tensor(getattr(host.host, host.kernel_names[index]))
+    kernel = preserved.kernel(host, index)
     factor = tf.cast(host.factor(phase), tf.float32) if _folds(host, index) else None
     found = quantizer.switch(tf.cast(kernel, tf.float32), phase, weights, factor)
     if kernel.dtype == tf.float32:
@@ -40,7 +41,8 @@ def switched(host: Any, index: int, phase: Any) -> Any:
 
 def folded(host: Any, phase: Any) -> Any:
     """The last kernel in float32, multiplied by what the normalization multiplies by."""
-    return tf.cast(host.kernel, tf.float32) * tf.cast(host.factor(phase), tf.float32)
+    kernel = preserved.kernel(host, -1)
+    return tf.cast(kernel, tf.float32) * tf.cast(host.factor(phase), tf.float32)
 
 
 def _folds(host: Any, index: int) -> bool:
@@ -50,4 +52,4 @@ def _folds(host: Any, index: int) -> bool:
 def _as_quantized(host: Any, index: int) -> Any:
     if _folds(host, index):
         return folded(host, tf.constant(phases.QUANTIZE))
-    return tf.cast(getattr(host.host, host.kernel_names[index]), tf.float32)
+    return tf.cast(preserved.kernel(host, index), tf.float32)

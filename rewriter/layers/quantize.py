@@ -94,9 +94,7 @@ class QuantizeMixin(PhasedMixin):
 
     def __init__(self, quantizer: Any, clamp: str = "none", **kwargs: Any):
         super().__init__(**kwargs)
-        if isinstance(quantizer, dict):
-            quantizer = quantizer_names.deserialize(quantizer)
-        self.quantizer = quantizer
+        self.quantizer = quantizer_names.given(quantizer)
         self.clamp = clamp
         self.supports_masking = True
 

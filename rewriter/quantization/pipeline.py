@@ -209,3 +209,32 @@ def _selected(names: list[str], op: Any, values: Mapping[str, Any], acts: Any) -
         quantized = tf.raw_ops.Select(condition=acts, x=quantized, y=rows)
     outputs = kernels.connect(tf.unstack(quantized), lambda *upstream: upstream, *inputs)
     return dict(zip(names, outputs, strict=True))
+
+
+def pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:
+    """The field ``batch_norm_pipeline`` of a recipe: a mapping, a pipeline, or several of them.
+
+    Raises:
+      RecipeError: for anything else, and for an unknown field of a mapping.
+    """
+    if value is None:
+        return ()
+    several = value if isinstance(value, (list, tuple)) else [value]
+    result = []
+    for item in several:
+        if isinstance(item, Mapping):
+            known = {field.name for field in dataclasses.fields(BatchNormPipeline)}
+            unknown = sorted(set(item) - known)
+            if unknown:
+                raise RecipeError(
+                    f"batch_norm_pipeline has an unknown field {unknown[0]!r}. "
+                    f"Known fields: {sorted(known)}."
+                )
+            item = BatchNormPipeline(**item)
+        if not isinstance(item, BatchNormPipeline):
+            raise RecipeError(
+                "batch_norm_pipeline must be a mapping, a BatchNormPipeline or several of them. "
+                f"Received: {item!r}."
+            )
+        result.append(item)
+    return tuple(result)

@@ -36,6 +36,15 @@ def serialize(quantizer: Any) -> dict[str, Any]:
     }
 
 
+def given(quantizer: Any) -> Any:
+    """A quantizer, or the one that :func:`serialize` described.
+
+    Raises:
+      RecipeError: as :func:`deserialize`.
+    """
+    return deserialize(quantizer) if isinstance(quantizer, dict) else quantizer
+
+
 def deserialize(config: Mapping[str, Any]) -> Any:
     """The quantizer that :func:`serialize` described.
 

@@ -13,8 +13,9 @@ from typing import Any
 from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.files import boundaries
+from rewriter.layers import preserved
 from rewriter.quantization import quantizer_names, quantizers, range_kinds
-from rewriter.quantization.pipeline import BatchNormPipeline
+from rewriter.quantization.pipeline import BatchNormPipeline, pipelines
 from rewriter.reading.hosts import Kernel
 from rewriter.reading.roles import Host
 from rewriter.rewriting import activation_widths, layer_rules
@@ -26,6 +27,7 @@ _LATER: dict[str, Any] = {
     "end_bits": grids.BITS,
     "ranges": range_kinds.OBSERVED,
     "activation_bits": grids.BITS,
+    "preserve": (),
 }
 
 
@@ -58,6 +60,9 @@ class Recipe:
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
         quantizers of the other fields must then be ours, which say the width.
       activation_bits: of all activations, beside no ``activation_quantizer``: 8, or 16 (symmetric).
+      preserve: what training keeps of kernels that have it: ``"sparsity"`` (weights that are 0 stay
+        0: pruned), ``"clusters"`` (equal weights stay equal: clustered, up to 256 values a
+        kernel), or both.
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -72,6 +77,7 @@ class Recipe:
     end_bits: int = grids.BITS
     ranges: str = range_kinds.OBSERVED
     activation_bits: int = grids.BITS
+    preserve: Any = ()
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -84,8 +90,9 @@ class Recipe:
                 object.__setattr__(self, field, value)
             if value is not None:
                 quantizer_names.check(value, field)
-        object.__setattr__(self, "batch_norm_pipeline", _pipelines(self.batch_norm_pipeline))
+        object.__setattr__(self, "batch_norm_pipeline", pipelines(self.batch_norm_pipeline))
         object.__setattr__(self, "layers", layer_rules.rules(self.layers))
+        object.__setattr__(self, "preserve", preserved.kinds(self.preserve))
         if self.calibration is not None:
             quantizers.calibration_method(self.calibration)
         if range_kinds.ranges(self.ranges, "ranges") != range_kinds.OBSERVED:
@@ -111,6 +118,8 @@ class Recipe:
                 value = [pipeline.to_dict() for pipeline in value]
             if field.name == "layers":
                 value = [rule.to_dict() for rule in value]
+            if field.name == "preserve":
+                value = list(value)
             if field.name.endswith("_quantizer") and value is not None:
                 value = quantizer_names.serialize(value)
             result[field.name] = value
@@ -274,27 +283,3 @@ def _of_layer(names: Sequence[str | None]) -> Iterator[None]:
     except RecipeError as error:
         name = next(filter(None, names), None)
         raise RecipeError(f"The recipe does not fit {name!r}: {error}") from error
-
-
-def _pipelines(value: Any) -> tuple[BatchNormPipeline, ...]:
-    if value is None:
-        return ()
-    several = value if isinstance(value, (list, tuple)) else [value]
-    result = []
-    for item in several:
-        if isinstance(item, Mapping):
-            known = {field.name for field in dataclasses.fields(BatchNormPipeline)}
-            unknown = sorted(set(item) - known)
-            if unknown:
-                raise RecipeError(
-                    f"batch_norm_pipeline has an unknown field {unknown[0]!r}. "
-                    f"Known fields: {sorted(known)}."
-                )
-            item = BatchNormPipeline(**item)
-        if not isinstance(item, BatchNormPipeline):
-            raise RecipeError(
-                "batch_norm_pipeline must be a mapping, a BatchNormPipeline or several of them. "
-                f"Received: {item!r}."
-            )
-        result.append(item)
-    return tuple(result)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from rewriter.errors import UnsupportedModelError
+from rewriter.errors import RecipeError, UnsupportedModelError
+from rewriter.layers import preserved
 from rewriter.quantization.phases import set_phase
 from rewriter.reading.graph import Graph
 from rewriter.reading.roles import Ours
@@ -47,7 +48,8 @@ def rewrite(
     Raises:
       UnsupportedModelError: if the graph cannot be read, or a BatchNormalization is refused; the
         message names each and says what to do. Also for an ``input_shape`` that does not fit.
-      RecipeError: there is no recipe of that name, or a rule of it is about no layer.
+      RecipeError: there is no recipe of that name, a rule of it is about no layer, or no kernel has
+        what it preserves.
     """
     recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
     original, model = model, sizes.settled(model, input_shape)
@@ -65,6 +67,12 @@ def rewrite(
     builder = Builder(graph, decisions, recipe)
     _refuse_rewritten(graph, builder)
     built = builder.build()
+    lacking = sorted(set(recipe.preserve) - builder.factory.preserved)
+    if lacking:
+        raise RecipeError(
+            f"preserve: no kernel of {graph.name!r} has {' or '.join(lacking)}: none is "
+            f"{preserved.MEANINGS[lacking[0]]}. Prune or cluster the model first, or leave it out."
+        )
     if any(isinstance(call.role, Ours) for call in graph.calls):
         set_phase(built, "float")  # what has been there came with the phase that it had
     if not model.trainable:
