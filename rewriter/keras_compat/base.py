@@ -95,9 +95,9 @@ class Flavour(Names, Calls, Cloning):
         """Whether it is of a class of ours."""
         return type(layer) in self.registered.values()
 
-    def is_part(self, layer: Any) -> bool:
-        """Whether it is our handle for a model that was inside the original one."""
-        return type(layer) is self.registered.get("ModelPart")
+    def passes_on(self, layer: Any) -> bool:
+        """Whether it is of ours, and its output what it is given."""
+        return type(layer) in map(self.registered.get, ("ModelPart", "StillRows"))
 
     def is_layer(self, layer: Any) -> bool:
         """Whether it is a layer of this Keras."""

@@ -19,6 +19,7 @@ from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.model_part import ModelPartMixin
 from rewriter.layers.operator import IntegerOperatorMixin, QuantizeInputMixin
 from rewriter.layers.quantize import QuantizeMixin
+from rewriter.layers.still_rows import StillRowsMixin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Layers:
     QuantizeInput: Any
     FakeQuantize: Any
     ModelPart: Any
+    StillRows: Any
 
 
 def _define(flavour: Flavour) -> Layers:
@@ -45,6 +47,7 @@ def _define(flavour: Flavour) -> Layers:
         QuantizeInputMixin,
         FakeQuantizeMixin,
         ModelPartMixin,
+        StillRowsMixin,
     )
     base = flavour.keras.layers.Layer
     classes = {}

@@ -90,8 +90,9 @@ class _Reader:
             if all(id(t) in env for t in flat):
                 continue  # an input of a nested model, bound by the caller
             args = tuple(self._resolve(value, env) for value in args)
-            if self.flavour.is_part(layer):
-                self.nests.handles.append(layer)
+            if self.flavour.passes_on(layer):
+                if getattr(layer, "members", ()):  # of a nested model
+                    self.nests.handles.append(layer)
                 env[id(flat[0])] = args[0]
                 continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}

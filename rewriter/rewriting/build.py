@@ -226,11 +226,8 @@ class Builder:
 
     def _clamp(self, job: _Job) -> str:
         """The fused activation that a layer applies last, or ``"none"``."""
-        role = job.role
-        if isinstance(role, Host):
-            behaviour = behaviours.activation(role)
-        else:
-            behaviour = behaviours.behaviour(role)
+        role, fused = job.role, behaviours.activation
+        behaviour = fused(role) if isinstance(role, Host) else behaviours.behaviour(role)
         known = behaviour.kind == behaviours.CLAMP and behaviour.activation in CLAMPS
         return behaviour.activation or "none" if known else "none"
 
@@ -241,7 +238,8 @@ class Builder:
         def tensor(ref: Ref) -> Any:
             group = self.placement.edges.get((job.call, ref))
             value = self.tensors[ref]
-            return value if group is None else self._quantize_layer(group, ref)(value)
+            value = value if group is None else self._quantize_layer(group, ref)(value)
+            return self.factory.read(job.role, value, self.names[id(job.layer)], self._named)
 
         args, kwargs = map_refs((job.args, dict(job.kwargs)), tensor)
         kept = _ARGUMENTS.get(type(job.role))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rewriter import grid as grids
 from rewriter import layers
 from rewriter.keras_compat import Flavour
+from rewriter.keras_compat.variables import read
+from rewriter.layers import preserved
 from rewriter.quantization import quantizers
-from rewriter.reading.roles import Host
+from rewriter.reading.operations import Operation
+from rewriter.reading.roles import Host, Role
 from rewriter.rewriting import activation_widths, copies
 from rewriter.rewriting.recipe import Recipe
 
@@ -21,11 +25,15 @@ class LayerFactory:
         self.recipe = recipe
         self.classes = layers.of(flavour)
         self.copies: list[copies.Copy] = []  # of the layers that are being built
+        self.preserving: list[Any] = []  # the same, hosts whose kernels are pruned or clustered
+        self.preserved: set[str] = set()  # what any kernel has of what the recipe preserves
 
     def finish_copies(self) -> None:
         """Assign the values of the originals, now that the new layers have been built."""
         while self.copies:
             self.copies.pop().finish()
+        while self.preserving:
+            preserved.remember(self.preserving.pop())
 
     def _copy_later(self, new: Any, original: Any) -> None:
         """Have the values of ``original`` in ``new`` when it has been built."""
@@ -62,6 +70,20 @@ class LayerFactory:
         else:
             quantizer = self.recipe.new_activation_quantizer(name, owner)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
+
+    def read(self, role: Role, value: Any, name: str, free: Callable[[str], str]) -> Any:
+        """An input of a call as it reads it: those of normalizations of samples have a layer.
+
+        Args:
+          role: of the call.
+          value: the tensor, on its grid.
+          name: of the layer that is called.
+          free: of a name: one that no layer has.
+        """
+        if not isinstance(role, Operation) or role.name != "normalize":
+            return value
+        options = {key: role.options[key] for key in ("centred", "epsilon", "outer", "groups")}
+        return self.classes.StillRows(**options, name=free(f"{name}_input"), dtype="float32")(value)
 
     def batch_norm(self, original: Any, name: str, *also: str) -> Any:
         """Our layer for a stock one; ``also``: other names that a recipe may call it by."""
@@ -109,7 +131,7 @@ class LayerFactory:
         if batch_norm is not None:
             names += [batch_norm.name, norm_path]
             norm = self.batch_norm(batch_norm, batch_norm.name, norm_path, original.name, path)
-        return self.classes.QuantizedHost(
+        new = self.classes.QuantizedHost(
             inner,
             norm,
             [
@@ -122,8 +144,20 @@ class LayerFactory:
             else self.quantize("before_activation", dtype, owner=name),
             output_quantizer=output_quantizer,
             distributed=host.distributed,
+            preserve=self._preserve(host),
             name=name,
             # Whatever the global policy: kernels of 16-bit layers are quantized as they are kept.
             dtype="float64" if dtype == "float64" else "float32",
             activity_regularizer=getattr(original, "activity_regularizer", None),
         )
+        self.preserving.append(new)
+        return new
+
+    def _preserve(self, host: Host) -> tuple[tuple[str, ...], ...]:
+        """What each kernel of a linear layer has of what the recipe preserves."""
+        attribute, wanted = self.flavour.kernel_attribute, self.recipe.preserve
+        names = [attribute(host.row.name, kernel.name) for kernel in host.row.kernels]
+        kernels = [read(getattr(host.layer, name)) for name in names] if wanted else []
+        found = tuple(preserved.found(kernel, wanted) for kernel in kernels)
+        self.preserved.update(*found)
+        return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from rewriter.kernels.moments import still
 from rewriter.kernels.plain.tensors import chosen
 
 
@@ -72,6 +73,7 @@ def batch_norm(
     bessel: bool,
     averages: tuple[Any, Any] | None = None,
     bias: Any = None,
+    phase: Any = None,
 ) -> tuple[Any, Any, Any]:
     """``gamma * (x - m) / sqrt(v + epsilon) + beta`` (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
@@ -86,6 +88,8 @@ def batch_norm(
         something made of them; these then get gradients too, where they are used.
       bias: (C,), what :func:`moved` has added to ``x``. Its gradient is 0 with the batch's mean,
         which takes it out again, and ``gamma / sqrt(v + epsilon)`` times beta's with a given one.
+      phase: int32 scalar of :mod:`rewriter.kernels.codes`; from ``quantize`` on, channels that are
+        :func:`still` have no gradient for ``x``, by the batch's statistics. None: all have.
 
     Returns:
       The output, which may be pending, and the moving mean and variance as they are from now on.
@@ -99,6 +103,11 @@ def batch_norm(
         if not bessel:  # the kernel has multiplied it
             n = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
             v = v * (n - 1.0) / n
+        if phase is not None:
+            quiet = still(tf.stop_gradient(m), tf.stop_gradient(v), epsilon, phase)
+            # Such a channel is beta, and gamma times 0.
+            constant = tf.stop_gradient(y) + tf.cast(beta - tf.stop_gradient(beta), y.dtype)
+            y = tf.where(quiet, constant, y)
         new = (a + (1.0 - momentum) * (b - a) for a, b in zip(old, (m, v), strict=True))
         return y, *map(tf.stop_gradient, new)
 
