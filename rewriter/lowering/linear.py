@@ -17,6 +17,7 @@ from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
 from rewriter.lowering.finite import require_finite
 from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.ranges import require_positive
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization
 from rewriter.quantization import phases, quantizers
@@ -92,6 +93,8 @@ def kernels(layer: Any, path: str) -> list[QuantizedKernel]:
                 "Use a kernel quantizer with fewer."
             )
         scales = learned_kernels.scales(layer, index)
+        if scales is not None:
+            require_positive(path, quantizer, layer.kernel_weights[index])
         if isinstance(quantizer, quantizers.PerChannelQuantizer):
             values = preserved.values(layer, index)
             require_finite(path, values)

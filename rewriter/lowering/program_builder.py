@@ -288,7 +288,7 @@ class ProgramBuilder:
             self.unset.append(path if unset else f"{path} (from {low:g} to {high:g})")
             low = high = 0.0
         elif layer.learned_grid is not None:
-            found = ranges.learned(layer, grid)
+            found = ranges.learned(layer, grid, path)
             if found is not None:
                 return found
             self.unset.append(f"{path} (learned)")

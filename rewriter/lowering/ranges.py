@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,45 @@ import numpy as np
 from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
+from rewriter.keras_compat.variables import read
 from rewriter.program import Quantization
 
 
-def learned(layer: Any, grid: Grid) -> Quantization | None:
-    """The grid that a Quantize layer has learned; None where it is not finite."""
+def learned(layer: Any, grid: Grid, path: str) -> Quantization | None:
+    """The grid that a Quantize layer has learned; None where it is not finite.
+
+    Raises:
+      ExportError: see :func:`require_positive`.
+    """
     scale, zero = (float(value) for value in layer.learned_grid)
     if not np.isfinite([scale, zero]).all():
         return None
+    require_positive(path, layer.quantizer, layer.range_variables)
     return Quantization(scale, int(zero), grid.bits)
+
+
+def require_positive(path: str, quantizer: Any, weights: Mapping[str, Any]) -> None:
+    """Refuse a layer one of whose learned scales training has driven to 0 or below.
+
+    Args:
+      path: of the layer.
+      quantizer: one that learns.
+      weights: what it has built.
+
+    Raises:
+      ExportError: naming ``path``.
+    """
+    if quantizer.power_of_two or not float(read(weights["started"])):
+        return  # what is learned is a logarithm, or nothing yet
+    found = read(weights["learned"])
+    if (found <= 0).any():
+        raise ExportError(
+            f"Training has driven a learned scale of {path!r} to {found.min():.3g}: a scale is "
+            "positive, and this one computes nothing any more. An optimizer such as Adam moves a "
+            "scale by about its learning rate in every step, however small the scale: train from "
+            "the calibrated model again with a smaller one, or freeze the scales with "
+            "rewriter.set_phase(model, 'quantize', freeze_ranges=True)."
+        )
 
 
 def carried(grid: Grid, quantizer: Any, path: str) -> Grid:

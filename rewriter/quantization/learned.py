@@ -179,7 +179,12 @@ class LearnedRangeQuantizer(RangeQuantizer):
 
     @property
     def takes_levels(self) -> bool:
-        return not self._row.power_of_two
+        return not self.power_of_two
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether scales are powers of two."""
+        return self._row.power_of_two
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         def add(suffix: str, trainable: bool) -> Any:

@@ -15,7 +15,7 @@ import rewriter
 from builders import KERASES, fresh, keras_of
 from residuals import X
 from rewriter import Recipe
-from rewriter.errors import CalibrationError, RecipeError
+from rewriter.errors import CalibrationError, ExportError, RecipeError
 from rewriter.layers import learned_kernels
 from rewriter.lowering.lower import lower
 from rewriter.quantization import phases
@@ -309,3 +309,23 @@ def test_a_real_model(method, shared, tmp_path):
     assert found.training.fault is None and not found.comparison.differences
     assert found.comparison.worst.identical == 1
     assert found.training.weakest.snr_db > 20
+
+
+@pytest.mark.parametrize("what", ["kernel", "activation"])
+def test_a_scale_that_training_has_driven_below_zero(keras, what, tmp_path):
+    """It is not an outlier in the data, which is what LiteRT's refusal of the file looked like."""
+    qat = rewriter.rewrite(builders.residual(keras), Recipe(ranges="lsq"))
+    rewriter.calibrate(qat, X, progress=False)
+    weights = {
+        "kernel": lambda: builders.hosts(qat)[1].kernel_weights[0],
+        "activation": lambda: claims.quantize_layers(qat)[2].range_variables,
+    }[what]()
+    before = np.array(weights["learned"])
+    below = before.copy()
+    below.reshape(-1)[0] = -1e-3
+    weights["learned"].assign(below)
+    with pytest.raises(ExportError, match=r"driven a learned scale of '\w+' to -0.001.*smaller"):
+        rewriter.export_tflite(qat, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+    weights["learned"].assign(before)
+    rewriter.export_tflite(qat, tmp_path / "model.tflite")
