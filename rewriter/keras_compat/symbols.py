@@ -74,6 +74,7 @@ TENSORFLOW: dict[str, str] = {
     "compat.v1.image.resize_nearest_neighbor": "resize_nearest images:x size align_corners name "
     "half_pixel_centers",
     "identity": "identity input:x",
+    "ensure_shape": "identity x",
     "stop_gradient": "identity input:x",
     "cast": "cast x",
     "nn.relu": "relu features:x",
@@ -124,6 +125,7 @@ TENSORFLOW |= {
     "raw.ResizeBilinear": "resize_bilinear x size align_corners half_pixel_centers",
     "raw.ResizeNearestNeighbor": "resize_nearest x size align_corners half_pixel_centers",
     "raw.Identity": "identity x",
+    "raw.EnsureShape": "identity x",
     "raw.Relu": "relu x",
     "raw.Relu6": "relu6 x",
     "raw.Elu": "elu x",

@@ -72,7 +72,7 @@ def build(
                 always = flag(inner)
                 if always is not None:
                     kwargs["training"] = always
-                made = tf.nest.flatten(_called(inner, args, kwargs))
+                made = tf.nest.flatten(_called(flavour, inner, args, kwargs))
                 for out, value in zip(tf.nest.flatten(inner.outputs), made, strict=True):
                     builder.set(out, Symbol(value))
                     done.add(out.node)
@@ -94,13 +94,45 @@ def build(
     return outputs, fixed
 
 
-def _called(inner: Inner, args: Any, kwargs: dict[str, Any]) -> Any:
+def _called(flavour: Flavour, inner: Inner, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What a layer inside the call makes of these tensors.
+
+    Raises:
+      ClosedError: it takes none such.
+    """
     try:
-        return inner.layer(*args, **kwargs)
+        return _run(flavour, inner.layer, args, kwargs)
     except Exception as error:  # of a Keras, or a user's class: whatever it raises is the reason
         raise ClosedError(
             f"its call of {inner.layer.name!r} cannot be made on symbolic tensors: {short(error)}"
         ) from error
+
+
+def _run(flavour: Flavour, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What a layer makes of symbolic tensors.
+
+    A model that was built for other sizes is run layer by layer: it computes with tensors of any
+    size, and takes no symbolic ones but of its own.
+    """
+    try:
+        return layer(*args, **kwargs)
+    except ValueError:
+        given = [value for value in kwargs.values() if value is not None]
+        if not flavour.is_model(layer) or not flavour.is_functional(layer) or given:
+            raise
+    inputs, outputs = flavour.structure(layer)
+    symbols = map(id, tf.nest.flatten(inputs))
+    tensors = dict(zip(symbols, tf.nest.flatten(args), strict=True))
+    for part, part_args, part_kwargs, results in flavour.nodes(layer):
+        keys = [id(result) for result in tf.nest.flatten(results)]
+        if not all(key in tensors for key in keys):
+            own = tf.nest.map_structure(
+                lambda leaf: tensors[id(leaf)] if flavour.is_tensor(leaf) else leaf,
+                (part_args, part_kwargs),
+            )
+            made = tf.nest.flatten(_run(flavour, part, *own))
+            tensors.update(zip(keys, made, strict=True))
+    return tf.nest.map_structure(lambda result: tensors[id(result)], outputs)
 
 
 def _set_trainable(

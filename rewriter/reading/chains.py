@@ -1,8 +1,16 @@
-"""Chains of operations that are one function of a number: read as that function.
+"""Chains of operations that are read together.
+
+Of those that are one function of a number:
 
 ``x * tf.nn.relu6(x + 3) / 6`` in a model is four calls, each with a range of its own, and one
 operator of LiteRT. The last of the calls is given the operation of them all, the others are
 :class:`~rewriter.reading.roles.Within` it: they stay in the model, and no range is between them.
+
+Of those that bring an axis before the batch to split it:
+``q, k, v = unstack(transpose(qkv, (2, 0, 3, 1, 4)))``, or ``qkv[0], qkv[1], qkv[2]`` of it, is how
+attention is often written. LiteRT's tensors here have the batch first, so the transposition is
+lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second axis. That is right
+where nothing else reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +22,8 @@ from rewriter.keras_compat import Flavour
 from rewriter.reading import stock_activations
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
-from rewriter.reading.roles import Opaque, Within
+from rewriter.reading.roles import Opaque, Role, Within
+from rewriter.reading.stock_moves import SECOND
 from rewriter.reading.traces import trace
 
 # What is worth an operator of its own, though each of its parts has one.
@@ -37,6 +46,30 @@ def join(graph: Graph) -> None:
         operation, members = found
         for member in members:
             graph.calls[member].role = operation if member == index else Within()
+    _settle(graph)
+
+
+def _settle(graph: Graph) -> None:
+    """Leave such transpositions, and their readers, their roles where they belong together."""
+    readers, outputs = graph.consumers(), set(graph.output_refs())
+    for index, call in enumerate(graph.calls):
+        operation = _second(call.role)
+        if operation is None:
+            continue
+        if operation.name == "transpose":
+            read = [_second(graph.calls[each].role) for each in readers.get(Ref(index), ())]
+            able = all(each is not None and each.name != "transpose" for each in read)
+            right = able and Ref(index) not in outputs
+        else:
+            right = _second(graph.calls[call.refs[0].call].role) is not None
+        if not right:
+            call.role = Opaque()
+
+
+def _second(role: Role) -> Operation | None:
+    """The operation of such a call; None of any other."""
+    found = isinstance(role, Operation) and SECOND.items() <= role.options.items()
+    return role if found else None  # type: ignore[return-value]
 
 
 class _Finder:

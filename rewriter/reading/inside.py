@@ -49,13 +49,12 @@ def masks(flavour: Flavour, layer: Any) -> bool:
 def may_be_replaced(flavour: Flavour, call: Call) -> bool:
     """Whether a user's function or layer is nothing but the calls inside it.
 
-    It has no variables of its own, makes no mask, and does not ask whether it trains.
+    It has no variables of its own, and makes no mask.
     """
     layer = call.layer
     return (
         may_be_read(flavour, call)
         and getattr(layer, "activity_regularizer", None) is None
-        and (bool(flavour.class_name(layer)) or "training" not in parameters(layer))
         and all(dtype == getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
         and flavour.is_layer(layer)
         and not isinstance(layer, GraphOperatorMixin)  # the call inside it is itself

@@ -7,6 +7,7 @@ them asks a layer for its class again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
@@ -15,7 +16,7 @@ from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
 
 if TYPE_CHECKING:
-    from rewriter.reading.graph import Call
+    from rewriter.reading.graph import Call, Ref
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +109,21 @@ def classify(flavour: Flavour, call: Call) -> Role:
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
     return stock_layers.read(flavour, call) or inside.operation(flavour, call) or Opaque()
+
+
+def opaque(calls: Sequence[Call], refs: Iterable[Ref], start: int) -> bool:
+    """Whether one of the calls from ``start`` on that values are made by has no integer form.
+
+    What computes a size, which an operation is not given, makes no value.
+    """
+    frontier, seen = list(refs), set()
+    while frontier:
+        index = frontier.pop().call
+        if index < start or index in seen:
+            continue
+        seen.add(index)
+        role = calls[index].role
+        if isinstance(role, Opaque):
+            return True
+        frontier += role.operands if isinstance(role, Operation) else calls[index].refs
+    return False

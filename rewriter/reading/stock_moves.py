@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 # it is the lowest integer.
 LOWEST = -1e4
 
+# An option of operations before or after which the batch is the second axis. What they say of axes
+# is as if it were the first.
+SECOND = {"batch": 1}
+
 Reader = Callable[["Call", Mapping[str, Any]], Operation | None]
 
 
@@ -28,7 +32,12 @@ def _transpose(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     rank = len(call.shapes[0])
     given = arguments.get("axes")
     perm = [int(a) % rank for a in (range(rank)[::-1] if given is None else given)]
-    return Operation("transpose", (arguments["x"],), {"perm": perm}) if perm[0] == 0 else None
+    if perm[0] == 0:
+        return Operation("transpose", (arguments["x"],), {"perm": perm})
+    if rank > 1 and perm[1] == 0:  # for what it is good for, see chains
+        first, _, *rest = perm
+        return Operation("transpose", (arguments["x"],), {"perm": [0, first, *rest]} | SECOND)
+    return None
 
 
 def _exchange(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
@@ -97,6 +106,11 @@ def _item(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     parts[where : where + 1] = rest
     ranges: list[tuple[int, int, int]] = []
     per_axis = [p for p in parts if p is not None]
+    options: dict[str, Any] = {}
+    if _second(shape) and isinstance(parts[0], int):
+        first, batch, *others = per_axis
+        per_axis, shape, options = [batch, first, *others], (None, shape[0], *shape[2:]), SECOND
+        parts[0] = batch
     if per_axis[0] != slice(None) or parts[0] is None:
         return None
     for size, part in zip(shape[1:], per_axis[1:], strict=True):
@@ -110,7 +124,7 @@ def _item(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
             if step < 0 or start >= stop:
                 return None
             ranges.append((start, stop, step))
-    return Operation("slice", (arguments["x"],), {"ranges": ranges})
+    return Operation("slice", (arguments["x"],), {"ranges": ranges} | options)
 
 
 def _numbers(value: Any) -> np.ndarray | None:
@@ -125,9 +139,14 @@ def _numbers(value: Any) -> np.ndarray | None:
 
 def _unstack(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     axis = int(arguments.get("axis", 0)) % len(call.input_shapes[0])
-    if axis == 0:
-        return None
-    return Operation("unstack", (arguments["x"],), {"axis": axis})
+    if axis == 0 and _second(call.input_shapes[0]):
+        return Operation("unstack", (arguments["x"],), {"axis": 1} | SECOND)
+    return Operation("unstack", (arguments["x"],), {"axis": axis}) if axis else None
+
+
+def _second(shape: Any) -> bool:
+    """Whether the batch is the second axis, and the only one whose size is open."""
+    return len(shape) > 1 and shape[1] is None and tuple(shape).count(None) == 1
 
 
 def _places(call: Call, x: Any, axis: Any, places: Any) -> Operation | None:

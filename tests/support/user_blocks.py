@@ -229,6 +229,31 @@ def two_inputs(keras: Any) -> Any:
     return lambda x: layer(x, skip=keras.layers.MaxPooling2D(3, 1, "same")(x))
 
 
+def other_size(keras: Any) -> Any:
+    """A model inside that was built for another size than it is called with: it computes any."""
+    layers = keras.layers
+
+    class Padded(layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            parts = [layers.Conv2D(4, 3, use_bias=False), layers.BatchNormalization(name="bn")]
+            self.inner = keras.Sequential(parts, name="inner")
+            self.branch = keras.Sequential([self.inner, layers.ReLU()], name="branch")
+
+        def build(self, shape: Any) -> None:
+            for model in (self.inner, self.branch):
+                model.build((None, shape[1] + 2, shape[2] + 2, shape[3]))
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return self.branch(x)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (shape[0], shape[1] - 2, shape[2] - 2, 4)
+
+    return Padded(name="block")
+
+
 OPENED: dict[str, Build] = {
     "residual": residual,
     "default_false": default_false,
@@ -243,6 +268,7 @@ OPENED: dict[str, Build] = {
     "held": held,
     "shared": shared,
     "two_inputs": two_inputs,
+    "other_size": other_size,
 }
 
 

@@ -33,7 +33,8 @@ def _reshape(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[
 
 
 def _transpose(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    return low.apply("TRANSPOSE", call, x, perm=operation.options["perm"])
+    perm = operation.options["perm"]
+    return low.apply("TRANSPOSE", call, x, tuple(x[0].shape[axis] for axis in perm), perm=perm)
 
 
 def _pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
