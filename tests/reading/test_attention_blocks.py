@@ -99,10 +99,12 @@ def test_a_batch_in_second_place_that_something_else_reads(
     rewriter.calibrate(qat, normal(32, 4, 6, seed=1), progress=False)
     with pytest.raises(ExportError, match="has no integer form"):
         rewriter.export_tflite(qat, tmp_path / "m.tflite")
-    x = normal(32, 4, 6, seed=1)[:5]
-    for found, expected in zip(rewriter.fold(qat)(x), model(x), strict=True):
+    given = normal(32, 4, 6, seed=1)[:5]
+    for found, expected in zip(rewriter.fold(qat)(given), model(given), strict=True):
         np.testing.assert_allclose(np.array(found), np.array(expected), atol=0.1)
     able = keras.Model(inputs, keras.layers.Dense(3, name="head")(x[2]))
     again = rewriter.rewrite(able, calibration_data=normal(32, 4, 6, seed=1))
     rewriter.export_tflite(again, tmp_path / "m.tflite")
-    np.testing.assert_allclose(np.array(rewriter.fold(again)(x)), np.array(able(x)), atol=0.1)
+    np.testing.assert_allclose(
+        np.array(rewriter.fold(again)(given)), np.array(able(given)), atol=0.1
+    )
