@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import stock_activations
+from rewriter.reading import row_counts, stock_activations
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
@@ -33,7 +33,7 @@ _LONGEST = 16
 
 
 def join(graph: Graph) -> None:
-    """Give the calls of every such chain their roles."""
+    """Give the calls of every such chain their roles, and take those that do not fit the others."""
     finder = _Finder(graph)
     for index in reversed(range(len(graph.calls))):
         if isinstance(graph.calls[index].role, Within):
@@ -47,6 +47,7 @@ def join(graph: Graph) -> None:
         for member in members:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
+    row_counts.settle(graph)
 
 
 def _settle(graph: Graph) -> None:

@@ -79,15 +79,15 @@ def axes_of(axis: Any, rank: int) -> list[int]:
 def reshape(call: Call, x: Any) -> Operation | None:
     """The same values in the call's output shape, if every sample keeps its own.
 
-    Or if each has the same number of rows, or had: the steps of a ``TimeDistributed`` layer.
+    A sample may have several rows of the output, as windows of an image or steps of a sequence, or
+    several of the input: :mod:`rewriter.reading.row_counts` sees to it that it has as many.
     """
     before, after = call.input_shapes[0][1:], call.shapes[0][1:]
-    if None not in (*before, *after) and (before[1:] == after or after[1:] == before):
-        return Operation("reshape", (x,))
     sizes = [[n for n in shape if n is not None] for shape in (before, after)]
-    known = len(sizes[0]) == len(before) and len(sizes[1]) == len(after)
-    if known and math.prod(sizes[0]) != math.prod(sizes[1]):
-        return None
+    if len(sizes[0]) == len(before) and len(sizes[1]) == len(after):
+        small, large = sorted(map(math.prod, sizes))
+        if small != large and (not small or large % small):
+            return None
     return Operation("reshape", (x,))
 
 

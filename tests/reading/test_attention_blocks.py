@@ -1,4 +1,4 @@
-"""Attention as users write it, in a layer that asks whether it trains, becomes integers."""
+"""Attention as users write it: in a layer that asks whether it trains, in windows of an image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert.interpreter import Interpreter
 
 import builders
 import claims
@@ -108,3 +109,62 @@ def test_a_batch_in_second_place_that_something_else_reads(
     np.testing.assert_allclose(
         np.array(rewriter.fold(again)(given)), np.array(able(given)), atol=0.1
     )
+
+
+def windows(keras: Any) -> Any:
+    """Attention within windows of 4 x 4 pixels, which are rows of the batch."""
+    layers, ops = keras.layers, keras.ops if hasattr(keras, "ops") else tf
+    softmax = ops.softmax if hasattr(ops, "softmax") else tf.nn.softmax
+    inputs = keras.Input((8, 8, 6))
+    image = layers.Conv2D(8, 3, padding="same", name="conv")(inputs)
+    x = ops.transpose(ops.reshape(image, (-1, 2, 4, 2, 4, 8)), (0, 1, 3, 2, 4, 5))
+    x = ops.reshape(x, (-1, 16, 8))
+    q, k, v = (layers.Dense(8, name=name)(x) for name in "qkv")
+    scores = softmax(ops.matmul(q, ops.transpose(k, (0, 2, 1))))
+    x = layers.Dense(8, name="project")(ops.matmul(scores, v))
+    x = ops.transpose(ops.reshape(x, (-1, 2, 2, 4, 4, 8)), (0, 1, 3, 2, 4, 5))
+    x = layers.Add(name="add")([image, ops.reshape(x, (-1, 8, 8, 8))])
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(3, name="head")(x))
+
+
+@pytest.mark.parametrize("flavour", KERASES)
+def test_windows_of_an_image_are_rows(flavour: str, tmp_path: Path) -> None:
+    keras = builders.fresh(keras_of(flavour))
+    model = windows(keras)
+    qat = rewriter.rewrite(model)
+    claims.check_float_phase(model, qat, normal(4, 8, 8, 6))
+    data = normal(32, 8, 8, 6, seed=1)
+    rewriter.calibrate(qat, data, progress=False)
+    report = rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    assert not report.float_tensors
+    found = rewriter.verify(qat, tmp_path / "m.tflite", data[:8], progress=False).comparison
+    assert not found.differences and not found.skipped
+    assert all(tensor.identical >= 0.999 for tensor in found.operator_by_operator)
+    expected = np.array(rewriter.fold(qat)(data[:8]))
+    for size in (4, None):  # of more samples at a time each has its own windows
+        path = tmp_path / f"{size}.tflite"
+        rewriter.export_tflite(qat, path, batch_size=size, output_type="float32")
+        interpreter = Interpreter(str(path))
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], (4, 8, 8, 6))
+        interpreter.allocate_tensors()
+        (entry,) = interpreter.get_input_details()
+        scale, zero = entry["quantization"]
+        values = np.clip(np.rint(data[:4] / scale) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(entry["index"], values)
+        interpreter.invoke()
+        (out,) = interpreter.get_output_details()
+        np.testing.assert_allclose(interpreter.get_tensor(out["index"]), expected[:4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("flavour", KERASES)
+def test_a_reshaping_that_mixes_samples_stays_in_float(flavour: str, tmp_path: Path) -> None:
+    keras = builders.fresh(keras_of(flavour))
+    ops = keras.ops if hasattr(keras, "ops") else tf
+    inputs = keras.Input((4, 6))
+    x = keras.layers.Dense(6, name="dense")(inputs)
+    pairs = keras.layers.Dense(6, name="pairs")(ops.reshape(x, (-1, 8, 6)))  # of two samples each
+    model = keras.Model(inputs, ops.reshape(pairs, (-1, 4, 6)))
+    qat = rewriter.rewrite(model, calibration_data=normal(32, 4, 6))
+    with pytest.raises(ExportError, match=r"no integer form, and \d layer.*reshape"):
+        rewriter.export_tflite(qat, tmp_path / "m.tflite")
