@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from rewriter.grid import BYTES
 from rewriter.keras_compat import Flavour, symbols
@@ -23,6 +24,8 @@ from rewriter.reading.operations import Operation, affine, is_floating
 from rewriter.reading.traces import Node, Trace, trace
 
 _STOCK = ("Lambda", "Activation")  # these hold a user's function
+# Nodes of a weighted sum.
+_LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "Sub", "Sum"})
 
 
 def may_be_read(flavour: Flavour, call: Call) -> bool:
@@ -90,7 +93,7 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
         found = stock_activations.scalar(traced, refs[0])
         if found is not None:
             return found
-    return _single(traced, call, refs)
+    return _single(traced, call, refs) or _weighted_sum(traced, call, refs)
 
 
 def parameters(layer: Any) -> tuple[str, ...]:
@@ -130,6 +133,39 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
         operations[made[index]] = read
     last = made[traced.result]
     return operations.get(last)
+
+
+def _weighted_sum(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
+    """A sum of several tensors, each times a number that the layer makes of its variables.
+
+    Of nodes that are linear with constants beside tensors; the numbers are found by ones in the
+    place of one tensor and zeros in that of the others.
+    """
+    shape = call.shapes[0]
+    if len(refs) < 2 or None in shape[1:] or {*call.input_shapes} != {shape}:
+        return None
+    sizes = [size or 0 for size in shape[1:]]
+    if any(node.kind not in _LINEAR for node in traced.nodes):
+        return None
+    rng = np.random.default_rng(0)
+    probe = rng.normal(size=(len(refs), 1, *sizes)).astype(np.float32)
+    units = np.eye(len(refs), dtype=np.float32)
+    try:
+        found = [np.asarray(traced.run(*(np.full_like(probe[0], n) for n in u))) for u in units]
+        mixed = np.asarray(traced.run(*probe))
+    except (TypeError, ValueError, tf.errors.OpError):
+        return None  # not of a single sample
+    scales = np.array([part.ravel()[0] for part in found], np.float64)
+    expected = np.tensordot(scales, probe, 1)
+    near: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5 * float(np.abs(scales).max())}
+    alike = all(np.allclose(p, scale, **near) for p, scale in zip(found, scales, strict=True))
+    if not alike or mixed.shape != expected.shape or not np.allclose(mixed, expected, **near):
+        return None
+    kept = [(ref, float(scale)) for ref, scale in zip(refs, scales, strict=True) if scale]
+    if not kept or not np.isfinite(scales).all():
+        return None
+    operands, weights = zip(*kept, strict=True)
+    return Operation("add", operands, {"scales": list(weights)})
 
 
 def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None:

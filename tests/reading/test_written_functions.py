@@ -194,6 +194,67 @@ def test_a_layer_is_read_with_the_variables_it_has_now(flavour: str) -> None:
 
 
 @both
+@pytest.mark.parametrize("weights", [[1.0, 0.3, 2.5], [0.5, -1.0, 1.0], [0.0, 2.0, 0.0]])
+def test_a_weighted_sum_of_tensors(flavour: str, weights: list[float], tmp_path: Path) -> None:
+    """As feature pyramids have it, by numbers that a layer learns; one of 0 leaves its tensor out."""
+    keras = KERASES[flavour]
+
+    class Weighted(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shapes: Any) -> None:
+            self.gain = self.add_weight(name="gain", shape=(len(shapes),), initializer="ones")
+
+        def call(self, tensors: Any) -> Any:
+            gain = tf.nn.relu(tf.convert_to_tensor(self.gain)) / 2.0
+            return tf.reduce_sum(tf.stack([t * gain[i] for i, t in enumerate(tensors)]), axis=0)
+
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 3))
+    layer = Weighted(name="fused")
+    parts = [layers.Conv2D(4, size, padding="same")(inputs) for size in (1, 3, 5)]
+    made = keras.Model(inputs, layers.Conv2D(2, 1)(layer(parts)))
+    layer.gain.assign(weights)
+    call = next(c for c in from_keras.read(made).calls if c.layer is layer)
+    kept = [w / 2 for w in weights if w > 0]
+    assert isinstance(call.role, Operation) and call.role.name == "add"
+    np.testing.assert_allclose(call.role.options["scales"], kept, rtol=1e-6)
+    assert len(call.role.operands) == len(kept)
+    x = np.random.default_rng(0).normal(size=(16, 6, 6, 3)).astype(np.float32)
+    qat = rewriter.rewrite(made, calibration_data=x)
+    assert not rewriter.export_tflite(qat, tmp_path / "m.tflite").float_tensors
+    found = rewriter.verify(qat, tmp_path / "m.tflite", x[:4], progress=False)
+    assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
+    assert found.snr is not None and found.snr > 25
+
+
+@both
+@pytest.mark.parametrize(
+    "function",
+    {
+        "product": lambda a, b: a * b,
+        "shift": lambda a, b: a + 2 * b + 1,
+        "places": lambda a, b: a + b * tf.reshape(tf.range(4.0), (1, 1, 4)),
+        "order": lambda a, b: (
+            a + tf.reduce_sum(tf.stack([b, b]), axis=0) * tf.reduce_sum(b, axis=1)[:, None]
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_no_weighted_sum(flavour: str, function: Any) -> None:
+    keras = KERASES[flavour]
+
+    class Odd(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, tensors: Any) -> Any:
+            return function[1](*tensors)
+
+    inputs = [keras.Input((3, 4)), keras.Input((3, 4))]
+    layer = Odd(name="odd")
+    made = keras.Model(inputs, layer(inputs))
+    roles = [c.role for c in from_keras.read(made).calls if c.layer is layer]
+    assert not any(isinstance(r, Operation) and "scales" in r.options for r in roles)
+
+
+@both
 @pytest.mark.parametrize("how", ["Lambda", "layer", "lifted"])
 def test_what_lifting_cannot_read_is_opened_once(
     flavour: str, how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
