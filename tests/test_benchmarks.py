@@ -79,10 +79,13 @@ def test_a_section_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     assert content.endswith("\n\n## One\n\nthird\n\n## Two (b)\n\nsecond\n\n### below\n")
 
 
-def test_table_and_command() -> None:
+def test_table_and_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REWRITER_KERNELS", raising=False)
     assert report.table(["a", "b"], [[1, "x"]]) == "| a | b |\n| --- | --- |\n| 1 | x |"
     words = ["elsewhere/tflite.py", "--files", "kept", "--rounds", "5", "--json", "rows"]
     assert report.command(words) == "python benchmarks/tflite.py --rounds 5"
+    monkeypatch.setenv("REWRITER_KERNELS", "plain")
+    assert report.command(words) == "REWRITER_KERNELS=plain python benchmarks/tflite.py --rounds 5"
 
 
 def test_meter_reads_the_clock_and_the_peak() -> None:

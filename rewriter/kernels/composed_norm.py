@@ -67,7 +67,6 @@ def by_batch(
     bessel: bool,
     weights: Any = None,
     shared: bool = False,
-    phase: Any = None,
 ) -> tuple[Any, Any, Any]:
     """Training: by the batch's statistics, or by those in ``values`` where frozen.
 
@@ -79,7 +78,6 @@ def by_batch(
       bessel: average the batch's variance times n/(n-1).
       weights: the shape of ``x``, 1 for the elements that count; None: all do.
       shared: whether the statistics are those of all replicas.
-      phase: as for :func:`rewriter.kernels.plain.batch_norm`.
 
     Returns:
       The output, and the moving mean and variance as they are from now on.
@@ -94,11 +92,6 @@ def by_batch(
     ]
     mean = tf.where(frozen, mean, batch[0])
     variance = tf.where(frozen, variance, batch[1])
-    if phase is not None:
-        quiet = tf.logical_and(~frozen, moments.still(*batch, epsilon, phase))
-        mean, variance = (tf.where(quiet, tf.stop_gradient(v), v) for v in (mean, variance))
-        wide = tf.where(quiet, tf.stop_gradient(wide), wide)
-        x = tf.cast(wide, x.dtype)
     return by_moving(x, (gamma, beta, mean, variance), epsilon), moved[0], moved[1]
 
 

@@ -240,7 +240,6 @@ class FusedBatchNormalizationMixin(NormArguments):
             bessel=bool(self.bessel_correction),
             averages=averages if self._pipes_statistics else None,
             bias=bias,
-            phase=phases.read(self.phase) if training else None,
         )
         if training:
             self._assign(mean, variance)
@@ -262,7 +261,6 @@ class FusedBatchNormalizationMixin(NormArguments):
             bessel=bool(self.bessel_correction),
             weights=weights,
             shared=shared,
-            phase=phases.read(self.phase),
         )
         self._assign(mean, variance)
         return y

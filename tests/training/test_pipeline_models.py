@@ -21,7 +21,7 @@ from pipelines import (
     trained_small,
     values_of,
 )
-from rewriter import BatchNormPipeline, FixedPoint
+from rewriter import BatchNormPipeline, FixedPoint, kernels
 from rewriter.lowering.lower import lower
 from small_models import VARIABLES, batches
 
@@ -54,7 +54,12 @@ def test_float_phase_is_untouched(kind):
     model = builders.trained_residual(builders.keras_of(kind))
     qat = rewriter.rewrite(model, recipe(eight_bits()))
     x = builders.residual_data(8)
-    assert np.array_equal(rewriter.rewrite(model)(x, training=False), qat(x, training=False))
+    found = [np.array(each(x, training=False)) for each in (rewriter.rewrite(model), qat)]
+    if (
+        kernels.current() == "fast"
+    ):  # the plain ones take TensorFlow's formula where there are pipes
+        np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(*found, rtol=2e-6)
     claims.check_float_phase(model, qat, x)
 
 

@@ -13,7 +13,7 @@ import residuals
 import rewriter
 from builders import KERASES, keras_of
 from residuals import X
-from rewriter import Recipe
+from rewriter import Recipe, kernels
 from rewriter.errors import ExportError
 from rewriter.quantization import phases
 from rewriter.quantization.quantizers import FixedQuantizer, PerChannelQuantizer, RangeQuantizer
@@ -212,7 +212,7 @@ def test_an_unset_range_becomes_that_of_the_batch(frozen):
     phase = tf.Variable(phases.QUANTIZE_FROZEN if frozen else phases.QUANTIZE)
     weights = {"min_var": low, "max_var": high}
     function = tf.function(
-        lambda x: quantizer.switch(x, phase.read_value(), weights, True)[0].value
+        lambda x: kernels.tensor(quantizer.switch(x, phase.read_value(), weights, True)[0])
     )
     y = function(tf.constant([-1.0, 0.5, 3.0]))
     assert (float(low), float(high)) == (-1.0, 3.0)

@@ -18,7 +18,7 @@ from rewriter.kernels.codes import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.kernels.fast.gradients import Pending, tensor
 from rewriter.kernels.fast.switch import Switch
 from rewriter.kernels.plain import clamped
-from rewriter.kernels.plain.quantization import on_symmetric_grid
+from rewriter.kernels.plain.quantization import on_symmetric_grid, quotient
 
 _ANY = tf.TensorSpec(None, tf.float32)
 
@@ -193,7 +193,7 @@ def _steps(kernel: Any, grid: Grid) -> tuple[Any, Any]:
     reduced = [axis for axis in range(rank) if axis not in kept]
     largest = tf.reduce_max(tf.abs(kernel), axis=reduced, keepdims=True)
     largest = tf.where(largest > NEGLIGIBLE, largest, top)
-    return largest / top, top / largest
+    return quotient(largest, top), top / largest
 
 
 @functools.cache

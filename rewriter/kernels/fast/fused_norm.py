@@ -21,7 +21,6 @@ import tensorflow as tf
 from rewriter.kernels.fast import machine, norm_kernels, private
 from rewriter.kernels.fast.gradients import Pending, tensor
 from rewriter.kernels.fast.switch import Switch
-from rewriter.kernels.moments import still
 
 _VECTOR = tf.TensorSpec([None], tf.float32)
 _REST = tf.TensorSpec(None, tf.float32)
@@ -108,36 +107,21 @@ def _chosen(
 def _backward(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
     """Gradients for x, gamma and beta, and where ``statistics`` for mean and variance.
 
-    Arguments: the upstream gradient, x, gamma, :func:`_moving` gamma, and what :func:`_forward`
-    keeps.
+    Arguments: the upstream gradient, x, gamma, and what :func:`_forward` keeps.
     """
 
-    def by_batch(dy: Any, x: Any, _: Any, gamma: Any, *kept: Any) -> Any:
+    def by_batch(dy: Any, x: Any, gamma: Any, *kept: Any) -> Any:
         none = (tf.zeros_like(gamma), tf.zeros_like(gamma)) if statistics else ()
         return *norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *kept), *none
 
-    def by_moving(dy: Any, x: Any, gamma: Any, _: Any, mean: Any, variance: Any, rest: Any) -> Any:
+    def by_moving(dy: Any, x: Any, gamma: Any, mean: Any, variance: Any, rest: Any) -> Any:
         found = norm_kernels.kernel_gradients(False, epsilon, dy, x, gamma, mean, variance, rest)
         if not statistics:
             return tuple(found)
         return *found, *norm_kernels.statistics_gradients(gamma, variance, epsilon, *found[1:])
 
     image = _image(dtype)
-    vectors = [_VECTOR, _VECTOR]
-    return Switch([image, image, *vectors, _REST, _REST, _REST], by_batch, by_moving)
-
-
-def _moving(gamma: Any, mean: Any, variance: Any, epsilon: float, phase: Any) -> Any:
-    """Gamma, for the gradient by the batch's statistics: 0 where nothing varies.
-
-    See :func:`rewriter.kernels.moments.still`.
-    """
-    if phase is None:
-        return gamma
-    if machine.on_gpu():  # what cuDNN's kernel keeps is 1 / sqrt(variance + epsilon)
-        variance = 1.0 / tf.square(variance) - epsilon
-    quiet = still(mean, variance, epsilon, phase)
-    return tf.where(quiet, tf.zeros_like(gamma), gamma)
+    return Switch([image, image, _VECTOR, _REST, _REST, _REST], by_batch, by_moving)
 
 
 @functools.cache
@@ -185,7 +169,6 @@ def batch_norm(
     bessel: bool,
     averages: tuple[Any, Any] | None = None,
     bias: Any = None,
-    phase: Any = None,
 ) -> tuple[Any, Any, Any]:
     """As :func:`rewriter.kernels.plain.batch_norm`; the output is pending."""
     source, x = x, tensor(x)
@@ -208,16 +191,15 @@ def batch_norm(
 
     def gradient(dy: Any) -> Any:
         vectors = [gamma.shape] * (2 * statistics)
-        moving = _moving(gamma, saved[0], saved[1], epsilon, phase)
         if outside:
-            dx, *scaling = norm_kernels.kernel_gradients(True, epsilon, dy, x, moving, *saved)
+            dx, *scaling = norm_kernels.kernel_gradients(True, epsilon, dy, x, gamma, *saved)
             given = dx, *scaling, dy, gamma, saved[1]
             shapes = x.shape, *vectors
             dx, *more = _corrected(x.dtype, epsilon, statistics)(frozen, given, shapes)
             found = [dx, *scaling, *more]
         else:
             shapes = x.shape, gamma.shape, gamma.shape, *vectors
-            given = dy, x, gamma, moving, *saved
+            given = dy, x, gamma, *saved
             found = list(_backward(x.dtype, epsilon, statistics)(frozen, given, shapes))
         # What has been added to x is taken out again by the batch's mean; by the given one, its
         # gradient is minus the mean's. Neither needs a sum over the gradient for x.

@@ -7,7 +7,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from rewriter.kernels.moments import still
 from rewriter.kernels.plain.tensors import chosen
 
 
@@ -73,7 +72,6 @@ def batch_norm(
     bessel: bool,
     averages: tuple[Any, Any] | None = None,
     bias: Any = None,
-    phase: Any = None,
 ) -> tuple[Any, Any, Any]:
     """``gamma * (x - m) / sqrt(v + epsilon) + beta`` (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
@@ -88,8 +86,6 @@ def batch_norm(
         something made of them; these then get gradients too, where they are used.
       bias: (C,), what :func:`moved` has added to ``x``. Its gradient is 0 with the batch's mean,
         which takes it out again, and ``gamma / sqrt(v + epsilon)`` times beta's with a given one.
-      phase: int32 scalar of :mod:`rewriter.kernels.codes`; from ``quantize`` on, channels that are
-        :func:`still` have no gradient for ``x``, by the batch's statistics. None: all have.
 
     Returns:
       The output, which may be pending, and the moving mean and variance as they are from now on.
@@ -98,16 +94,15 @@ def batch_norm(
     options = {"x": x, "scale": gamma, "epsilon": epsilon}
 
     def by_batch() -> tuple[Any, Any, Any]:
-        none = tf.zeros([0])
-        y, m, v, *_ = tf.raw_ops.FusedBatchNormV3(offset=beta, mean=none, variance=none, **options)
+        none, offset = tf.zeros([0]), beta
+        if bias is not None:  # a gradient of 0, where eager execution would have none
+            offset += 0.0 * tf.cast(bias - tf.stop_gradient(bias), tf.float32)
+        y, m, v, *_ = tf.raw_ops.FusedBatchNormV3(
+            offset=offset, mean=none, variance=none, **options
+        )
         if not bessel:  # the kernel has multiplied it
             n = tf.cast(tf.size(x) // tf.shape(x)[-1], tf.float32)
             v = v * (n - 1.0) / n
-        if phase is not None:
-            quiet = still(tf.stop_gradient(m), tf.stop_gradient(v), epsilon, phase)
-            # Such a channel is beta, and gamma times 0.
-            constant = tf.stop_gradient(y) + tf.cast(beta - tf.stop_gradient(beta), y.dtype)
-            y = tf.where(quiet, constant, y)
         new = (a + (1.0 - momentum) * (b - a) for a, b in zip(old, (m, v), strict=True))
         return y, *map(tf.stop_gradient, new)
 

@@ -165,11 +165,19 @@ def quantized_kernel(kernel: Any, phase: Any, grid: Grid) -> Any:
         rest = [axis for axis in range(rank) if axis not in kept]
         largest = tf.reduce_max(tf.abs(kernel), rest, keepdims=True)
         largest = tf.where(largest > NEGLIGIBLE, largest, top)
-        return (tf.round(kernel * (top / largest)) * (largest / top),)
+        return (tf.round(kernel * (top / largest)) * quotient(largest, top),)
 
     (value,) = chosen(phase, lambda: (tf.identity(kernel),), lambda: (tf.identity(kernel),),
                        quantized)  # fmt: skip
     return connect(value, lambda upstream: (upstream,), kernel)
+
+
+def quotient(x: Any, number: float) -> Any:
+    """``x / number`` to the last bit of float32, as a file's scale is.
+
+    In a graph, TensorFlow makes a division by a constant a product with its inverse.
+    """
+    return tf.cast(tf.cast(x, tf.float64) / number, tf.float32)
 
 
 def on_grid(x: Any, grid: Grid, low: Any, high: Any) -> Any:
