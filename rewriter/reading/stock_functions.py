@@ -148,8 +148,17 @@ def _all_of(name: str) -> Reader:
 # Reductions, activations and dtypes
 
 
+# What a reduction over a list of tensors, along the axis that they are stacked on, does to them.
+_OF_SEVERAL = {"sum": "add", "mean": "average", "max": "maximum", "min": "minimum"}
+
+
 def _reduction(name: str) -> Reader:
     def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        if isinstance(arguments["x"], (list, tuple)):
+            tensors = tuple(arguments["x"])
+            plain = all(map(is_tensor, tensors)) and not arguments.get("keepdims", False)
+            stacked = plain and axes_of(arguments.get("axis"), len(call.shapes[0]) + 1) == [0]
+            return Operation(_OF_SEVERAL[name], tensors) if stacked else None
         axes = axes_of(arguments.get("axis"), len(call.input_shapes[0]))
         keepdims = bool(arguments.get("keepdims", False))
         if 0 in axes:  # the batch

@@ -227,6 +227,29 @@ def test_a_weighted_sum_of_tensors(flavour: str, weights: list[float], tmp_path:
     assert found.snr is not None and found.snr > 25
 
 
+@pytest.mark.parametrize(
+    ("name", "role"), {"sum": "add", "mean": "average", "max": "maximum"}.items()
+)
+def test_a_reduction_over_a_list_of_tensors(name: str, role: str, tmp_path: Path) -> None:
+    """TensorFlow stacks them first, before the batch."""
+    keras = KERASES["tf_keras"]
+    keras.utils.set_random_seed(0)
+    layers, reduce = keras.layers, getattr(tf, f"reduce_{name}")
+    inputs = keras.Input((6, 6, 3))
+    parts = [layers.Conv2D(4, size, padding="same")(inputs) for size in (1, 3, 5)]
+    made = keras.Model(inputs, layers.Conv2D(2, 1)(reduce(parts, axis=0)))
+    roles = [c.role for c in from_keras.read(made).calls]
+    assert [r.name for r in roles if isinstance(r, Operation)] == [role]
+    x = np.random.default_rng(0).normal(size=(16, 6, 6, 3)).astype(np.float32)
+    qat = rewriter.rewrite(made, calibration_data=x)
+    assert not rewriter.export_tflite(qat, tmp_path / "m.tflite").float_tensors
+    found = rewriter.verify(qat, tmp_path / "m.tflite", x[:4], progress=False)
+    assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
+    for odd in (reduce(parts, axis=-1), reduce(parts, axis=0, keepdims=True)):
+        read = from_keras.read(keras.Model(inputs, odd))
+        assert isinstance(read.calls[-1].role, Opaque)
+
+
 @both
 @pytest.mark.parametrize(
     "function",
