@@ -42,7 +42,7 @@ class Node:
         if name not in self.definition.attr:
             return default
         value = operators.attribute(self.definition.attr[name])
-        return value.decode() if isinstance(value, bytes) else value
+        return value.decode(errors="replace") if isinstance(value, bytes) else value
 
     @property
     def scope(self) -> list[str]:

@@ -247,7 +247,7 @@ class _Constants:
 def _attribute(value: Any) -> Any:
     kind = value.WhichOneof("value")
     if kind == "s":
-        return value.s.decode()
+        return value.s.decode(errors="replace")  # some hold bytes that are no text
     if kind == "list":
         return list(value.list.i) or list(value.list.f)
     return getattr(value, kind) if kind in ("i", "f", "b", "type") else None

@@ -313,6 +313,21 @@ def test_what_lifting_cannot_read_is_opened_once(
 
 
 @both
+def test_attributes_that_are_no_text(flavour: str) -> None:
+    """Gradients of functions inside leave bytes with their nodes."""
+    keras = KERASES[flavour]
+
+    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any) -> Any:
+            y = tf.nn.relu(x)
+            y.op._set_attr("_note", tf.compat.v1.AttrValue(s=b"\x80\x82"))
+            return y
+
+    traced = trace(Standardized().call, [(None, 4)])
+    assert traced is not None and traced.nodes[0].attributes["_note"] == "\ufffd\ufffd"
+
+
+@both
 def test_a_failing_function_stays_opaque(flavour: str) -> None:
     """One that cannot be called on other tensors than those that it was written for."""
     keras = KERASES[flavour]
