@@ -202,3 +202,7 @@ def test_the_gradient_is_the_mean_within_a_cluster() -> None:
     mean, other = (1 + 3 + 6) / 3, (2 + 5) / 2
     expected = [[mean, other], [mean, 0.0], [other, mean]]
     np.testing.assert_allclose(tape.gradient(loss, values), expected, rtol=1e-6)
+    # Should an optimizer round them apart, all are what the first of their cluster is.
+    apart = tf.constant([[1.5, 2.0], [1.0, 0.0], [2.25, 1.25]])
+    together = preserved.kept(apart, ("clusters",), tf.constant(first))
+    np.testing.assert_array_equal(together, [[1.5, 2.0], [1.5, 0.0], [2.0, 1.5]])
