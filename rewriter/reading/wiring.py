@@ -6,34 +6,64 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from rewriter.keras_compat import Flavour
+from rewriter.keras_compat.pure_functions import words
 
 Place = tuple[str, int]  # a layer, and which of its calls
 
 
-def check(config: Any) -> None:
-    """Raise ValueError if a call reads one that there is not, or that waits for itself.
+# Stock layers that may have several outputs.
+_SEVERAL = words(
+    """AdditiveAttention Attention Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D Functional GRU
+    GroupedQueryAttention LSTM Lambda Model MultiHeadAttention RNN Sequential SimpleRNN
+    SlicingOpLambda StackedRNNCells TFOpLambda TensorFlowOpLayer TimeDistributed Wrapper"""
+)
+
+
+def check(config: Any, flavour: Flavour) -> None:
+    """Raise ValueError if a call reads one, or an output, that there is not, or waits for itself.
 
     Args:
       config: of a model, as parsed JSON; models in it are looked at too.
+      flavour: the Keras that is to load it.
     """
+
+    def single(name: Any) -> bool:
+        stock = isinstance(name, str) and flavour.layer_class(name) is not None
+        return stock and name not in _SEVERAL
+
     todo = [config]
     while todo:
         value = todo.pop()
         if isinstance(value, Mapping):
             if isinstance(value.get("layers"), list):
-                _check_layers(value["layers"])
+                inputs = set(_strings(value.get("input_layers")))
+                _check_layers(value["layers"], inputs, single)
             todo += value.values()
         elif isinstance(value, list):
             todo += value
 
 
-def _check_layers(layers: list[Any]) -> None:
+def _strings(value: Any) -> Iterator[str]:
+    """Those in nested lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _strings(each)
+
+
+def _check_layers(layers: list[Any], inputs: set[str], single: Callable[[Any], bool]) -> None:
     calls: dict[Place, Any] = {}
+    names: set[str] = set()
     entries = [entry.get("inbound_nodes") for entry in layers if isinstance(entry, Mapping)]
     named = {entry.get("name") for entry in layers if isinstance(entry, Mapping)}
-    read_somewhere = set(_read(entries, {name for name in named if isinstance(name, str)}))
+    strings = {name for name in named if isinstance(name, str)}
+    read_somewhere = {place for place, _ in _read(entries, strings)}
+    singles: set[str] = set()
     for entry in layers:
         nodes = entry.get("inbound_nodes") if isinstance(entry, Mapping) else None
         if not isinstance(nodes, list):
@@ -42,15 +72,26 @@ def _check_layers(layers: list[Any]) -> None:
         name = entry.get("name") or (inner.get("name") if isinstance(inner, Mapping) else None)
         if not isinstance(name, str):
             return
+        names.add(name)
+        if single(entry.get("class_name")):
+            singles.add(name)
         # A model has been called once by itself; tf_keras counts that, where a file has several.
         is_model = isinstance(inner, Mapping) and "layers" in inner
         first = 1 if is_model and (name, 0) not in read_somewhere else 0
-        if not nodes or is_model:
+        # A layer that is no input and is not called has no output that another could read.
+        is_input = not nodes and (entry.get("class_name") == "InputLayer" or name in inputs)
+        if is_input or is_model:
             calls[name, 0] = []
         for index, node in enumerate(nodes):
             calls[name, index + first] = node
-    names = {name for name, _ in calls}
-    waits = {place: set(_read(node, names)) for place, node in calls.items()}
+    found = {place: set(_read(node, names)) for place, node in calls.items()}
+    for place, reads in found.items():
+        for (name, _), output in reads:
+            if output and name in singles:
+                raise ValueError(
+                    f"the layer {place[0]!r} reads output {output} of {name!r}, which has one"
+                )
+    waits = {place: {other for other, _ in reads} for place, reads in found.items()}
     for place, read in waits.items():
         missing = [other for other in read if other not in calls]
         if missing:
@@ -74,8 +115,8 @@ def _check_layers(layers: list[Any]) -> None:
         raise ValueError(f"the layer {stuck!r} waits for its own output")
 
 
-def _read(value: Any, names: set[str]) -> Iterator[Place]:
-    """The calls whose outputs are named in the arguments of a call."""
+def _read(value: Any, names: set[str]) -> Iterator[tuple[Place, int]]:
+    """The calls whose outputs are named in the arguments of a call, and which output."""
     todo = [value]
     while todo:
         value = todo.pop()
@@ -83,8 +124,8 @@ def _read(value: Any, names: set[str]) -> Iterator[Place]:
             todo += value.values()
         elif isinstance(value, list):
             named = len(value) >= 3 and isinstance(value[0], str) and value[0] in names
-            if named and type(value[1]) is int and type(value[2]) is int and value[1] >= 0:
-                yield value[0], value[1]
+            if named and isinstance(value[1], int) and isinstance(value[2], int):
+                yield (value[0], int(value[1])), int(value[2])
                 todo += value[3:]
             else:
                 todo += value

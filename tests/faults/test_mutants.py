@@ -160,8 +160,32 @@ def _circle(layers):
     layers["conv"]["inbound_nodes"][0][0][0] = "relu"
 
 
+def _true(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = True
+
+
+def _negative(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = -2
+
+
+def _second_output(layers):
+    layers["relu"]["inbound_nodes"][0][0][2] = 1
+
+
+def _not_called(layers):
+    layers["conv"]["inbound_nodes"] = []
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [(_no_call, "reads call 2147483648"), (_circle, "its own output")]
+    ("change", "message"),
+    [
+        (_no_call, "reads call 2147483648"),
+        (_circle, "its own output"),
+        (_true, "reads call 1 of"),
+        (_negative, "reads call -2 of"),
+        (_second_output, "reads output 1 of 'bn', which has one"),
+        (_not_called, "'bn' reads call 0 of 'conv', which there is not"),
+    ],
 )
 def test_what_keras_would_wait_for_for_ever(tmp_path, change, message) -> None:
     path = tmp_path / "m.h5"

@@ -173,7 +173,7 @@ def test_an_input_with_levels_keeps_its_scale(kind):
     found = {}
     for method in METHODS:
         qat = builders.calibrated(builders.trained_residual(keras), images, Recipe(ranges=method))
-        qat.compile(keras.optimizers.SGD(1e-2), LOSS)
+        qat.compile(keras.optimizers.SGD(1e-3), LOSS)
         before = lower(qat).tensors["image"].quantization
         qat.fit(images, np.arange(32) % 5, verbose=0)
         found[method] = before, lower(qat).tensors["image"].quantization
