@@ -124,6 +124,8 @@ def _read(value: Any, names: set[str]) -> Iterator[tuple[Place, int]]:
             todo += value.values()
         elif isinstance(value, list):
             named = len(value) >= 3 and isinstance(value[0], str) and value[0] in names
+            if named and value[1] is None and isinstance(value[2], int):
+                raise ValueError(f"a layer reads a call of {value[0]!r} that has no number")
             if named and isinstance(value[1], int) and isinstance(value[2], int):
                 yield (value[0], int(value[1])), int(value[2])
                 todo += value[3:]

@@ -164,6 +164,10 @@ def _true(layers):
     layers["relu"]["inbound_nodes"][0][0][1] = True
 
 
+def _no_number(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = None
+
+
 def _negative(layers):
     layers["relu"]["inbound_nodes"][0][0][1] = -2
 
@@ -182,6 +186,7 @@ def _not_called(layers):
         (_no_call, "reads call 2147483648"),
         (_circle, "its own output"),
         (_true, "reads call 1 of"),
+        (_no_number, "a call of 'bn' that has no number"),
         (_negative, "reads call -2 of"),
         (_second_output, "reads output 1 of 'bn', which has one"),
         (_not_called, "'bn' reads call 0 of 'conv', which there is not"),
