@@ -23,6 +23,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,9 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
     rewriter.calibrate(qat, given, batch_size=4, progress=False)
     _exported(rewriter, qat, _images(model, 2, 1), say)
     # As a user loads it who has the package: with its layers, and its Lambdas trusted.
-    known = [*model._flatten_layers(), *qat._flatten_layers()]
+    stock = keras.layers.Layer.__module__.partition(".")[0]
+    layers = [*model._flatten_layers(), *qat._flatten_layers()]
+    known = [each for each in layers if type(each).__module__.partition(".")[0] != stock]
     with tempfile.TemporaryDirectory() as folder:
         try:
             qat.save(Path(folder) / "model.keras")
@@ -116,7 +119,8 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
             )
             say({"saved": _difference(qat(given, training=False), loaded(given, training=False))})
         except Exception as error:  # whatever is raised is the finding
-            say({"saved": f"{type(error).__name__}: {str(error)[:300]}"})
+            said = str(error).replace(f"{folder}/", "")
+            say({"saved": f"{type(error).__name__}: {said[:300]}"})
     outputs = qat(given, training=False)
     if isinstance(outputs, dict):
         targets: Any = {name: np.zeros(o.shape, np.float32) for name, o in outputs.items()}
@@ -174,7 +178,8 @@ def one(package: str, name: str, keras: str, out: Path | None) -> None:
         measure(entry, importlib.import_module(keras), say)
     except Exception as error:
         traceback.print_exc()
-        say({"error": f"{type(error).__name__}: {str(error)[:500]}"})
+        said = re.sub(rf"{re.escape(tempfile.gettempdir())}/\w+/", "", str(error))
+        say({"error": f"{type(error).__name__}: {said[:500]}"})
 
 
 def _run_one(entry: Entry, keras: str, timeout: float) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def _near(a: tf.Tensor, b: tf.Tensor) -> bool:
 
 def for_all(value: tf.Tensor, samples: int) -> tf.Tensor:
     """A row for every sample, where there is one for all of them."""
+    value = tf.convert_to_tensor(value)  # a layer may return a variable of its own
     single = value.shape.rank and len(value) == 1
     return tf.repeat(value, samples, axis=0) if single else value
 

@@ -237,3 +237,31 @@ def test_errors_of_the_converter_name_the_layers(name, tmp_path):
     with pytest.raises(ExportError, match=r"Layers 'fine', 'not_in_litert': .*converter failed"):
         rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
     assert not list(tmp_path.iterdir())
+
+
+@KERASES
+def test_a_layer_that_returns_its_variable(name, tmp_path):
+    """One row for all samples, which is no tensor before somebody asks for it."""
+    keras = builders.fresh(builders.keras_of(name))
+    layers = keras.layers
+
+    class Own(layers.Layer):
+        def build(self, shape):
+            self.own = self.add_weight(name="own", shape=(1, 6, 8), initializer="ones")
+
+        def call(self, x):
+            return tf.convert_to_tensor(self.own) if name == "keras" else self.own
+
+        def compute_output_shape(self, shape):
+            return (1, 6, 8)
+
+    inputs = keras.Input((6, 8))
+    x = layers.Dense(8, name="dense")(inputs)
+    x = layers.Add(name="add")([x, Own(name="own")(x)])
+    qat = rewriter.rewrite(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+    data = builders.normal(16, 6, 8)
+    rewriter.calibrate(qat, data, progress=False)
+    rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
+    found = rewriter.verify(qat, tmp_path / "m.tflite", data, progress=False).comparison
+    assert "own" in {tensor.layer for tensor in found.operator_by_operator}
+    assert all(t.identical == 1.0 for t in found.operator_by_operator if t.unit == "step")
