@@ -100,7 +100,7 @@ class Child:
                     elif kind == "done":
                         return value
                     else:
-                        raise VerificationError(f"LiteRT reports: {value}")
+                        raise VerificationError(f"LiteRT reports: {' '.join(str(value).split())}")
             except VerificationError:
                 raise
             except BaseException:  # also KeyboardInterrupt: an answer would come too late
