@@ -161,11 +161,10 @@ def _weighted_sum(traced: Trace, call: Call, refs: list[Ref]) -> Operation | Non
     alike = all(np.allclose(p, scale, **near) for p, scale in zip(found, scales, strict=True))
     if not alike or mixed.shape != expected.shape or not np.allclose(mixed, expected, **near):
         return None
-    kept = [(ref, float(scale)) for ref, scale in zip(refs, scales, strict=True) if scale]
-    if not kept or not np.isfinite(scales).all():
+    if not scales.any() or not np.isfinite(scales).all():
         return None
-    operands, weights = zip(*kept, strict=True)
-    return Operation("add", operands, {"scales": list(weights)})
+    # With those that are 0 now: training may change them, and their tensors need ranges then.
+    return Operation("add", tuple(refs), {"scales": scales.tolist()})
 
 
 def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None:

@@ -129,7 +129,7 @@ def _with_layers(
         )
     if not contents.revived:
         with boundaries.model(path):
-            wiring.check(contents.config, chosen)
+            wiring.check(contents.config)
     if not allow_lambda:
         with boundaries.model(path):
             _check(path, contents, chosen, custom_objects)

@@ -6,42 +6,38 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.pure_functions import words
 
 Place = tuple[str, int]  # a layer, and which of its calls
 
 
-# Stock layers that may have several outputs.
-_SEVERAL = words(
-    """AdditiveAttention Attention Bidirectional ConvLSTM1D ConvLSTM2D ConvLSTM3D Functional GRU
-    GroupedQueryAttention LSTM Lambda Model MultiHeadAttention RNN Sequential SimpleRNN
-    SlicingOpLambda StackedRNNCells TFOpLambda TensorFlowOpLayer TimeDistributed Wrapper"""
+# Stock layers of one output. Others may have several, as those that augment images with labels.
+_SINGLE = words(
+    """Activation Add Average AveragePooling1D AveragePooling2D BatchNormalization Concatenate
+    Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU
+    Embedding Flatten GlobalAveragePooling1D GlobalAveragePooling2D GlobalMaxPooling1D
+    GlobalMaxPooling2D InputLayer LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D Maximum
+    Minimum Multiply PReLU Permute ReLU Reshape SeparableConv1D SeparableConv2D Softmax
+    SpatialDropout1D SpatialDropout2D Subtract UpSampling1D UpSampling2D ZeroPadding1D
+    ZeroPadding2D"""
 )
 
 
-def check(config: Any, flavour: Flavour) -> None:
+def check(config: Any) -> None:
     """Raise ValueError if a call reads one, or an output, that there is not, or waits for itself.
 
     Args:
       config: of a model, as parsed JSON; models in it are looked at too.
-      flavour: the Keras that is to load it.
     """
-
-    def single(name: Any) -> bool:
-        stock = isinstance(name, str) and flavour.layer_class(name) is not None
-        return stock and name not in _SEVERAL
-
     todo = [config]
     while todo:
         value = todo.pop()
         if isinstance(value, Mapping):
             if isinstance(value.get("layers"), list):
-                inputs = set(_strings(value.get("input_layers")))
-                _check_layers(value["layers"], inputs, single)
+                _check_layers(value["layers"], set(_strings(value.get("input_layers"))))
             todo += value.values()
         elif isinstance(value, list):
             todo += value
@@ -56,7 +52,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(each)
 
 
-def _check_layers(layers: list[Any], inputs: set[str], single: Callable[[Any], bool]) -> None:
+def _check_layers(layers: list[Any], inputs: set[str]) -> None:
     calls: dict[Place, Any] = {}
     names: set[str] = set()
     entries = [entry.get("inbound_nodes") for entry in layers if isinstance(entry, Mapping)]
@@ -73,13 +69,14 @@ def _check_layers(layers: list[Any], inputs: set[str], single: Callable[[Any], b
         if not isinstance(name, str):
             return
         names.add(name)
-        if single(entry.get("class_name")):
+        kind = entry.get("class_name")
+        if isinstance(kind, str) and kind in _SINGLE:
             singles.add(name)
         # A model has been called once by itself; tf_keras counts that, where a file has several.
         is_model = isinstance(inner, Mapping) and "layers" in inner
         first = 1 if is_model and (name, 0) not in read_somewhere else 0
         # A layer that is no input and is not called has no output that another could read.
-        is_input = not nodes and (entry.get("class_name") == "InputLayer" or name in inputs)
+        is_input = not nodes and (kind == "InputLayer" or name in inputs)
         if is_input or is_model:
             calls[name, 0] = []
         for index, node in enumerate(nodes):

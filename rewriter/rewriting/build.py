@@ -239,7 +239,7 @@ class Builder:
             group = self.placement.edges.get((job.call, ref))
             value = self.tensors[ref]
             value = value if group is None else self._quantize_layer(group, ref)(value)
-            return self.factory.read(job.role, value, self.names[id(job.layer)], self._named)
+            return self.factory.as_read(job.role, value, self.names[id(job.layer)], self._named)
 
         args, kwargs = map_refs((job.args, dict(job.kwargs)), tensor)
         kept = _ARGUMENTS.get(type(job.role))

@@ -71,7 +71,7 @@ class LayerFactory:
             quantizer = self.recipe.new_activation_quantizer(name, owner)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
 
-    def read(self, role: Role, value: Any, name: str, free: Callable[[str], str]) -> Any:
+    def as_read(self, role: Role, value: Any, name: str, free: Callable[[str], str]) -> Any:
         """An input of a call as it reads it: those of normalizations of samples have a layer.
 
         Args:

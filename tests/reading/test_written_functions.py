@@ -215,7 +215,7 @@ def test_a_weighted_sum_of_tensors(flavour: str, weights: list[float], tmp_path:
     made = keras.Model(inputs, layers.Conv2D(2, 1)(layer(parts)))
     layer.gain.assign(weights)
     call = next(c for c in from_keras.read(made).calls if c.layer is layer)
-    kept = [w / 2 for w in weights if w > 0]
+    kept = [max(w, 0) / 2 for w in weights]
     assert isinstance(call.role, Operation) and call.role.name == "add"
     np.testing.assert_allclose(call.role.options["scales"], kept, rtol=1e-6)
     assert len(call.role.operands) == len(kept)

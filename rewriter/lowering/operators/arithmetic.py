@@ -61,6 +61,7 @@ def _add(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Valu
     x = [
         value if scale == 1 else _scaled_operand(low, call, value, scale)
         for value, scale in zip(x, scales, strict=True)
+        if scale
     ]
     if len(x) == 1:
         return x[0]
