@@ -14,7 +14,7 @@ from rewriter.keras_compat.pure_functions import words
 Place = tuple[str, int]  # a layer, and which of its calls
 
 
-# Stock layers of one output. Others may have several, as those that augment images with labels.
+# Stock layers of one output. Others may have several, as those that augment images do.
 _SINGLE = words(
     """Activation Add Average AveragePooling1D AveragePooling2D BatchNormalization Concatenate
     Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU
