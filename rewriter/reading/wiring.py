@@ -17,12 +17,12 @@ Place = tuple[str, int]  # a layer, and which of its calls
 # Stock layers of one output. Others may have several, as those that augment images do.
 _SINGLE = words(
     """Activation Add Average AveragePooling1D AveragePooling2D BatchNormalization Concatenate
-    Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Dense DepthwiseConv1D DepthwiseConv2D Dropout ELU
-    Embedding Flatten GlobalAveragePooling1D GlobalAveragePooling2D GlobalMaxPooling1D
-    GlobalMaxPooling2D InputLayer LayerNormalization LeakyReLU MaxPooling1D MaxPooling2D Maximum
-    Minimum Multiply PReLU Permute ReLU Reshape SeparableConv1D SeparableConv2D Softmax
-    SpatialDropout1D SpatialDropout2D Subtract UpSampling1D UpSampling2D ZeroPadding1D
-    ZeroPadding2D"""
+    Conv1D Conv1DTranspose Conv2D Conv2DTranspose Conv3D Dense DepthwiseConv1D DepthwiseConv2D
+    Dropout ELU Embedding Flatten GlobalAveragePooling1D GlobalAveragePooling2D
+    GlobalMaxPooling1D GlobalMaxPooling2D InputLayer LayerNormalization LeakyReLU MaxPooling1D
+    MaxPooling2D Maximum Minimum Multiply PReLU Permute ReLU Reshape SeparableConv1D
+    SeparableConv2D Softmax SpatialDropout1D SpatialDropout2D Subtract UpSampling1D
+    UpSampling2D ZeroPadding1D ZeroPadding2D"""
 )
 
 
