@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,6 +221,9 @@ def _refuse_revived(path: Path, model: Any, flavour: Flavour, contents: Contents
     """
     for layer in flat_layers(model):
         if type(layer).__module__.endswith("saving.legacy.saved_model.load"):
+            if flavour.layer_class(type(layer).__name__) is not None:
+                found = (layer.name, type(layer).__name__)
+                raise LoadError(_other_version(path, *found, flavour, contents))
             cls = flavour.registered.get(type(layer).__name__)
             nodes = [node for node in contents.config if node.get("name") == layer.name]
             try:
@@ -230,7 +234,22 @@ def _refuse_revived(path: Path, model: Any, flavour: Flavour, contents: Contents
             raise LoadError(_unknown(path, layer.name, type(layer).__name__, flavour))
 
 
+def _other_version(
+    path: Path, layer: str, class_name: str, flavour: Flavour, contents: Contents
+) -> str:
+    """A stock layer with a configuration that this version of Keras does not know."""
+    return (
+        f"The layer {layer!r} of {str(path)!r} has a configuration of {class_name} that {flavour.name} "
+        f"{flavour.keras.__version__} does not know: the file was written by "
+        f"version {contents.keras_version or 'unknown'}. Load it with that version or a newer one, "
+        "or write it there with model.export."
+    )
+
+
 def _explain(path: Path, contents: Contents, flavour: Flavour, error: Exception) -> str:
+    uncallable = re.search(r"Cannot call custom layer (\S+) of type <class '\S+\.(\w+)'>", str(error))
+    if uncallable and flavour.layer_class(uncallable[2]) is not None:
+        return _other_version(path, uncallable[1], uncallable[2], flavour, contents)
     message = f"{str(path)!r} is {contents.kind}, but {flavour.name} cannot load it"
     if contents.flavour_name != flavour.name:
         message += f" (it was written by Keras {contents.keras_version or '2'})"

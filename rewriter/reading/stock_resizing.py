@@ -20,8 +20,18 @@ _PLAIN_RESIZE = (
 )
 
 
+def _of_images(call: Call) -> bool:
+    """Whether what is resized are images (batch, height, width, channels).
+
+    TensorFlow resizes one image (height, width, channels), too, and calls the batch its height then:
+    by an axis of 1 in front, behind which the size of the batch, which is unknown, stands.
+    """
+    images = call.input_shapes[0]
+    return len(call.shapes[0]) == 4 and (images[0] is None or None not in images)
+
+
 def _resize(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    if any(arguments.get(key) for key in _PLAIN_RESIZE) or len(call.shapes[0]) != 4:
+    if any(arguments.get(key) for key in _PLAIN_RESIZE) or not _of_images(call):
         return None
     if arguments.get("data_format", "channels_last") not in (None, "channels_last"):
         return None
@@ -33,8 +43,8 @@ def _resize_by_flags(method: str) -> Reader:
     """An operator of resizing, whose flags say where the pixels of an image lie."""
 
     def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-        if len(call.shapes[0]) != 4:
-            return None  # one image without a batch, whose first axis is resized, too
+        if not _of_images(call):
+            return None
         aligned, centred = (
             bool(arguments.get(key, False)) for key in ("align_corners", "half_pixel_centers")
         )

@@ -124,11 +124,25 @@ def test_bad_files(make: Any, tmp_path: Path) -> None:
     assert path.name in str(caught.value)
 
 
+def test_a_stock_layer_of_another_version(tmp_path):
+    """What a newer Keras writes of a layer of its own is not said to be an unknown class."""
+    inputs = tf_keras.Input((4,))
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(2, name="of_tomorrow")(inputs))
+    model.save(tmp_path / "m", save_traces=False)  # else its graph is lifted
+    metadata = tmp_path / "m" / "keras_metadata.pb"
+    kept = metadata.read_bytes()
+    changed = kept.replace(b'"use_bias": true', b'"use_idea": true')
+    assert changed != kept
+    metadata.write_bytes(changed)
+    with pytest.raises(LoadError, match="'of_tomorrow'.*Dense that tf_keras .* does not know"):
+        load_model(tmp_path / "m")
+
+
 @pytest.mark.parametrize("name", ["tf_keras", "keras"])
 def test_a_class_of_a_package_that_is_not_imported(name, tmp_path):
     """The file says where the class stood, so that the remedy can, too."""
     k = {"tf_keras": tf_keras, "keras": keras}[name]
-    of = {"__module__": "shop.inner.layers"}
+    of = {"__module__": "shop.inner.layers", "call": lambda self, inputs: inputs}
     Shelf = k.saving.register_keras_serializable("shop")(type("Shelf", (k.layers.Layer,), of))
     inputs = k.Input((4,))
     k.Model(inputs, Shelf(name="shelf")(inputs)).save(tmp_path / "m.keras")

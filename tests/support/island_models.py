@@ -156,7 +156,7 @@ def windows(size: int) -> Any:
 
 
 def shared(k: Any, x: Any) -> Any:
-    dense = k.layers.Dense(CHANNELS, activation="softsign", name="shared")
+    dense = k.layers.Dense(CHANNELS, activation="selu", name="shared")
     a = dense(x)
     b = dense(k.layers.ReLU()(k.layers.Conv2D(CHANNELS, 1, name="other")(x)))
     return k.layers.Add()([a, b])
