@@ -239,15 +239,16 @@ def _other_version(
 ) -> str:
     """A stock layer with a configuration that this version of Keras does not know."""
     return (
-        f"The layer {layer!r} of {str(path)!r} has a configuration of {class_name} that {flavour.name} "
-        f"{flavour.keras.__version__} does not know: the file was written by "
+        f"The layer {layer!r} of {str(path)!r} has a configuration of {class_name} that "
+        f"{flavour.name} {flavour.keras.__version__} does not know: the file was written by "
         f"version {contents.keras_version or 'unknown'}. Load it with that version or a newer one, "
         "or write it there with model.export."
     )
 
 
 def _explain(path: Path, contents: Contents, flavour: Flavour, error: Exception) -> str:
-    uncallable = re.search(r"Cannot call custom layer (\S+) of type <class '\S+\.(\w+)'>", str(error))
+    revived = r"Cannot call custom layer (\S+) of type <class '\S+\.(\w+)'>"
+    uncallable = re.search(revived, str(error))
     if uncallable and flavour.layer_class(uncallable[2]) is not None:
         return _other_version(path, uncallable[1], uncallable[2], flavour, contents)
     message = f"{str(path)!r} is {contents.kind}, but {flavour.name} cannot load it"

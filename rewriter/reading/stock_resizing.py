@@ -23,8 +23,8 @@ _PLAIN_RESIZE = (
 def _of_images(call: Call) -> bool:
     """Whether what is resized are images (batch, height, width, channels).
 
-    TensorFlow resizes one image (height, width, channels), too, and calls the batch its height then:
-    by an axis of 1 in front, behind which the size of the batch, which is unknown, stands.
+    TensorFlow resizes one image (height, width, channels), too, and takes the batch for its
+    height then: an axis of 1 is put in front, and the unknown size of the batch stands behind it.
     """
     images = call.input_shapes[0]
     return len(call.shapes[0]) == 4 and (images[0] is None or None not in images)
