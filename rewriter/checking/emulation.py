@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from rewriter.checking.evaluation import for_all, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
-from rewriter.errors import RewriterError
+from rewriter.errors import RewriterError, VerificationError
 from rewriter.grid import BITS
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
@@ -48,6 +48,9 @@ def compare_training(
       batch: samples whose tensors are held in memory at a time.
       progress: called with the number of samples done.
       seen: called for each output of each chunk of samples with its name and the model's values.
+
+    Raises:
+      VerificationError: the model computes what is not a number.
     """
     program, twin = lowered.program, _Twin(lowered)
     for start in range(0, len(inputs[0]), batch):
@@ -227,6 +230,7 @@ class _Twin:
             self.skipped[name] = f"shape {model.shape} in the model, {whole.shape} in the twin"
             return
         model = tf.reshape(model, whole.shape)
+        self._refuse_no_number(name, model)
         if name not in self.counters:
             self.counters[name] = Counter(tensor), Counter(tensor)
         end, one = self.counters[name]
@@ -234,6 +238,23 @@ class _Twin:
         end.add(steps, np.asarray(whole))
         one.add(steps, np.asarray(single))
         self._single[name] = _stored(model, tensor)
+
+    def _refuse_no_number(self, name: str, model: tf.Tensor) -> None:
+        """A difference from what is not a number is none either, and every limit would hold."""
+        if self._program.tensors[name].quantization is None and name not in self._program.outputs:
+            return  # inside a function in float, which may choose among its values
+        if np.isnan(model).any():
+            makers = {step.output: step for step in self._program.steps}
+            step = makers.get(name)
+            if step is not None and step.operator.kind == "QUANTIZE":
+                step = makers.get(step.inputs[0], step)  # not the layer that only puts it on a grid
+            layer = name if step is None else step.layer
+            raise VerificationError(
+                f"Layer '{layer}': the trained model computes what is not a number (NaN) there, in "
+                "phase 'quantize' and from this data. Something is divided by a number that its "
+                "grid rounds to 0, as a sum of a few small values is: add a larger constant to it, "
+                "or give that tensor more bits in the recipe."
+            )
 
     def _go_on_from(self, name: str) -> None:
         """Take the model's values of a tensor that cannot be computed, if it has them."""

@@ -34,11 +34,14 @@ def twofold(
 
 def _in_batches(step: Step, values: list[tf.Tensor], samples: int, batch: int) -> tf.Tensor:
     def part(start: int, stop: int) -> tf.Tensor:
-        cut = [v[len(v) * start // samples : len(v) * stop // samples] for v in values]
+        cut = [
+            v[len(v) * start // samples : len(v) * stop // samples] if v.shape.rank else v
+            for v in values  # a number belongs to all samples
+        ]
         return for_all(evaluate(step, cut), stop - start)
 
     whole = part(0, samples)
-    if samples <= batch:
+    if samples <= batch or not whole.shape.rank:
         return whole
     first = part(0, batch)
     # Nearly all layers treat every sample by itself, and are faster with all of them at once.

@@ -96,8 +96,8 @@ class QuantizedHostMixin(PhasedMixin):
         for index, (kernel, quantizer) in enumerate(
             zip(self.kernel_names, self.kernel_quantizers, strict=True)
         ):
-            shape = tuple(getattr(host, kernel).shape)
-            self._kernel_weights.append(quantizer.build(shape, f"kernel{index}", adapter))
+            state = tuple(getattr(host, kernel).shape), f"kernel{index}", adapter
+            self._kernel_weights.append(quantizer_names.build(quantizer, *state))
             preserved.build(self, index)
         parts = {
             "batch_norm": output_shape,

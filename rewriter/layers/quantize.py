@@ -106,7 +106,8 @@ class QuantizeMixin(PhasedMixin):
             # A name of its own: HDF5 keeps an optimizer's state of all layers by the names.
             scope = f"{self.owner or self.name}/{scope}"
         with self.flavour.part_scope(scope):
-            self._quantizer_weights = self.quantizer.build(tuple(input_shape), "range", adapter)
+            sizes = tuple(input_shape)
+            self._quantizer_weights = quantizer_names.build(self.quantizer, sizes, "range", adapter)
         super().build(input_shape)
 
     @property

@@ -14,6 +14,7 @@ def quantize(real: Any, quantization: Quantization) -> Any:
     """``clip(round(real * (1 / scale)) + zero_point)`` in float32, halves to even.
 
     Multiplying by the rounded reciprocal, not dividing: at ties the two can differ by one step.
+    What is not a number becomes the highest integer, as in XNNPACK.
 
     Args:
       real: floating point, any shape.
@@ -26,6 +27,7 @@ def quantize(real: Any, quantization: Quantization) -> Any:
     steps = tf.round(tf.cast(real, tf.float32) * inverse)
     low = quantization.lowest - quantization.zero_point
     high = quantization.qmax - quantization.zero_point
+    steps = tf.where(tf.math.is_nan(steps), tf.cast(high, tf.float32), steps)
     return tf.cast(tf.clip_by_value(steps, low, high), tf.int32) + quantization.zero_point
 
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from rewriter.errors import RewriterError
 from rewriter.grid import BITS
+from rewriter.litert import affine
 from rewriter.litert.integer_fixed_point import (
     activation_range,
     multiply,
@@ -50,9 +51,7 @@ def quantize(operator: Operator, x: tf.Tensor) -> tf.Tensor:
         return lookup(operator, x)
     if output is None:
         raise RewriterError("QUANTIZE needs an output quantization. Received: None.")
-    scaled = tf.cast(x, tf.float32) * (np.float32(1) / np.float32(output.scale))
-    low, high = output.lowest - output.zero_point, output.qmax - output.zero_point
-    return tf.cast(tf.round(tf.clip_by_value(scaled, low, high)), tf.int32) + output.zero_point
+    return affine.quantize(x, output)
 
 
 def dequantize(operator: Operator, q: tf.Tensor) -> tf.Tensor:

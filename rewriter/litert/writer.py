@@ -262,6 +262,13 @@ class _Writer:
         for name, index in found.items():
             self._index[name] = self._reals[name] = index
             self._shapes[name] = self._file.shape(index)
+            if not self._shapes[name]:
+                layer = next(step.layer for step in island.steps if step.output == name)
+                raise ExportError(
+                    f"Layer '{layer}': it computes one number for all samples, which what reads it "
+                    "cannot take: an integer-only file treats each sample by itself. Compute one "
+                    "for every sample: reduce over the axes from 1 on, with keepdims=True."
+                )
             self._file.rename(index, self._names.get(name, name))
 
     def _real(self, name: str) -> int:

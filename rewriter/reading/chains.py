@@ -11,12 +11,17 @@ Of those that bring an axis before the batch to split it:
 attention is often written. LiteRT's tensors here have the batch first, so the transposition is
 lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second axis. That is right
 where nothing else reads it.
+
+And what keeps a number from 0 for a function in float: ``x / (total + 1e-7)``. The grid of the sum
+would round that constant away, and the function divide by 0; so the sum stays in float with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from rewriter.keras_compat import Flavour
 from rewriter.reading import row_counts, stock_activations
@@ -30,6 +35,8 @@ from rewriter.reading.traces import trace
 _BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
 _LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
 _LONGEST = 16
+# What is added to a number, or is the least that it may be, for no other reason than that.
+_GUARD = 0.01
 
 
 def join(graph: Graph) -> None:
@@ -47,7 +54,26 @@ def join(graph: Graph) -> None:
         for member in members:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
+    _keep_guards(graph)
     row_counts.settle(graph)
+
+
+def _keep_guards(graph: Graph) -> None:
+    """Leave in float what only functions in float read, and what is to keep them from 0."""
+    readers, outputs = graph.consumers(), set(graph.output_refs())
+    for index, call in enumerate(graph.calls):
+        read = readers.get(Ref(index), ())
+        if not read or Ref(index) in outputs or not _guards(call.role):
+            continue
+        if all(isinstance(graph.calls[each].role, Opaque) for each in read):
+            call.role = Opaque()
+
+
+def _guards(role: Role) -> bool:
+    if not isinstance(role, Operation) or role.name not in ("affine", "clamp"):
+        return False
+    least = np.asarray(role.options["offset" if role.name == "affine" else "low"])
+    return bool(np.all((least > 0) & (least <= _GUARD)))
 
 
 def _settle(graph: Graph) -> None:

@@ -14,6 +14,7 @@ from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
 from rewriter.reading import chains, expansions, inside, models, opening, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
+from rewriter.reading.known_sizes import KnownSizes
 
 _PLAIN = (str, bytes, int, float, type(None))
 
@@ -61,6 +62,7 @@ class _Reader:
         self.reopened = False
         self._masked: set[Ref] = set()
         self.nests = models.Nests()
+        self._sizes = KnownSizes(flavour)
         self._keep: list[Any] = []  # traced models: their tensors' ids must stay unique
         self._reasons: dict[int, str] = {}  # by id of a layer: why it is not opened
         self._shared: dict[int, dict[Any, Any]] = {}  # by id of an opened layer: its new layers
@@ -148,7 +150,7 @@ class _Reader:
         index = len(self.calls)
         shapes = tuple(tuple(t.shape) for t in outputs)
         dtypes = tuple(tf.as_dtype(t.dtype).name for t in outputs)
-        call = Call(layer, path, args, kwargs, shapes, dtypes)
+        call = Call(layer, path, *self._sizes.filled(layer, args, kwargs), shapes, dtypes)
         read = call.refs
         call.input_shapes = tuple(self.calls[ref.call].shapes[ref.index] for ref in read)
         call.input_dtypes = tuple(self.calls[ref.call].dtypes[ref.index] for ref in read)
@@ -156,7 +158,7 @@ class _Reader:
         call.masked = carried or isinstance(kwargs.get("mask"), Ref)
         call.role = roles.classify(self.flavour, call)
         self.calls.append(call)
-        refs = [Ref(index, i) for i in range(len(outputs))]
+        self._sizes.note(call, refs := [Ref(index, i) for i in range(len(outputs))])
         passed_on = carried and getattr(layer, "supports_masking", False)
         for ref, tensor in zip(refs, outputs, strict=True):
             if passed_on or self.flavour.is_masked(tensor):
@@ -247,9 +249,9 @@ class _Reader:
         places = {ref: opening.Place(i) for i, ref in enumerate(refs)}
         symbolic, options = map_refs((args, kwargs), places.__getitem__)
         training = options.pop("training", None)
-        shared = self._shared.setdefault(id(layer), {})
         try:
             if function is None:
+                shared = self._shared.setdefault(id(layer), {})
                 found = opening.opened(flavour, layer, symbols, symbolic, options, shared)
             else:
                 found = opening.expanded(flavour, layer, function, symbols, symbolic, options)

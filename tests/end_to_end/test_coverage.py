@@ -78,6 +78,26 @@ def test_rewrite_is_linear_in_the_number_of_blocks(flavour: str, kind: str) -> N
     assert (long - middle) / (middle - short) == pytest.approx(2, rel=0.06)
 
 
+def _lambdas(library: Any, groups: int) -> Any:
+    """A grouped convolution by slices: each group a Lambda with a closure."""
+    layers = library.layers
+    inputs = library.Input((4, 4, groups))
+    parts = [
+        layers.Conv2D(2, 1)(layers.Lambda(lambda t, i=i: t[..., i : i + 1])(inputs))
+        for i in range(groups)
+    ]
+    return library.Model(inputs, layers.BatchNormalization()(layers.Concatenate()(parts)))
+
+
+@pytest.mark.parametrize("flavour", KERASES)
+def test_rewrite_is_linear_in_the_number_of_lambdas(flavour: str) -> None:
+    library = KERASES[flavour]
+    library.backend.clear_session()
+    rewriter.rewrite(_lambdas(library, 2))
+    short, middle, long = (_calls(rewriter.rewrite, _lambdas(library, n)) for n in (6, 18, 42))
+    assert (long - middle) / (middle - short) == pytest.approx(2, rel=0.06)
+
+
 def test_every_architecture_has_a_row() -> None:
     for library in KERASES.values():
         names = architectures.available(library)

@@ -190,6 +190,23 @@ def test_layers_of_integers(name, tmp_path):
         check(qat, data, tmp_path / "m.tflite", batch_size=size)
 
 
+def test_a_normalization_behind_a_layer_in_float(tmp_path):
+    """One by itself, which reads what no integer operator has made.
+
+    In Keras 3: tf_keras's own SpectralNormalization cannot be called beside Keras 3.
+    """
+    keras = builders.fresh(builders.keras_of("keras"))
+    image = keras.Input((*island_models.SIZE, 3), name="image")
+    inner = keras.layers.Conv2D(island_models.CHANNELS, 3, padding="same")
+    x = keras.layers.SpectralNormalization(inner, name="spectral")(image)
+    x = keras.layers.BatchNormalization(name="alone")(x)
+    x = builders.conv_bn_relu(keras.layers, x, "after", 4)
+    model = builders.randomise_all(keras.Model(image, x), 0)
+    data = builders.normal(8, *island_models.SIZE, 3)
+    builders.fit_statistics(model, data)
+    check(builders.calibrated(model, data), data, tmp_path / "m.tflite")
+
+
 @pytest.mark.wide
 @KERASES
 @pytest.mark.parametrize("policy", ["mixed_float16", "float16", "mixed_bfloat16", "float64"])

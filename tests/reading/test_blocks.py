@@ -220,3 +220,38 @@ def test_a_size_of_the_batch_that_a_call_reads(keras: Any, tmp_path: Path) -> No
     rewriter.export_tflite(qat, tmp_path / "model.tflite")
     found = rewriter.verify(qat, tmp_path / "model.tflite", x, progress=False)
     assert found.comparison.worst.identical == 1.0
+
+
+def test_a_lambda_with_a_closure_inside(keras: Any, tmp_path: Path) -> None:
+    """As keras-tcn has it: it trains, is saved, and is loaded where code is trusted."""
+    layers = keras.layers
+
+    class Last(layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, place: int = -1, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.place = place
+            self.conv = layers.Conv2D(4, 3, padding="same")
+            self.norm = layers.BatchNormalization()
+            self.cut = layers.Lambda(lambda t: t[:, place:, :, :])
+
+        def build(self, shape: Any) -> None:
+            self.conv.build(shape)
+            self.norm.build((*shape[:-1], 4))
+            super().build(shape)
+
+        def call(self, x: Any, training: Any = None) -> Any:
+            return self.cut(self.norm(self.conv(x), training=training))
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "place": self.place}
+
+    model = builders.randomise_all(functional(keras, Last(-2, name="last")), 0)
+    data = normal(8, 8, 8, 3)
+    qat = builders.calibrated(model, data)
+    qat.compile("sgd", "mse")
+    qat.fit(data, np.zeros((8, 3), np.float32), verbose=0)
+    qat.save(tmp_path / "m.keras")
+    loaded = rewriter.load_model(
+        tmp_path / "m.keras", allow_lambda=True, custom_objects={"Last": Last}
+    )
+    np.testing.assert_array_equal(loaded(data), qat(data))

@@ -115,6 +115,29 @@ wanted = [0.9 * 50 + 0.1 * 10 * part.max() for part in (data[:4], data[4:])]
 np.testing.assert_allclose(maximum.numpy(), np.mean(wanted), rtol=1e-6)
 """
 
+_OTHERS = """
+import tensorflow_model_optimization as tfmot
+
+quantizers = tfmot.quantization.keras.quantizers
+kind = {"num_bits": 8, "per_axis": False, "symmetric": False, "narrow_range": False}
+kernel = {"num_bits": 8, "per_axis": False, "symmetric": True, "narrow_range": True}
+inputs = keras.Input((6, 6, 3))
+model = keras.Model(inputs, layers.BatchNormalization()(layers.Conv2D(4, 3, name="c")(inputs)))
+recipes = {
+    "LastValueQuantizer": {"kernel_quantizer": quantizers.LastValueQuantizer(**kernel)},
+    "MovingAverageQuantizer": {"activation_quantizer": quantizers.MovingAverageQuantizer(**kind)},
+}
+for name, options in recipes.items():
+    rewriter.rewrite(model, rewriter.Recipe(**options))
+    try:
+        with strategy.scope():
+            rewriter.rewrite(model, rewriter.Recipe(**options))
+    except rewriter.errors.RecipeError as error:
+        assert name in str(error) and "one device" in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+
 
 def _run(script: str, keras: str) -> None:
     done = subprocess.run(
@@ -140,3 +163,9 @@ def test_ranges(keras: str) -> None:
 def test_ranges_of_several_tensors(keras: str) -> None:
     """Every replica follows the union of its own."""
     _run(_SHARED_RANGES, keras)
+
+
+@pytest.mark.parametrize("keras", ["tf_keras", "keras"])
+def test_quantizers_of_tfmot(keras: str) -> None:
+    """They assign their ranges in every call, which replicas cannot share: refused by name."""
+    _run(_OTHERS, keras)
