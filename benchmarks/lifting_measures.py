@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import architectures, coverage_measures, meter
 
-SAMPLES = 4
+SAMPLES = 8
 WRITERS = ("export", "tf.saved_model.save")
 
 
@@ -66,11 +66,14 @@ def measure_lift(keras: Any, name: str, *, smallest: bool = True) -> dict[str, A
     }
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model.keras")
-        reading, loaded = meter.read(
-            lambda: keras.models.load_model(Path(folder) / "model.keras", compile=False)
-        )
-        del loaded
-        row["keras load"] = vars(reading)
+        try:
+            reading, loaded = meter.read(
+                lambda: keras.models.load_model(Path(folder) / "model.keras", compile=False)
+            )
+            del loaded
+            row["keras load"] = vars(reading)
+        except Exception as error:  # there are architectures that Keras does not load again
+            row["keras load fails"] = str(error)[:80]
         for writer in WRITERS:
             if name in architectures.LARGEST and writer != "export":
                 continue
