@@ -12,6 +12,8 @@ import tensorflow as tf
 from rewriter.errors import LoadError
 from rewriter.lifting import operators
 
+_TRANSPARENT = ("CheckNumerics", "EnsureShape", "Identity", "Snapshot")
+
 
 @dataclasses.dataclass(frozen=True)
 class Out:
@@ -85,14 +87,14 @@ def direct(graph: Graph) -> Graph:
     """The same graph, in which what is computed is read at once, and not through an ``Identity``.
 
     Where a function was called stand such nodes, and what follows them belongs to what is before.
-    Nodes keep their numbers, outputs what they are; an ``Identity`` that no one reads has no input.
+    Nodes keep their numbers, outputs what they are; such a node that no one reads has no input.
     """
     held = {*graph.variables, *graph.constants}
     source: dict[Out, Out] = {}
     nodes = []
     for number, node in enumerate(graph.nodes):
         inputs = [source.get(out, out) for out in node.inputs]
-        if node.op == "Identity" and "_gradient_op_type" not in node.definition.attr:
+        if node.op in _TRANSPARENT and "_gradient_op_type" not in node.definition.attr:
             before = inputs[0].node
             if before not in held and graph.nodes[before].op != "Const":
                 source[Out(number)] = inputs[0]

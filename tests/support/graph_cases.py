@@ -79,7 +79,7 @@ def _conv_called(normalized: bool) -> Any:
 
         def run(x: Any) -> Any:
             x = tf.identity(tf.nn.conv2d(tf.identity(x), kernel, 1, "SAME"))
-            x = tf.identity(tf.nn.bias_add(x, bias))
+            x = tf.ensure_shape(tf.nn.bias_add(x, bias), (None, *IMAGE[:2], 6))
             if not normalized:
                 return x
             root = tf.math.rsqrt(variance + 1e-3) * gamma
