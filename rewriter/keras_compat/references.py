@@ -182,7 +182,8 @@ def _view(flavour: Any, layer: Any, seen: dict[int, Any]) -> Any:
     if not changed:
         return layer
     view = object.__new__(type(layer))
-    vars(view).update({**vars(layer), **changed})
+    own = {key: value for key, value in vars(layer).items() if key != "get_config"}
+    vars(view).update({**own, **changed})  # and not a method that asks the layer
     seen[id(layer)] = view
     return view
 

@@ -255,3 +255,28 @@ def test_a_lambda_that_is_keras_own_function_is_saved_as_that(keras, tmp_path, p
         assert getattr(copy, "layer", copy).activation is function
         with pytest.raises(SaveError, match="is a lambda"):
             copy.get_config()
+
+
+def test_what_was_loaded_is_rewritten(keras, tmp_path):
+    """With the functions that loading was given, in a layer of a user's, too."""
+
+    class Own(keras.layers.Layer):
+        def __init__(self, activation=None, **kwargs):
+            super().__init__(**kwargs)
+            self.activation = keras.activations.get(activation)
+
+        def call(self, x):
+            return self.activation(tf.sin(x))
+
+        def get_config(self):
+            activation = keras.activations.serialize(self.activation)
+            return {**super().get_config(), "activation": activation}
+
+    known = {"Own": Own, "mine": mine}
+    model = _model(keras, Own(mine), X)
+    model.save(tmp_path / "model.keras")
+    loaded = rewriter.load_model(tmp_path / "model.keras", custom_objects=known)
+    qat = _same(loaded, X)
+    qat.save(tmp_path / "qat.keras")
+    again = rewriter.load_model(tmp_path / "qat.keras", custom_objects=known)
+    np.testing.assert_array_equal(again(X), model(X))
