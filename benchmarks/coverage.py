@@ -3,10 +3,14 @@
     python benchmarks/coverage.py run --results coverage.jsonl --table benchmarks/COVERAGE.md
     python benchmarks/coverage.py run --kinds export tfmot --keras tf_keras --names MobileNetV2
     python benchmarks/coverage.py table --results coverage.jsonl --table benchmarks/COVERAGE.md
+    python benchmarks/coverage.py run --kinds lift lifted --results benchmarks/lifting.jsonl \
+        --table benchmarks/LIFTING.md
 
 Every architecture runs in a process of its own and adds one line to the results; what is there
-already is skipped. Three kinds of line: ``rewrite`` (plan, float phase, time and memory, for all),
-``export`` (int8 file against its twin, for the smallest of each family) and ``tfmot``.
+already is skipped. The kinds of line: ``rewrite`` (plan, float phase, time and memory, for all),
+``export`` (int8 file against its twin, for the smallest of each family) and ``tfmot``; ``lift``
+(written as a graph and lifted, for all) and ``lifted`` (from there to a verified file, for the
+smallest of each family).
 """
 
 from __future__ import annotations
@@ -31,9 +35,14 @@ if __name__ == "__main__":
 
 from tqdm.auto import tqdm
 
-from benchmarks import architectures, coverage_table
-from benchmarks.coverage_measures import MEASURES
+from benchmarks import architectures, coverage_measures, coverage_table, lifting_measures
 
+MEASURES = {
+    **coverage_measures.MEASURES,
+    "lift": lifting_measures.measure_lift,
+    "lifted": lifting_measures.measure_lifted,
+}
+SMALLEST = ("export", "lifted")  # kinds that take the smallest of each family only
 KERASES = ("tf_keras", "keras")
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["tensorflow", "tf_keras", "keras", "rewriter", __name__])
@@ -49,7 +58,7 @@ def tasks(kinds: list[str], kerases: list[str], names: list[str] | None) -> list
             if kind == "tfmot" and keras != "tf_keras":
                 continue
             for rank, name in enumerate(every):
-                wanted = name in names if names else kind != "export" or name in smallest
+                wanted = name in names if names else kind not in SMALLEST or name in smallest
                 if wanted:
                     found.append((rank, kind, keras, name))
     return [task[1:] for task in sorted(found, key=lambda task: task[0])]

@@ -102,7 +102,6 @@ def measure_export(
 ) -> dict[str, Any]:
     """The int8 file: float tensors, agreement with the twin, and the kernels' own disagreement."""
     import rewriter
-    from rewriter.errors import ExportError
 
     model = architectures.build(keras, name, smallest=smallest)
     data = architectures.images(name, 16, 0, smallest=smallest)
@@ -112,7 +111,7 @@ def measure_export(
     probe = architectures.images(name, samples, 1, smallest=smallest)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.tflite"
-        seconds, report = _seconds(lambda: _export(rewriter, ExportError, qat, path))
+        seconds, report = _seconds(lambda: exported(qat, path))
         if isinstance(report, str):
             return {"side": architectures.side(name, smallest=smallest), "refusal": report}
         found = rewriter.verify(qat, path, probe, progress=False).comparison
@@ -144,11 +143,14 @@ def measure_export(
     }
 
 
-def _export(rewriter: Any, error: type[Exception], qat: Any, path: Path) -> Any:
-    """The report, or the text of a refusal."""
+def exported(qat: Any, path: Path) -> Any:
+    """The report of an export, or the text of its refusal."""
+    import rewriter
+    from rewriter.errors import ExportError
+
     try:
         return rewriter.export_tflite(qat, path)
-    except error as refusal:
+    except ExportError as refusal:
         return str(refusal)
 
 

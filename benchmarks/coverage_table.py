@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lifting_table
+
 Row = dict[str, Any]
 
 
@@ -28,7 +30,8 @@ def write(results: Path, target: Path) -> None:
 def render(rows: list[Row]) -> str:
     """Markdown."""
     by_task = {(row["kind"], row["keras"], row["name"]): row for row in rows}
-    parts = [_INTRODUCTION]
+    lifted = [row for row in rows if row["kind"] in lifting_table.KINDS]
+    parts = [_INTRODUCTION] if len(lifted) < len(rows) else []
     for keras in ("tf_keras", "keras"):
         found = sorted(
             (row for row in rows if row["keras"] == keras and row["kind"] == "rewrite"),
@@ -42,6 +45,8 @@ def render(rows: list[Row]) -> str:
     )
     if exports:
         parts.append(_exports(exports))
+    if lifted:
+        parts.append(lifting_table.render(lifted))
     failed = [row for row in rows if "error" in row or row.get("refusal")]
     if failed:
         parts.append(_failures(failed))

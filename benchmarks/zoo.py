@@ -69,8 +69,12 @@ def _images(model: Any, count: int, seed: int) -> list[np.ndarray]:
 
 def _flat(outputs: Any) -> list[np.ndarray]:
     if isinstance(outputs, dict):
-        outputs = list(outputs.values())
-    return [np.asarray(o) for o in (outputs if isinstance(outputs, (list, tuple)) else [outputs])]
+        outputs = [o for value in outputs.values() for o in _listed(value)]
+    return [np.asarray(o) for o in _listed(outputs)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _difference(a: Any, b: Any) -> float:
@@ -122,6 +126,9 @@ def measure(entry: Entry, keras: Any, say: Callable[[dict[str, Any]], None]) -> 
             said = str(error).replace(f"{folder}/", "")
             say({"saved": f"{type(error).__name__}: {said[:300]}"})
     outputs = qat(given, training=False)
+    if isinstance(outputs, dict) and not all(hasattr(o, "shape") for o in outputs.values()):
+        outputs = [o for value in outputs.values() for o in _flat(value)]
+        qat = keras.Model(qat.inputs, [t for value in qat.output.values() for t in _listed(value)])
     if isinstance(outputs, dict):
         targets: Any = {name: np.zeros(o.shape, np.float32) for name, o in outputs.items()}
         losses: Any = dict.fromkeys(outputs, "mse")

@@ -212,6 +212,54 @@ _HGNET = {
     "apply_downsample": [False, True, True, True],
     "use_lightweight_conv_block": [False, False, True, True],
 }
+_MOBILE5 = {
+    "stackwise_block_types": [["er"], ["uir", "uir"]],
+    "stackwise_num_blocks": [1, 2],
+    "stackwise_num_filters": [[24], [48, 48]],
+    "stackwise_strides": [[2], [2, 1]],
+    "stackwise_act_layers": [["relu"], ["relu", "relu"]],
+    "stackwise_exp_ratios": [[4.0], [6.0, 6.0]],
+    "stackwise_se_ratios": [[0.0], [0.0, 0.0]],
+    "stackwise_dw_kernel_sizes": [[0], [5, 5]],
+    "stackwise_dw_start_kernel_sizes": [[0], [0, 0]],
+    "stackwise_dw_end_kernel_sizes": [[0], [0, 0]],
+    "stackwise_exp_kernel_sizes": [[3], [0, 0]],
+    "stackwise_pw_kernel_sizes": [[1], [0, 0]],
+    "stackwise_num_heads": [[0], [0, 0]],
+    "stackwise_key_dims": [[0], [0, 0]],
+    "stackwise_value_dims": [[0], [0, 0]],
+    "stackwise_kv_strides": [[0], [0, 0]],
+    "stackwise_use_cpe": [[False], [False, False]],
+    "use_msfa": False,
+}
+_DFINE = {
+    "decoder_in_channels": [16, 16],
+    "encoder_hidden_dim": 16,
+    "num_denoising": 0,
+    "num_labels": 4,
+    "hidden_dim": 16,
+    "learn_initial_query": False,
+    "num_queries": 10,
+    "anchor_image_size": (64, 64),
+    "feat_strides": [16, 32],
+    "num_feature_levels": 2,
+    "encoder_in_channels": [128, 256],
+    "encode_proj_layers": [1],
+    "num_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "num_encoder_layers": 1,
+    "hidden_expansion": 0.34,
+    "depth_multiplier": 0.5,
+    "eval_idx": -1,
+    "num_decoder_layers": 2,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "decoder_n_points": [2, 2],
+    "lqe_hidden_dim": 8,
+    "num_lqe_layers": 2,
+    "out_features": ["stage3", "stage4"],
+    "seed": 0,
+}
 _HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ResNet": ("ResNetBackbone", _RESNET),
     "ResNet, bottlenecks": ("ResNetBackbone", {**_RESNET, "block_type": "bottleneck_block"}),
@@ -247,6 +295,9 @@ _HUB: Mapping[str, tuple[str, Mapping[str, Any]]] = {
             "squeeze_and_excite": 0.5,
         },
     ),
+    "MobileNetV5": ("MobileNetV5Backbone", {**_MOBILE5, "norm_layer": "batch_norm"}),
+    "MobileNetV5, RMS": ("MobileNetV5Backbone", _MOBILE5),
+    "D-FINE": ("DFineBackbone", _DFINE),
     "MiT": (
         "MiTBackbone",
         {
@@ -267,7 +318,11 @@ def _hub(name: str) -> Entry:
     def build(keras: Any) -> Any:
         package = importlib.import_module("keras_hub")
         kind, options = _HUB[name]
-        return getattr(package.models, kind)(image_shape=(64, 64, 3), **options)
+        shape = {"image_shape": (64, 64, 3)}
+        if kind == "DFineBackbone":
+            inner = {**_HGNET, "out_features": ["stage3", "stage4"], **shape}
+            options = {**options, "backbone": package.models.HGNetV2Backbone(**inner)}
+        return getattr(package.models, kind)(**shape, **options)
 
     return Entry("keras-hub", name, ("keras",), build)
 

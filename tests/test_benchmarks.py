@@ -12,7 +12,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rewriter
-from benchmarks import convert, meter, peers, report, stages, tflite, usual_converter
+from benchmarks import (
+    convert,
+    coverage_table,
+    lifting_table,
+    meter,
+    peers,
+    report,
+    stages,
+    tflite,
+    usual_converter,
+)
 from checks import KERASES, call, randomise, samples
 from rewriter.checking import interpreter, reading
 from rewriter.litert import writer
@@ -216,3 +226,28 @@ def test_added_memory_of_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "setrecursionlimit", lambda limit: None)
     case = stages.Case("keras", "chain", 3)
     assert all(stages.added_memory(case, s) >= 0 for s in ("export", "usual converter"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "met"),
+    [
+        ({}, True),
+        ({"difference": 1.1e-5}, False),
+        ({"plan": False}, False),
+        ({"weights": False}, False),
+        ({"floats": 1}, False),
+        ({"kept": 3}, True),  # layers of their own that become integers
+    ],
+)
+def test_lifted_models_are_counted(changed: dict[str, Any], met: bool) -> None:
+    same = {"difference": 9e-6, "plan": True, "weights": True, "floats": 0, "kept": 0}
+    found = {**same, "load": _reading(2.0), "operators": 9, "layers": 3, **changed}
+    row = {"kind": "lift", "keras": "keras", "name": "Net", "norms": 2, "fused": 1}
+    rows = [
+        {**row, "keras load": _reading(4.0), "writers": {"export": found}},
+        {**row, "name": "Other", "keras load fails": "why", "writers": {"export": found}},
+    ]
+    assert lifting_table.met(found) is met
+    text = coverage_table.render(rows)
+    assert f"2 architectures, 2 files: {2 * met} with" in text and "at most 0.50" in text
+    assert text.startswith("# Lifted") and "| fails |" in text

@@ -41,7 +41,21 @@ class Cloning:
             copying.refuse_saving(self, new, layer, error)
             return new
         references.guard(self, new, layer.name)
+        self.build_by_calls(new)
         return new
+
+    def may_be_saved(self: Any, layer: Any) -> None:
+        """Have a layer of a user's, of a model that was loaded, saved as a copy of it would be."""
+        if self.is_layer(layer) and not (self.class_name(layer) or self.is_ours(layer)):
+            self.build_by_calls(layer)
+            references.say_values(self, layer)
+
+    def build_by_calls(self: Any, layer: Any) -> None:
+        """Let a file of a functional model say nothing of the sizes that a layer was built for.
+
+        Keras 3 would build a user's layer from lists where its call gives tuples, and some classes
+        take no lists. The model's calls build the layer as well, as they did the first time.
+        """
 
     def unsaved(self: Any, layer: Any) -> str:
         """Why a layer of a user's cannot be saved with its model, and what to do; "" if it can."""

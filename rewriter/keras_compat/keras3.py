@@ -67,6 +67,12 @@ class Keras3(Flavour):
     def rename(self, layer: Any, name: str) -> None:
         layer.name = name
 
+    def build_by_calls(self, layer: Any) -> None:
+        own = getattr(type(layer), "get_build_config", None)
+        stock = own is self.keras.layers.Layer.get_build_config
+        if self.is_layer(layer) and stock and not (self.class_name(layer) or self.is_ours(layer)):
+            object.__setattr__(layer, "get_build_config", lambda: None)
+
     def called(self, node: Any) -> Any:
         return node.operation
 

@@ -2,7 +2,8 @@
 
 A configuration names a function, and what has that name may be another one: Keras's own, or the
 code of a lambda without the globals that it uses. So a copy in memory is given the functions and
-objects themselves, and a file is refused that could not hold them.
+objects themselves, and a file is refused that could not hold them. An activation that a file could
+not hold, and that is one of Keras's own but for its name, becomes that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rewriter.errors import SaveError
+from rewriter.keras_compat import same_functions
 
 _ARGUMENT = re.compile(r"_?(\w*activation|\w+_(initializer|regularizer|constraint))")
 _OF_LAMBDA = ("function", "output_shape", "mask")
@@ -75,7 +77,7 @@ def refuse(flavour: Any, layer: Any, name: str | None = None) -> None:
     """Raise a SaveError if a file cannot hold a function that ``layer`` was given."""
     for owner, argument, value in _all(flavour, layer, set()):
         reason = _lost(flavour, owner, argument, value)
-        if reason:
+        if reason and _kept(flavour, owner, argument, value) is value:
             called = name or owner.name if owner is layer else owner.name
             raise SaveError(
                 f"The layer {called!r} cannot be saved: its {argument.lstrip('_')} {reason}. "
@@ -106,6 +108,14 @@ def _lost(flavour: Any, owner: Any, argument: str, value: Any) -> str:
             return ""  # what Keras's own function of that name computes
         return f"is not registered, and a file would name {flavour.name}'s own {called!r}"
     return ""  # loaded with custom_objects
+
+
+def _kept(flavour: Any, owner: Any, argument: str, value: Any) -> Any:
+    """What a copy of ``owner`` is given: ``value``, or the function of Keras that it is."""
+    if flavour.is_lambda(owner) or not argument.endswith("activation"):
+        return value
+    twin = same_functions.twin(flavour, value) if _lost(flavour, owner, argument, value) else None
+    return value if twin is None else twin
 
 
 def _root(value: Any) -> str:
@@ -172,7 +182,8 @@ def _view(flavour: Any, layer: Any, seen: dict[int, Any]) -> Any:
     if not changed:
         return layer
     view = object.__new__(type(layer))
-    vars(view).update({**vars(layer), **changed})
+    own = {key: value for key, value in vars(layer).items() if key != "get_config"}
+    vars(view).update({**own, **changed})  # and not a method that asks the layer
     seen[id(layer)] = view
     return view
 
@@ -205,7 +216,7 @@ def _filled(flavour: Any, layer: Any, config: Mapping[str, Any], named: dict[str
         own = getattr(layer, key, None)
         own = getattr(layer, "_" + key, None) if own is None else own
         if _ARGUMENT.fullmatch(key) and _is_given(flavour, own):
-            filled[key] = own
+            filled[key] = _kept(flavour, layer, key, own)
         elif flavour.is_layer(own) and isinstance(value, Mapping) and "config" in value:
             filled[key] = _within(flavour, own, value, named)
         elif own is not None and _are_layers(flavour, own) and isinstance(value, (list, tuple)):

@@ -12,6 +12,8 @@ import tensorflow as tf
 from rewriter.errors import LoadError
 from rewriter.lifting import operators
 
+_TRANSPARENT = ("CheckNumerics", "EnsureShape", "Identity", "Snapshot")
+
 
 @dataclasses.dataclass(frozen=True)
 class Out:
@@ -79,6 +81,29 @@ class Graph:
                 self.consumers[out].append(number)
         for out in self.outputs.values():
             self.consumers[out].append(-1)  # someone outside
+
+
+def direct(graph: Graph) -> Graph:
+    """The same graph, in which what is computed is read at once, and not through an ``Identity``.
+
+    Where a function was called stand such nodes, and what follows them belongs to what is before.
+    Nodes keep their numbers, outputs what they are; such a node that no one reads has no input.
+    """
+    held = {*graph.variables, *graph.constants}
+    source: dict[Out, Out] = {}
+    nodes = []
+    for number, node in enumerate(graph.nodes):
+        inputs = [source.get(out, out) for out in node.inputs]
+        if node.op in _TRANSPARENT and "_gradient_op_type" not in node.definition.attr:
+            before = inputs[0].node
+            if before not in held and graph.nodes[before].op != "Const":
+                source[Out(number)] = inputs[0]
+        nodes.append(Node(node.name, node.op, node.definition, inputs))
+    ends = set(graph.outputs.values())
+    for out in source:
+        if out not in ends:
+            nodes[out.node].inputs = []
+    return dataclasses.replace(graph, nodes=nodes)
 
 
 def check(nodes: Any, where: str) -> None:

@@ -40,6 +40,7 @@ class Norm:
       nodes: the operators that nothing but it reads; the last is its output.
       rank: of the tensor: where an axis is counted from the front, it is the last one of this rank
         only. None for any.
+      least: axes that the tensor has to have, so that the vectors give it none.
     """
 
     of: Out
@@ -48,6 +49,7 @@ class Norm:
     epsilon: float
     nodes: tuple[int, ...]
     rank: int | None
+    least: int
 
 
 class Finder:
@@ -118,7 +120,8 @@ class Finder:
         sizes = {k.array.size for k in vectors} or {_CHANNELS}
         if len(sizes) != 1:
             return None
-        x = self._rows(sizes.pop(), 3 if axis < 0 else axis + 1)
+        least = max(k.array.ndim for k in known.values())
+        x = self._rows(sizes.pop(), max(3, least) if axis < 0 else axis + 1)
         y = self._evaluate(order, of, x, known)
         if y is None:
             return None
@@ -135,7 +138,7 @@ class Finder:
             if all(found for found, _ in own):
                 alone = tuple(self._alone(order))
                 rank = None if axis < 0 else axis + 1
-                return Norm(of, own[0][1], own[1][1], epsilon, alone, rank)
+                return Norm(of, own[0][1], own[1][1], epsilon, alone, rank, least)
         return None
 
     def _axis(self, axes: np.ndarray) -> int | None:
@@ -153,10 +156,13 @@ class Finder:
     def _evaluate(
         self, order: Sequence[int], of: Out, x: np.ndarray, known: dict[Out, Known]
     ) -> np.ndarray | None:
-        """What the operators make of ``x``, in float64; None if it has another shape."""
+        """What the operators make of ``x``, in float64; None if it has another shape.
+
+        Computed so, too: in float32 the order in which a small epsilon comes in would count.
+        """
         with tf.init_scope(), tf.device("cpu:0"):
-            values = {out: tf.constant(k.array) for out, k in known.items()}
-            values[of] = tf.constant(x)
+            values = {out: tf.constant(_double(k.array)) for out, k in known.items()}
+            values[of] = tf.constant(_double(x))
             try:
                 for piece in order:
                     node: Node = self._graph.nodes[piece]
@@ -165,7 +171,7 @@ class Finder:
             except tf.errors.OpError:
                 return None  # shapes that do not go together: it is something else
             array: np.ndarray = values[Out(order[-1])].numpy()
-        return array.astype(np.float64) if array.shape == x.shape else None
+        return array if array.shape == x.shape else None
 
     def _alone(self, order: Sequence[int]) -> list[int]:
         """Those of the pieces that no one else reads."""
@@ -174,6 +180,10 @@ class Finder:
             if all(reader in alone for reader in self._graph.consumers.get(Out(piece), [])):
                 alone.add(piece)
         return sorted(alone)
+
+
+def _double(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
 
 
 def _vector(vectors: Sequence[Known], fit: np.ndarray, plain: float) -> tuple[bool, Known | None]:

@@ -7,17 +7,18 @@ of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rewriter.errors import LoadError
-from rewriter.lifting import dilation, functions, layer_norm, operators, shapes
+from rewriter.lifting import dilation, functions, layer_norm, operators, scales, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
 from rewriter.lifting.linear import convolution, depthwise, product, transposed
+from rewriter.lifting.scales import scaled
 from rewriter.lifting.values import Known, Symbol, Value
 
 Row = Callable[[Builder, int, Node], "list[Value] | None"]
@@ -67,7 +68,7 @@ def merged(kind: str) -> Row:
 
     def row(b: Builder, number: int, node: Node) -> list[Value] | None:
         if not all(b.domains.symbolic(out) for out in node.inputs):
-            return scaled(b, number, node) if node.op in _SCALES else None
+            return scaled(b, number, node) if node.op in scales.OPERATORS else None
         tensors = [b.tensor(out) for out in node.inputs]
         ranks = {len(t.shape) for t in tensors}
         if len(ranks) != 1:
@@ -75,45 +76,6 @@ def merged(kind: str) -> Row:
         return [Symbol(b.apply(node, getattr(b.layers, kind), tensors))]
 
     return row
-
-
-def scaled(b: Builder, number: int, node: Node) -> list[Value] | None:
-    """``x * a``, ``x / a``, ``x + a``, ``x - a``, ``a - x`` with a constant number or vector."""
-    first, second = node.inputs
-    out, other = (first, second) if b.domains.symbolic(first) else (second, first)
-    known = b.known(other)
-    if known is None or known.variable is not None or known.array.dtype.kind != "f":
-        return None
-    value = b.value(out)
-    if not isinstance(value, Symbol):
-        return None
-    array = known.array.astype(np.float64)
-    if array.size > 1 and (
-        any(s != 1 for s in array.shape[:-1]) or array.ndim > len(value.tensor.shape)
-    ):
-        return None
-    factor, offset = _SCALES[node.op](array, out == first)
-    if factor is None:
-        return None
-    if np.all(factor == 1) and np.all(offset == 0):
-        return [value]
-    options: dict[str, Any] = {"scale": _plain(factor), "offset": _plain(offset)}
-    return [Symbol(b.apply(node, b.layers.Rescaling, value.tensor, **options), value.rows)]
-
-
-_SCALES: Mapping[str, Callable[[np.ndarray, bool], tuple[Any, Any]]] = {
-    "Mul": lambda a, first: (a, 0.0),
-    "RealDiv": lambda a, first: (1.0 / a, 0.0) if first and np.all(a != 0) else (None, None),
-    "AddV2": lambda a, first: (1.0, a),
-    "Add": lambda a, first: (1.0, a),
-    "BiasAdd": lambda a, first: (1.0, a),
-    "Sub": lambda a, first: (1.0, -a) if first else (-1.0, a),
-}
-
-
-def _plain(value: Any) -> float | list[float]:
-    array = np.asarray(value, np.float64).ravel()
-    return float(array[0]) if array.size == 1 else array.tolist()
 
 
 def summed(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -196,7 +158,8 @@ def layer_norm_in_pieces(b: Builder, number: int, norm: layer_norm.Norm) -> list
     node, value = b.graph.nodes[number], b.value(norm.of)
     if not isinstance(value, Symbol):
         raise b.refusal(node, "what it normalizes is no tensor of the model")
-    if norm.rank not in (None, len(value.tensor.shape)):
+    rank = len(value.tensor.shape)
+    if norm.rank not in (None, rank) or rank < norm.least:
         return None
     pairs = (("gamma", norm.gamma), ("beta", norm.beta))
     weights = {name: known for name, known in pairs if known is not None}

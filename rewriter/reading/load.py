@@ -151,6 +151,9 @@ def _with_layers(
             f"of type {type(model).__qualname__}. Wrap a layer: Model(inputs, layer(inputs))."
         )
     _refuse_revived(path, model, chosen, contents)
+    if chosen.is_functional(model):
+        for layer in model.layers:
+            chosen.may_be_saved(layer)
     return model
 
 

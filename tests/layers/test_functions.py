@@ -12,6 +12,7 @@ import tensorflow as tf
 import builders
 import rewriter
 from builders import KERASES, keras_of
+from rewriter import keras_compat
 from rewriter.errors import SaveError
 
 FACTOR = 3.0
@@ -221,3 +222,61 @@ def test_lambda_layers(keras, tmp_path):
     qat.save(tmp_path / "globals.keras")
     loaded = rewriter.load_model(tmp_path / "globals.keras", allow_lambda=True)
     np.testing.assert_allclose(loaded(X), qat(X), rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["Activation", "Dense", "TimeDistributed"])
+def test_a_lambda_that_is_keras_own_function_is_saved_as_that(keras, tmp_path, place):
+    """Operation by operation, its gradient included; any other one is refused as before."""
+    make, x = PLACES[place]
+    own = keras.activations
+    same = {"gelu": lambda x: own.gelu(x, approximate=False), "tanh": lambda x: tf.tanh(x)}
+    if keras.__name__ == "keras":
+        same["silu"] = lambda x: own.silu(x)
+    for name, function in same.items():
+        model = _model(keras, make(keras.layers, function), x)
+        assert not rewriter.plan(model).notes
+        qat = _same(model, x)
+        qat.save(tmp_path / "model.keras")
+        again = rewriter.load_model(tmp_path / "model.keras")
+        np.testing.assert_array_equal(again(x), qat(x))
+        activation = getattr(model.layers[-1], "layer", model.layers[-1]).activation
+        assert activation is function, name  # the original has what it had
+    flavour = keras_compat.flavour_of(model)
+    factor = keras.Variable(2.0) if keras.__name__ == "keras" else tf.Variable(2.0)
+    others = {
+        "another option": lambda x: own.gelu(x, approximate=True),
+        "a number more": lambda x: own.gelu(x) * 1.0,
+        "another gradient": lambda x: tf.grad_pass_through(lambda x: tf.tanh(x))(x),
+        "a variable": lambda x: own.tanh(x * factor),
+    }
+    for function in others.values():
+        layer = make(keras.layers, function)
+        copy = flavour.clone(layer)
+        assert getattr(copy, "layer", copy).activation is function
+        with pytest.raises(SaveError, match="is a lambda"):
+            copy.get_config()
+
+
+def test_what_was_loaded_is_rewritten(keras, tmp_path):
+    """With the functions that loading was given, in a layer of a user's, too."""
+
+    class Own(keras.layers.Layer):
+        def __init__(self, activation=None, **kwargs):
+            super().__init__(**kwargs)
+            self.activation = keras.activations.get(activation)
+
+        def call(self, x):
+            return self.activation(tf.sin(x))
+
+        def get_config(self):
+            activation = keras.activations.serialize(self.activation)
+            return {**super().get_config(), "activation": activation}
+
+    known = {"Own": Own, "mine": mine}
+    model = _model(keras, Own(mine), X)
+    model.save(tmp_path / "model.keras")
+    loaded = rewriter.load_model(tmp_path / "model.keras", custom_objects=known)
+    qat = _same(loaded, X)
+    qat.save(tmp_path / "qat.keras")
+    again = rewriter.load_model(tmp_path / "qat.keras", custom_objects=known)
+    np.testing.assert_array_equal(again(X), model(X))

@@ -47,6 +47,20 @@ def _close(found: Any, wanted: Any, share: float = 1e-5) -> None:
     assert np.abs(found - wanted).max() <= share * np.abs(wanted).max()
 
 
+def _floor(model: Any, x: np.ndarray) -> float:
+    """How far the outputs go, in shares of the largest, where weights are off by two roundings.
+
+    Networks of random weights make up to a million times as much of it. The other Keras computes
+    normalizations in another order, and may be as far off as that.
+    """
+    generator, before = np.random.default_rng(0), np.asarray(model(x, training=False))
+    weights = model.get_weights()
+    model.set_weights([w * (1 + 2e-7 * generator.choice([-1, 1], w.shape)) for w in weights])
+    off = np.abs(np.asarray(model(x, training=False)) - before).max() / np.abs(before).max()
+    model.set_weights(weights)
+    return float(off)
+
+
 def _counts(model: Any) -> dict[str, int]:
     planned = rewriter.plan(model)
     return {kind: planned.count(kind) for kind in ("fused", "standalone", "refused")}
@@ -61,7 +75,8 @@ def test_architectures(name: str, source: str, how: str, target: str, tmp_path: 
     randomise(model, 0, low=0.3, high=3.0)
     lifted = lift.lift(write(model, how, tmp_path / "model"), FLAVOURS[target])
     x = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
-    _close(lifted(x, training=False), model(x, training=False))
+    share = 1e-5 if target == source else max(1e-5, _floor(model, x))
+    _close(lifted(x, training=False), model(x, training=False), share)
     assert _counts(lifted) == _counts(model)
     # The same numbers are trained; a lifted model has no others.
     sizes = [sum(int(np.prod(w.shape)) for w in m.trainable_weights) for m in (lifted, model)]

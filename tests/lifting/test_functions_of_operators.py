@@ -73,6 +73,27 @@ def test_a_variable_of_several_layers_is_said(keras: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("keras", FLAVOURS)
+@pytest.mark.parametrize("divisor", [255.0, 4.0, [0.229, 0.224, 0.225, 0.5], -3.0, 1e-20])
+def test_a_division_stays_one(divisor: Any, keras: str, tmp_path: Path) -> None:
+    """Multiplied by the inverse it would be rounded otherwise, which deep models make much of."""
+    module = tf.Module()
+    spec = tf.TensorSpec((None, 6, 6, 4), name="image")
+    number = np.float32(divisor)
+    module.call = tf.function(lambda x: (x - 0.3) / number, [spec])
+    tf.saved_model.save(module, str(tmp_path / "model"), module.call)
+    model = lift.lift(tmp_path / "model", FLAVOURS[keras])
+    x = np.random.default_rng(0).uniform(0, 255, (4, 6, 6, 4)).astype(np.float32)
+    # TensorFlow multiplies by the inverse when it optimizes a function, and not in Keras's layers.
+    wanted, found = (x - np.float32(0.3)) / number, np.asarray(model(x, training=False))
+    if divisor in (-3.0, 1e-20):  # no layer has these
+        np.testing.assert_allclose(found, wanted, rtol=3e-7)
+    else:
+        np.testing.assert_array_equal(found, wanted)
+    assert not lift.of(model).kept
+    assert not rewriter.plan(model).float_layers
+
+
+@pytest.mark.parametrize("keras", FLAVOURS)
 def test_variables_are_weights(keras: str, tmp_path: Path) -> None:
     """Each once, with its value, and those of a normalization where they belong."""
     write(CASES["norm tf.nn"], tmp_path / "model")

@@ -69,6 +69,27 @@ def _conv_added(v: Variables) -> Function:
     return lambda x: bias + tf.nn.conv2d(x, kernel, 2, "VALID")
 
 
+def _conv_called(normalized: bool) -> Any:
+    """What a function makes of it, where a call was, is handed on by operators that do nothing."""
+
+    def make(v: Variables) -> Function:
+        kernel, bias = v("conv/kernel", 3, 3, 4, 6), v("conv/bias", 6)
+        gamma, beta, mean = v("bn/gamma", 6), v("bn/beta", 6), v("bn/mean", 6)
+        variance = v("bn/variance", 6, positive=True)
+
+        def run(x: Any) -> Any:
+            x = tf.identity(tf.nn.conv2d(tf.identity(x), kernel, 1, "SAME"))
+            x = tf.ensure_shape(tf.nn.bias_add(x, bias), (None, *IMAGE[:2], 6))
+            if not normalized:
+                return x
+            root = tf.math.rsqrt(variance + 1e-3) * gamma
+            return tf.identity(x * root) + (beta - mean * root)
+
+        return run
+
+    return make
+
+
 def _conv_1d(v: Variables) -> Function:
     kernel = v("conv/kernel", 3, 4, 6)
     return lambda x: tf.nn.conv1d(x, kernel, 1, "SAME")
@@ -134,6 +155,9 @@ def _layer_norm(form: str, axis: int = -1) -> Any:
             mean, variance = tf.nn.moments(x, axis, keepdims=True)
             if form == "by hand":
                 return gamma * (x - mean) / tf.sqrt(variance + 1e-5) + beta
+            if form == "keras 3":  # which averages over the last axis, whatever the rank is
+                g, b = (tf.reshape(t, (1, 1, 1, 4)) for t in (gamma, beta))
+                return tf.nn.batch_normalization(x, mean, variance, b, g, 1e-6)
             if form == "alone":
                 return (x - mean) * tf.math.rsqrt(variance + 1e-3)
             return tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-3)
@@ -305,6 +329,10 @@ CASES: dict[str, Case] = {
         _conv(2, padding=((0, 0), (0, 1), (1, 2), (0, 0))), layers=("Conv2D",)
     ),
     "convolution, bias in front": Case(_conv_added, layers=("Conv2D",)),
+    "convolution called": Case(_conv_called(False), layers=("Conv2D",)),
+    "convolution called, and a norm": Case(
+        _conv_called(True), layers=("Conv2D", "BatchNormalization")
+    ),
     "convolution 1D": Case(_conv_1d, (8, 4)),
     "convolution 3D": Case(_conv_3d, (4, 4, 4, 4), ("Conv3D",)),
     "convolution through the batch": Case(_through_batch, layers=("Conv2D",)),
@@ -321,6 +349,7 @@ CASES: dict[str, Case] = {
     "transposed, computed": Case(_transposed(0, "SAME", True), layers=("Conv2DTranspose",)),
     "layer norm by hand": Case(_layer_norm("by hand"), layers=("LayerNormalization",)),
     "layer norm, tf.nn": Case(_layer_norm("tf.nn"), layers=("LayerNormalization",)),
+    "layer norm, keras 3": Case(_layer_norm("keras 3"), layers=("LayerNormalization",)),
     "layer norm, from the front": Case(_layer_norm("tf.nn", 3), layers=("LayerNormalization",)),
     # Of matrices it would be one; of images it is over their rows.
     "norm over rows": Case(_layer_norm("tf.nn", 1)),
