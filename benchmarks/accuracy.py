@@ -349,9 +349,9 @@ def main() -> None:
             f"`{report.command()}`\n\nAccuracy in percent, of the file in LiteRT and of the model "
             f"in Keras, and the file's size. Calibrated with {CALIBRATED} samples; fine-tuned for "
             f"{EPOCHS} epochs of Adam from {RATE:g} on the float model's outputs, statistics "
-            f"frozen, where a row names no other rate; several seeds where there is a standard error, "
-            f"else one. int16x8: of the first {WIDE} "
-            f"test samples. ic01_jpeg: four draws of the samples. {', '.join(OURS)}: "
+            f"frozen, where a row names no other rate; several seeds where there is a standard "
+            f"error, else one. int16x8: of the first {WIDE} test samples. ic01_jpeg: "
+            f"four draws of the samples. {', '.join(OURS)}: "
             f"networks of ours (`accuracy_models.py`) on 10,000 test images, fine-tuned for one "
             f"epoch over {SUBSET} of their training images in batches of {OURS_BATCH}."
         )
