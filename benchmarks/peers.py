@@ -86,6 +86,11 @@ def tfmot(model: Any, data: np.ndarray) -> bytes:
     qat = tensorflow_model_optimization.quantization.keras.quantize_model(model)
     for _ in range(4):
         qat(data, training=True)
+    return converted(qat)
+
+
+def converted(qat: Any) -> bytes:
+    """A model of TFMOT's as an int8 file."""
     return _int8(_converter(qat))
 
 

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import rewriter
 from benchmarks import (
+    accuracy,
+    accuracy_models,
     convert,
     coverage_table,
     lifting_table,
@@ -251,3 +253,43 @@ def test_lifted_models_are_counted(changed: dict[str, Any], met: bool) -> None:
     text = coverage_table.render(rows)
     assert f"2 architectures, 2 files: {2 * met} with" in text and "at most 0.50" in text
     assert text.startswith("# Lifted") and "| fails |" in text
+
+
+def test_cells_of_seeds_and_of_what_was_kept_of_them() -> None:
+    seeds = [{"accuracy": 90.0, "model": 91.0, "bytes": 2048}, {"accuracy": 92.0, "bytes": 2048}]
+    assert accuracy._cells(seeds) == ["91.00 ± 1.00", "91.00", "", "2"]
+    kept = {"seeds": 3, "accuracy": 90.87, "error": 0.09, "as float": 98.7}
+    assert accuracy._cells([kept]) == ["90.87 ± 0.09", "", "98.70", ""]
+    assert accuracy._cells([]) == ["", "", "", ""]
+
+
+def test_batches_are_shifted_and_flipped_images() -> None:
+    """Of each image a window over its zero border of 4 pixels, mirrored or not; each once."""
+    x = np.random.default_rng(0).integers(1, 256, (128, 6, 6, 1)).astype(np.uint8)
+    batches = accuracy_models._Batches(x, np.arange(128), epoch=3, flips=True)
+    assert len(batches) == 1
+    found, numbers = batches[0]
+    assert sorted(numbers) == list(range(128))
+    assert found.dtype == np.float32 and found.shape == (128, 6, 6, 1)
+    flipped = 0
+    for image, number in zip(found, numbers, strict=True):
+        whole = np.pad(x[number, :, :, 0], 4)
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (6, 6)).reshape(-1, 6, 6)
+        pixels = np.rint((image[..., 0] + 1) * 127.5)
+        plain = (windows == pixels).all((1, 2)).any()
+        assert plain or (windows == pixels[:, ::-1]).all((1, 2)).any()
+        flipped += not plain
+    assert 40 < flipped < 90
+    again, _ = accuracy_models._Batches(x, np.arange(128), epoch=3, flips=True)[0]
+    np.testing.assert_array_equal(again, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("mnist", 98.5), ("resnet20", 80.0), ("mobilenetv2", 75.0)]
+)
+def test_trained_networks(name: str, least: float, shared: Path) -> None:
+    """The weights beside the benchmark are those of a network that has learned."""
+    pixels, labels = (values[:1000] for values in accuracy_models.images(name, "test"))
+    model = accuracy_models.trained(name)
+    decided = model.predict(accuracy_models.scaled(pixels), verbose=0).argmax(-1)
+    assert 100 * np.mean(decided == labels) > least

@@ -51,6 +51,21 @@ def without_steps(shape: Any) -> tuple[int | None, ...]:
     return (shape[0], *shape[2:])
 
 
+def steps_as_samples(x: Any) -> Any:
+    """``x`` (N, steps, ...) as (N * steps, ...)."""
+    y = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
+    y.set_shape([None, *x.shape[2:]])
+    return y
+
+
+def samples_as_steps(y: Any, inputs: Any) -> Any:
+    """``y`` (N * steps, ...) as (N, steps, ...), of which there are as many as in ``inputs``."""
+    shape = [*inputs.shape[:2], *y.shape[1:]]
+    y = tf.reshape(y, tf.concat([tf.shape(inputs)[:2], tf.shape(y)[1:]], axis=0))
+    y.set_shape(shape)
+    return y
+
+
 def add(layer: Any, y: Any, bias: Any) -> Any:
     """``y`` with a number added to each of its output channels."""
     if getattr(layer.host, "data_format", "channels_last") == "channels_first":

@@ -21,7 +21,7 @@ import tensorflow as tf
 from rewriter import grid as grids
 from rewriter import kernels as arithmetic
 from rewriter.grid import NARROWEST, Grid
-from rewriter.layers import learned_kernels, neighbours
+from rewriter.layers import bias_correction, learned_kernels, neighbours
 from rewriter.litert.integer_kernels import delegated, product, vectorized
 from rewriter.program import Operator
 from rewriter.quantization import learned, phases, quantizers
@@ -32,12 +32,13 @@ _PER_CHANNEL, _PER_TENSOR, _KEPT = "per channel", "per tensor", "kept"  # where 
 
 
 def shifts(host: Any, kernels: Sequence[Any], phase: Any) -> list[Any]:
-    """What rounding adds to the bias of each operator that a QuantizedHost becomes.
+    """What rounding and correction add to the bias of each operator that a QuantizedHost becomes.
 
-    It is 0 in the phases without quantization, and for a channel of zeros, whose bias a file keeps
-    in steps as fine as it needs. An operator between two kernels has no bias of the model's, but
-    one that makes up for its second rounding as well as its steps allow. Ranges that follow the
-    batches are taken as they are: that of the input after this batch, that of the output before.
+    That is 0 in the phases without quantization. A channel of zeros is not rounded, for a file
+    keeps its bias in steps as fine as it needs. An operator between two kernels has no bias of the
+    model's, but one that makes up for its second rounding as well as its steps allow. Ranges that
+    follow the batches are taken as they are: that of the input after this batch, that of the output
+    before.
 
     Args:
       host: built.
@@ -45,13 +46,14 @@ def shifts(host: Any, kernels: Sequence[Any], phase: Any) -> list[Any]:
       phase: int32 scalar of :mod:`rewriter.quantization.phases`.
 
     Returns:
-      For each kernel float32 (channels,), without a gradient; or None: its steps are fine, or the
-      grid of the input, the output or the kernel cannot be told.
+      For each kernel float32 (channels,), without a gradient; or None: its bias is not corrected,
+      and its steps are fine, or the grid of the input, the output or the kernel cannot be told.
     """
     found: list[Any] = [None] * len(kernels)
     for index, kind in enumerate(host.row.operators):
         if grids.is_coarse(kind, grids.of(host.kernel_quantizers[index])):
             found[index] = _shift(_Operator(host, index, kind), kernels[index], phase)
+    found[-1] = bias_correction.added(host, found[-1], phase)
     return found
 
 
@@ -131,9 +133,11 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
         float(epsilon),
         tuple(float(grids.of(layer.quantizer).steps) for layer in layers),
     )
+    corrected = bias_correction.added(host, None, phase) if operator.last else None
     kept = _reach(operator) if scales == _KEPT else none
     value = tf.reshape(tf.cast(arithmetic.tensor(kernel), tf.float32), operator.shape)
-    given = [value, bias, *norm, twice, kept, *ends]
+    corrected = none if corrected is None else corrected
+    given = [value, bias, *norm, twice, corrected, kept, *ends]
     found = tf.cond(phase >= phases.QUANTIZE, lambda: rounding(*given), lambda: none)
     return tf.stop_gradient(found)
 
@@ -220,7 +224,8 @@ def _rounding(
     steps: tuple[float, ...],
 ) -> Callable[..., Any]:
     """A function of the kernel, the bias, gamma, beta, mean, variance, which channels are rounded
-    twice, the range that a quantizer keeps for the kernel, and those of the input and the output.
+    twice, the correction of the bias, the range that a quantizer keeps for the kernel, and those of
+    the input and the output.
 
     It returns what rounding adds. ``bits``: of the storage. ``folded``: the kernel was quantized
     with the normalization in it.
@@ -231,9 +236,10 @@ def _rounding(
     def rounded(kernel: Any, *arguments: Any) -> Any:
         *vectors, kept, low, high, out_low, out_high = arguments
         # float64, as where the file's bias is made
-        bias, gamma, beta, mean, variance, twice = (tf.cast(v, tf.float64) for v in vectors)
+        vectors = [tf.cast(vector, tf.float64) for vector in vectors]
+        bias, gamma, beta, mean, variance, twice, corrected = vectors
         factor = gamma / tf.sqrt(variance + epsilon)
-        real = beta + (bias - mean) * factor
+        real = beta + (bias - mean) * factor + corrected
         size = tf.abs(factor)
         largest = tf.reshape(tf.reduce_max(tf.abs(kernel), rest), [-1])
         largest = tf.cast(largest, tf.float64)

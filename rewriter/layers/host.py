@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from rewriter import kernels as arithmetic
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels, coarse_bias, learned_kernels, preserved
+from rewriter.layers import bias_correction, channels, coarse_bias, learned_kernels, preserved
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
@@ -38,6 +38,7 @@ class QuantizedHostMixin(PhasedMixin):
       output_quantizer: a Quantize layer for the output, where it is quantized right here.
       distributed: apply the host to every step of axis 1, as ``TimeDistributed`` does.
       preserve: what training keeps of each kernel, of :data:`rewriter.layers.preserved.KINDS`.
+      bias_correction: whether it has a variable for what calibration adds to its bias.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class QuantizedHostMixin(PhasedMixin):
         output_quantizer: Any = None,
         distributed: bool = False,
         preserve: Sequence[Sequence[str]] = (),
+        bias_correction: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -68,6 +70,7 @@ class QuantizedHostMixin(PhasedMixin):
             [quantizer_names.given(q) for q in kernel_quantizers], self.row.kernels
         )
         self.preserve = tuple(map(tuple, preserve)) or ((),) * len(self.row.kernels)
+        self.bias_correction = bool(bias_correction)
         self.supports_masking = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -99,6 +102,7 @@ class QuantizedHostMixin(PhasedMixin):
             state = tuple(getattr(host, kernel).shape), f"kernel{index}", adapter
             self._kernel_weights.append(quantizer_names.build(quantizer, *state))
             preserved.build(self, index)
+        bias_correction.build(self)
         parts = {
             "batch_norm": output_shape,
             "before_activation": output_shape,
@@ -230,10 +234,7 @@ class QuantizedHostMixin(PhasedMixin):
         *inner, shift = coarse_bias.shifts(self, kernels, phase)
         if any(arithmetic.tensor(kernel).dtype != inputs.dtype for kernel in kernels):
             kernels = [tf.cast(arithmetic.connected(kernel), inputs.dtype) for kernel in kernels]
-        x = inputs
-        if self.distributed:
-            x = tf.reshape(x, tf.concat([[-1], tf.shape(x)[2:]], axis=0))
-            x.set_shape([None, *inputs.shape[2:]])
+        x = channels.steps_as_samples(inputs) if self.distributed else inputs
 
         def between(x: Any) -> Any:
             x = x if inner[0] is None else channels.add(self, x, tf.cast(inner[0], x.dtype))
@@ -258,13 +259,10 @@ class QuantizedHostMixin(PhasedMixin):
             y = arithmetic.connected(y)
             y = channels.add(self, y, tf.cast(shift, y.dtype))
         if self.distributed:
-            y = arithmetic.connected(y)
-            steps = tf.shape(inputs)[:2]
-            shape = [*inputs.shape[:2], *y.shape[1:]]
-            y = tf.reshape(y, tf.concat([steps, tf.shape(y)[1:]], axis=0))
-            y.set_shape(shape)
+            y = channels.samples_as_steps(arithmetic.connected(y), inputs)
         if norm is not None:
             y = norm.after(y, training, mask, **taken)
+        y = bias_correction.through(self, y)
         if self.before_activation is not None:
             y = self.before_activation.after(y, training)
         if self.host.activation is not None and not self._clamps():
@@ -295,6 +293,7 @@ class QuantizedHostMixin(PhasedMixin):
             part = getattr(self, name)
             config[name] = None if part is None else self.flavour.serialize(part)
         config["distributed"] = self.distributed
+        config["bias_correction"] = self.bias_correction
         config["preserve"] = [list(kinds) for kinds in self.preserve]
         config["kernel_quantizers"] = [quantizer_names.serialize(q) for q in self.kernel_quantizers]
         return config

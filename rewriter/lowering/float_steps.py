@@ -9,10 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import ExportError
-from rewriter.layers import channels as output_channels
 from rewriter.layers.linear import LINEAR
 from rewriter.lowering import precisions
-from rewriter.lowering.linear import normalization
+from rewriter.lowering.linear import after_kernel
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator
@@ -93,12 +92,7 @@ def host(low: ProgramBuilder, call: Call, x: Value) -> Value:
     """A host that LiteRT has no integer kernel for, with its normalization and activation."""
     layer = call.layer
     kernels = [np.asarray(kernel) for kernel in layer.quantized_kernels()]
-    channels = call.shapes[0][-1] or 0
-    factor, bias = np.ones(channels), np.zeros(channels)
-    own = output_channels.bias(layer)
-    bias = bias if own is None else own
-    if layer.batch_norm is not None:
-        factor, bias = normalization(layer.batch_norm, bias)
+    factor, bias = after_kernel(layer, call.shapes[0][-1] or 0)
 
     def compute(value: Any) -> Any:
         tensors = [tf.constant(kernel) for kernel in kernels]

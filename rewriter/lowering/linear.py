@@ -12,7 +12,7 @@ from rewriter import grid as grids
 from rewriter.errors import ExportError
 from rewriter.grid import Grid
 from rewriter.keras_compat.variables import read
-from rewriter.layers import channels, learned_kernels, preserved
+from rewriter.layers import bias_correction, channels, learned_kernels, preserved
 from rewriter.litert.integer_kernels import product, rounding_offset
 from rewriter.lowering import folding
 from rewriter.lowering.finite import require_finite
@@ -167,14 +167,11 @@ def linear(
     layer = call.layer
     bias = np.zeros(len(kernel.scale))
     if last:
-        own = channels.bias(layer)
-        bias = bias if own is None else own
-        if layer.batch_norm is not None:
-            factor, bias = normalization(layer.batch_norm, bias)
-            if not layer.folds_first:
-                axes = kernel.grid.axes
-                folded = folding.fold_scale(kernel.integers, kernel.scale, factor, axes)
-                kernel = QuantizedKernel(*folded, kernel.grid)
+        factor, bias = after_kernel(layer, len(kernel.scale))
+        if layer.batch_norm is not None and not layer.folds_first:
+            axes = kernel.grid.axes
+            folded = folding.fold_scale(kernel.integers, kernel.scale, factor, axes)
+            kernel = QuantizedKernel(*folded, kernel.grid)
     return with_constants(low, call, x, kind, shape, kernel, bias, attributes)
 
 
@@ -234,6 +231,15 @@ def with_constants(
         return dataclasses.replace(made, bias=integer_bias)
 
     return low.pending(call.path, [x], shape, finish)
+
+
+def after_kernel(layer: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a QuantizedHost multiplies each of ``count`` channels by, and what it adds, float64."""
+    own = channels.bias(layer)
+    factor, bias = np.ones(count), np.zeros(count) if own is None else own
+    if layer.batch_norm is not None:
+        factor, bias = normalization(layer.batch_norm, bias)
+    return factor, bias + bias_correction.values(layer)
 
 
 def normalization(batch_norm: Any, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from rewriter import grid as grids
 from rewriter import kernels
 from rewriter.errors import RecipeError
 from rewriter.kernels import learned as arithmetic
+from rewriter.kernels.closest import closest_scale
 from rewriter.kernels.codes import OBSERVE, QUANTIZE_FROZEN
 from rewriter.quantization.quantizers import (
     CALIBRATIONS,
@@ -95,12 +96,17 @@ class LearnedKernelQuantizer(KernelQuantizer):
     def start(self, kernel: Any, weights: dict[str, Any]) -> None:
         """Give what is learned its first value, unless it has one.
 
+        That of ``"lsq"`` and ``"lsq+"`` below 8 bits is the scale with the smallest squared error;
+        what stands for it before, in graphs, is that of their papers, which takes one pass.
+
         Args:
           kernel: float32, with the normalization folded in where this is quantized so.
           weights: what :meth:`build` returned.
         """
         if not float(weights["started"].numpy()):
-            weights["learned"].assign(self._first(kernel))
+            closest = self.num_bits < grids.BITS and not self.power_of_two
+            first = closest_scale(kernel, self.grid) if closest else self._first(kernel)
+            weights["learned"].assign(first)
             weights["started"].assign(1.0)
 
     def scales(self, kernel: Any, weights: dict[str, Any]) -> Any:

@@ -12,9 +12,8 @@ from rewriter import layers
 from rewriter.errors import UnsupportedModelError
 from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.keras_compat import Flavour
-from rewriter.layers import channels
 from rewriter.lowering import folding
-from rewriter.lowering.linear import QuantizedKernel, kernels, normalization
+from rewriter.lowering.linear import QuantizedKernel, after_kernel, kernels, normalization
 from rewriter.lowering.lower import require_ranges
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.reading import from_keras
@@ -99,15 +98,11 @@ class _Maker:
     def _host(self, call: Call) -> list[tuple[Any, Any]]:
         layer = call.layer
         found = kernels(layer, call.path)
-        bias: np.ndarray = np.zeros(len(found[-1].scale))
-        own = channels.bias(layer)
-        bias = bias if own is None else own
-        if layer.batch_norm is not None:
-            factor, bias = normalization(layer.batch_norm, bias)
-            if not layer.folds_first:
-                last = found[-1]
-                folded = folding.fold_scale(last.integers, last.scale, factor, last.grid.axes)
-                found[-1] = QuantizedKernel(*folded, last.grid)
+        last = found[-1]
+        factor, bias = after_kernel(layer, len(last.scale))
+        if layer.batch_norm is not None and not layer.folds_first:
+            folded = folding.fold_scale(last.integers, last.scale, factor, last.grid.axes)
+            found[-1] = QuantizedKernel(*folded, last.grid)
         values = [_real(kernel) for kernel in found]
         chain: list[tuple[Any, Any]] = []
         if layer.between is None:

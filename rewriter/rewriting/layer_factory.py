@@ -145,6 +145,7 @@ class LayerFactory:
             output_quantizer=output_quantizer,
             distributed=host.distributed,
             preserve=self._preserve(host),
+            bias_correction=self.recipe.bias_correction,
             name=name,
             # Whatever the global policy: kernels of 16-bit layers are quantized as they are kept.
             dtype="float64" if dtype == "float64" else "float32",

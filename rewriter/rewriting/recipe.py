@@ -28,6 +28,7 @@ _LATER: dict[str, Any] = {
     "ranges": range_kinds.OBSERVED,
     "activation_bits": grids.BITS,
     "preserve": (),
+    "bias_correction": False,
 }
 
 
@@ -63,6 +64,8 @@ class Recipe:
       preserve: what training keeps of kernels that have it: ``"sparsity"`` (weights that are 0 stay
         0: pruned), ``"clusters"`` (equal weights stay equal: clustered, up to 256 values a
         kernel), or both.
+      bias_correction: whether calibration takes back, in the biases, by how much quantization moves
+        the mean of what each linear layer computes (Nagel et al. 2019, arXiv:1906.04721).
 
     Raises:
       RecipeError: on construction, naming the bad field.
@@ -78,6 +81,7 @@ class Recipe:
     ranges: str = range_kinds.OBSERVED
     activation_bits: int = grids.BITS
     preserve: Any = ()
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         for field in ("kernel_quantizer", "activation_quantizer"):
@@ -100,6 +104,10 @@ class Recipe:
                 range_kinds.kernel(self.kernel_quantizer, self.ranges)
             if self.activation_quantizer is not None:
                 range_kinds.activation(self.activation_quantizer, self.ranges, self.calibration)
+        if self.bias_correction not in (True, False):
+            raise RecipeError(
+                f"bias_correction must be true or false. Received: {self.bias_correction!r}."
+            )
         grids.width(self.end_bits, grids.BITS, "Recipe", "end_bits")
         activation_widths.check(self)
         momentum = self.range_momentum

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +15,7 @@ from rewriter.errors import CalibrationError, RewriterWarning
 from rewriter.keras_compat import input_of
 from rewriter.quantization import phases
 from rewriter.reading import from_keras
-from rewriter.training import finite, statistics
+from rewriter.training import bias_correction, finite, statistics
 from rewriter.training.batches import batches_of
 from rewriter.training.collecting import Collector
 
@@ -32,7 +34,8 @@ def calibrate(
 
     Ranges are reset first. The model runs in inference mode; its weights do not change. An input
     whose values are at most 256 equidistant levels, as those of images are, gets a range on which
-    no level lies half-way between two integers. Where the moving statistics of the model's
+    no level lies half-way between two integers. With ``Recipe(bias_correction=True)`` the data are
+    read a second time, for the biases. Where the moving statistics of the model's
     normalizations are far from those of the data, a warning says so: training would use the latter.
 
     Args:
@@ -56,12 +59,16 @@ def calibrate(
 
     Raises:
       CalibrationError: if there is no data, it does not fit the model's inputs, or it is not
-        finite, or the output of a layer is not, or a method or a layer of ``method`` is not known;
-        ranges and phases are then as before.
+        finite, or the output of a layer is not, or a method or a layer of ``method`` is not known,
+        or data that are to be read twice can be read once only; ranges, corrections and phases are
+        then as before.
       UnsupportedModelError: if the model has not been rewritten.
     """
     codes = phases.codes(model)
+    bias_correction.check(model, data)
+    corrected = bias_correction.corrected_hosts(model)
     ranges = [(layer, _snapshot(layer)) for layer in _with_range(model)]
+    before = [(host.correction, host.correction.numpy()) for host in corrected]
     graph = from_keras.read(model)
     collector = Collector(graph, [layer for layer, _ in ranges], method)
     try:
@@ -88,15 +95,17 @@ def calibrate(
             )
         moving = collector.moving(count)
         collector.finish()
+        phases.set_phase(model, "quantize")
+        if corrected:
+            again = functools.partial(batches_of, model, data, batch_size, steps, samples)
+            bias_correction.correct(model, again, progress)
     except BaseException:
         collector.restore()
-        for _, values in ranges:
-            for variable, value in values:
-                variable.assign(value)
+        for variable, value in itertools.chain(before, *(values for _, values in ranges)):
+            variable.assign(value)
         for layer, code in codes:
             layer.phase.assign(code)
         raise
-    phases.set_phase(model, "quantize")
     if moving is not None:
         warnings.warn(moving, RewriterWarning, stacklevel=2)
     statistics.warn(model, first)

@@ -15,6 +15,7 @@ from rewriter.training.histograms import BINS, Histogram
 Range = tuple[float, float]
 
 PERCENTILE = 99.99  # of the values on either side of a range
+_CLIPPED = 0.01  # of the values, by entropy: what it leaves out of a normal distribution at 4 bits
 _CANDIDATES = 192  # bounds that are tried on either side
 _SMALLEST = 0.02  # of the largest magnitude on a side: the smallest bound that is tried
 
@@ -65,15 +66,21 @@ def entropy(seen: Range, histogram: Histogram, steps: int) -> Range:
     As in TensorRT (Migacz 2017, "8-bit inference with TensorRT"), for affine ranges: no
     magnitude beyond a bound, what lies outside counts at the bounds, and the ``steps + 1`` levels
     share their counts among the bins that are not empty. Exact zeros do not count: every range has
-    them, and beside a peak of them no outlier would weigh anything. Arguments as ``minmax``.
+    them, and beside a peak of them no outlier would weigh anything. No more than ``_CLIPPED`` of
+    the others lie outside: beside a peak elsewhere, as that of a constant background, a bound at
+    the peak is the nearest, whatever is cut off. Arguments as ``minmax``.
     """
     counts = histogram.counts.copy()
     counts[BINS] -= histogram.zeros
     if not counts.any():
         return seen
     best, found = np.inf, seen
-    for bound in max(-seen[0], seen[1]) * np.linspace(1.0, 0.05, _CANDIDATES):
+    largest = max(-seen[0], seen[1])
+    for bound in largest * np.linspace(1.0, 0.05, _CANDIDATES):
         low, high = max(seen[0], -bound), min(seen[1], bound)
+        outside = (histogram.centers < low) | (histogram.centers > high)
+        if bound < largest and counts[outside].sum() > _CLIPPED * counts.sum():
+            break  # smaller bounds cut off more
         divergence = _divergence(histogram.centers, counts, low, high, steps + 1)
         if divergence < best * (1 - 1e-6):
             best, found = divergence, (low, high)

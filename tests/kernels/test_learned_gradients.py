@@ -10,6 +10,7 @@ from rewriter import grid as grids
 from rewriter import kernels
 from rewriter.grid import Grid
 from rewriter.kernels import learned
+from rewriter.kernels.closest import closest_scale
 from rewriter.kernels.codes import OBSERVE, QUANTIZE, QUANTIZE_FIXED
 
 pytestmark = pytest.mark.kernels
@@ -159,6 +160,33 @@ def test_kernel(method, axes, folded, graph, implementation):
     np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-5)
     if folded:
         np.testing.assert_allclose(found[2], to_factor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("axes", [(-1,), (-2, -1), ()])
+def test_the_closest_scale(bits, axes):
+    """Within a fiftieth of the smallest error of a fine search; a channel of zeros has the 1."""
+    grid = grids.kernel(bits, axes)
+    w = np.random.default_rng(bits).normal(size=(3, 3, 4, 5)).astype(np.float32)
+    w[..., 2, 3] = w[..., 2, 3] * 100
+    if axes:
+        w[..., 1, 1] = 0
+    if axes == (-1,):
+        w[..., 1] = 0
+    found = closest_scale(tf.constant(w), grid).numpy()
+    rows = w.reshape(-1, int(np.prod([w.shape[a] for a in axes])) if axes else 1)
+    assert found.shape == ((rows.shape[1],) if axes else ())
+    for row, scale in zip(rows.T, np.atleast_1d(found), strict=True):
+
+        def error(s, row=row):
+            return np.sum((np.clip(np.rint(row / s), grid.qmin, grid.qmax) * s - row) ** 2)
+
+        largest = np.abs(row).max()
+        if not largest:
+            assert scale == 1
+            continue
+        best = min(error(s) for s in largest / grid.qmax * np.linspace(0.05, 1, 2000))
+        assert error(scale) <= 1.02 * best + 1e-9
 
 
 @pytest.mark.parametrize("method", learned.METHODS)

@@ -134,6 +134,15 @@ def test_entropy_leaves_outliers_out(seed):
     assert 2 < high < 20 and low >= seen(values)[0]
 
 
+@pytest.mark.parametrize("place", [0.2, 0.7])
+def test_entropy_does_not_cut_off_at_a_peak(place):
+    """The constant background of images is one; two thirds of the other values were cut off."""
+    values = np.abs(np.random.default_rng(0).normal(size=20000))
+    values = np.concatenate([values, np.full(5000, place), np.zeros(20000)])
+    low, high = range_methods.entropy((0.0, values.max()), recorded(values), STEPS)
+    assert np.mean(values[values > 0] > high) <= 0.011 and low == 0
+
+
 def test_entropy_does_not_count_zeros():
     """As after a ReLU: beside a peak of zeros nothing else would weigh anything."""
     values = np.abs(np.random.default_rng(0).normal(size=20000))
