@@ -75,6 +75,12 @@ def assemble(
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
+    for step in program.steps:
+        if program.tensors[step.output].shape == ():
+            raise ExportError(
+                f"Layer '{step.layer}' makes one number of a whole batch, and a file computes each "
+                "sample by itself. Keep the first axis, or export the part before this layer."
+            )
     return _Writer(program, batch_size).write(inputs, outputs)
 
 

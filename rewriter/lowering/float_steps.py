@@ -44,7 +44,7 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
         shapes = [low.tensors[name].shape for name in names]
         function = precisions.in_float32(compute, shapes)
     return [
-        _step(low, call, names, (None, *shape[1:]), function, part=index)
+        _step(low, call, names, (None, *shape[1:]) if shape else (), function, part=index)
         for index, shape in enumerate(call.shapes)
     ]
 
