@@ -172,7 +172,7 @@ class Flavour(Names, Calls, Cloning):
         return True
 
     def is_added_loss(self, layer: Any) -> bool:
-        """Whether it is what ``add_loss`` puts into the graph of a functional model."""
+        """Whether it is what ``add_loss`` or ``add_metric`` puts into a functional graph."""
         return False
 
     batches: Any  # the class of numbered batches that `fit` takes

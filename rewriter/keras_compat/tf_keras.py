@@ -111,7 +111,7 @@ class TfKeras(Flavour):
 
     def is_added_loss(self, layer: Any) -> bool:
         base = importlib.import_module("tf_keras.src.engine.base_layer")
-        return type(layer) is base.AddLoss
+        return type(layer) in (base.AddLoss, base.AddMetric)
 
     def structure(self, model: Any) -> tuple[Any, Any]:
         return model._nested_inputs, model._nested_outputs

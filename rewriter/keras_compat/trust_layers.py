@@ -11,7 +11,7 @@ import tensorflow as tf
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from rewriter.keras_compat import pure_functions
+from rewriter.keras_compat import pure_functions, symbols
 
 _Known = Callable[[Any], bool]
 
@@ -170,6 +170,11 @@ def unknown(own: bool, name: str, module: Any, keras: str) -> str:
       module: where the file says that the class is; None where it says nothing.
       keras: the name of the Keras.
     """
+    if keras == "keras" and name in symbols.KERAS3:
+        return (
+            f"is the operation {name!r}, which Keras 3 itself does not load from this kind of "
+            "file: save the model as .keras"
+        )
     package = module.split(".")[0] if isinstance(module, str) else ""
     given = f"or pass custom_objects={{{name!r}: {name}}}."
     known = package not in {*_NOBODYS, "keras", "tf_keras", *sys.stdlib_module_names}

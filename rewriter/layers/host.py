@@ -15,7 +15,7 @@ from rewriter.layers import bias_correction, channels, coarse_bias, learned_kern
 from rewriter.layers.linear import LINEAR
 from rewriter.layers.quantize import PhasedMixin
 from rewriter.layers.unfolding import unfold
-from rewriter.quantization import learned, phases, quantizer_names, quantizers
+from rewriter.quantization import learned, phases, quantizer_names, quantizers, replicated
 from rewriter.reading import hosts
 
 
@@ -99,8 +99,8 @@ class QuantizedHostMixin(PhasedMixin):
         for index, (kernel, quantizer) in enumerate(
             zip(self.kernel_names, self.kernel_quantizers, strict=True)
         ):
-            state = tuple(getattr(host, kernel).shape), f"kernel{index}", adapter
-            self._kernel_weights.append(quantizer_names.build(quantizer, *state))
+            shape = tuple(getattr(host, kernel).shape)
+            self._kernel_weights.append(quantizer.build(shape, f"kernel{index}", adapter))
             preserved.build(self, index)
         bias_correction.build(self)
         parts = {
@@ -206,18 +206,18 @@ class QuantizedHostMixin(PhasedMixin):
             ) -> Any:
                 dtype, kernel = kernel.dtype, tf.cast(kernel, tf.float32)
                 if not fold:
-                    return tf.cast(quantizer(kernel, training=training, weights=weights), dtype)
+                    return tf.cast(replicated.called(quantizer, kernel, training, weights), dtype)
                 # One convolution serves the statistics and the output: the folded kernel is
                 # quantized, and the factor taken out again, so that the normalization after it
                 # puts it back, with the batch's statistics in training (the correction) and the
                 # moving ones in inference.
                 factor = tf.cast(self.factor(phase), tf.float32)
-                folded = quantizer(
-                    tf.stop_gradient(kernel * factor), training=training, weights=weights
-                )
+                stopped = tf.stop_gradient(kernel * factor)
+                folded = replicated.called(quantizer, stopped, training, weights)
                 return tf.cast(unfold(kernel, factor, tf.stop_gradient(folded)), dtype)
 
-            result.append(tf.cond(phase >= phases.QUANTIZE, quantize, lambda k=kernel: k))
+            whether = phase >= phases.QUANTIZE
+            result.append(replicated.chosen(whether, quantize, lambda k=kernel: k, weights))
         return result
 
     @tf.autograph.experimental.do_not_convert  # nothing to convert, and tracing is slower

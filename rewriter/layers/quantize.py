@@ -13,7 +13,14 @@ from rewriter import kernels
 from rewriter.errors import CalibrationError
 from rewriter.keras_compat import Flavour
 from rewriter.layers import shared_ranges
-from rewriter.quantization import learned, phases, quantizer_names, quantizers, scalars
+from rewriter.quantization import (
+    learned,
+    phases,
+    quantizer_names,
+    quantizers,
+    replicated,
+    scalars,
+)
 
 Observer = Callable[[Any, Any], None]
 _observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
@@ -106,8 +113,7 @@ class QuantizeMixin(PhasedMixin):
             # A name of its own: HDF5 keeps an optimizer's state of all layers by the names.
             scope = f"{self.owner or self.name}/{scope}"
         with self.flavour.part_scope(scope):
-            sizes = tuple(input_shape)
-            self._quantizer_weights = quantizer_names.build(self.quantizer, sizes, "range", adapter)
+            self._quantizer_weights = self.quantizer.build(tuple(input_shape), "range", adapter)
         super().build(input_shape)
 
     @property
@@ -230,10 +236,24 @@ class QuantizeMixin(PhasedMixin):
             phases.QUANTIZE: lambda: self._quantize(inputs, training),
             phases.QUANTIZE_FROZEN: lambda: self._quantize(inputs, False),
         }
-        outputs = tf.switch_case(phases.read(self.phase), branches)
+        phase = phases.read(self.phase)
+        if training and replicated.waits(self._quantizer_weights):
+            outputs = self._without_conditions(inputs, phase)
+        else:
+            outputs = tf.switch_case(phase, branches)
         outputs.set_shape(inputs.shape)
         self._show(outputs)
         return outputs
+
+    def _without_conditions(self, inputs: Any, phase: Any) -> Any:
+        """In training, on replicas that wait for each other."""
+        still = self._quantize(inputs, False)
+        moves = tf.logical_or(phase == phases.OBSERVE, phase == phases.QUANTIZE)
+        moved = replicated.chosen(
+            moves, lambda: self._quantize(inputs, True), lambda: still, self._quantizer_weights
+        )
+        quantized = tf.where(phase == phases.QUANTIZE, moved, still)
+        return tf.where(phase >= phases.QUANTIZE, quantized, inputs)
 
     def _observe(self, inputs: Any) -> Any:
         # TFMOT's quantizers learn their range when they are called in training.
@@ -242,9 +262,8 @@ class QuantizeMixin(PhasedMixin):
 
     def _quantize(self, inputs: Any, training: bool) -> Any:
         kept = self._kept() if training else []
-        values = self.quantizer(
-            tf.cast(inputs, tf.float32), training=training, weights=self._quantizer_weights
-        )
+        inputs_32 = tf.cast(inputs, tf.float32)
+        values = replicated.called(self.quantizer, inputs_32, training, self._quantizer_weights)
         now = [tf.convert_to_tensor(variable) for variable, _ in kept]
         finite = [tf.reduce_all(tf.math.is_finite(value)) for value in now]
         for (variable, before), value in zip(kept, now, strict=True):

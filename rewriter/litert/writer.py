@@ -75,7 +75,18 @@ def assemble(
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
+    for step in program.steps:
+        if step.operator.attributes.get("whole"):
+            raise _one_number(step.layer)
     return _Writer(program, batch_size).write(inputs, outputs)
+
+
+def _one_number(layer: str) -> ExportError:
+    return ExportError(
+        f"Layer '{layer}': it computes one number for all samples, and a file treats each sample "
+        "by itself. Compute one for every sample: reduce over the axes from 1 on, with "
+        "keepdims=True; or export the part before this layer."
+    )
 
 
 def write(program: Program, **options: Any) -> bytes:
@@ -264,11 +275,7 @@ class _Writer:
             self._shapes[name] = self._file.shape(index)
             if not self._shapes[name]:
                 layer = next(step.layer for step in island.steps if step.output == name)
-                raise ExportError(
-                    f"Layer '{layer}': it computes one number for all samples, which what reads it "
-                    "cannot take: an integer-only file treats each sample by itself. Compute one "
-                    "for every sample: reduce over the axes from 1 on, with keepdims=True."
-                )
+                raise _one_number(layer)
             self._file.rename(index, self._names.get(name, name))
 
     def _real(self, name: str) -> int:

@@ -42,10 +42,13 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
     if any(map(precisions.other, [*own, *call.dtypes, *call.input_dtypes])):
         shapes = [low.tensors[name].shape for name in names]
         function = precisions.in_float32(compute, shapes)
-    return [
-        _step(low, call, names, (None, *shape[1:]), function, part=index)
-        for index, shape in enumerate(call.shapes)
-    ]
+    steps = []
+    for index, (shape, dtype) in enumerate(zip(call.shapes, call.dtypes, strict=True)):
+        # One real number for all samples is not what a file computes; a size is, of its own batch.
+        whole = int(not shape and tf.as_dtype(dtype).is_floating)
+        sizes = (None, *shape[1:]) if shape else ()
+        steps.append(_step(low, call, names, sizes, function, part=index, whole=whole))
+    return steps
 
 
 def _step(

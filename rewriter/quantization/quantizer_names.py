@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import tensorflow as tf
-
 from rewriter.errors import RecipeError
 from rewriter.quantization import fixed_point
 from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
@@ -131,22 +129,3 @@ def check(quantizer: Any, field: str) -> Any:
             f"(TFMOT's Quantizer protocol). Received: {quantizer!r}."
         )
     return quantizer
-
-
-def build(quantizer: Any, shape: tuple, name: str, layer: Any) -> dict[str, Any]:
-    """The weights of a quantizer, as its ``build`` makes them.
-
-    Raises:
-      RecipeError: it is one of TFMOT's with a range of its own, and there are several replicas:
-        they assign it in every call, which a strategy's variables do not let them do.
-    """
-    weights: dict[str, Any] = quantizer.build(shape, name, layer)
-    theirs = type(quantizer).__module__.startswith("tensorflow_model_optimization.")
-    several = tf.distribute.has_strategy() and tf.distribute.get_strategy().num_replicas_in_sync > 1
-    if weights and theirs and several:
-        raise RecipeError(
-            f"Layer '{layer.name}': TFMOT's {type(quantizer).__name__} assigns its range in every "
-            "call, which the replicas of a distribution strategy cannot share. Leave it out of the "
-            "recipe, so that the quantizers of this package are used, or train on one device."
-        )
-    return weights

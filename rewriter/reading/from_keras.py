@@ -241,11 +241,11 @@ class _Reader:
         for ref in refs:
             call = self.calls[ref.call]
             shape = call.shapes[ref.index]
-            symbols.append(
-                flavour.keras.Input(
-                    shape=shape[1:], batch_size=shape[0], dtype=call.dtypes[ref.index]
-                )
-            )
+            if not shape:
+                self._reasons[id(layer)] = "it reads one number of all samples"
+                return None
+            make = flavour.keras.Input
+            symbols.append(make(shape=shape[1:], batch_size=shape[0], dtype=call.dtypes[ref.index]))
         places = {ref: opening.Place(i) for i, ref in enumerate(refs)}
         symbolic, options = map_refs((args, kwargs), places.__getitem__)
         training = options.pop("training", None)

@@ -181,7 +181,7 @@ def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None
     rank = len(call.shapes[0])
     for name in ("scale", "offset"):
         numbers = np.asarray(0 if read is None else read.options.get(name, 0))
-        if numbers.ndim > rank or (numbers.ndim == rank and numbers.shape[0] > 1):
+        if numbers.ndim > rank or (rank and numbers.ndim == rank and numbers.shape[0] > 1):
             return None  # for each sample of a batch
     return read
 

@@ -69,7 +69,7 @@ class Builder:
         self.factory = LayerFactory(graph.flavour, recipe)
         self.ends = layer_rules.ends(graph)
         self.tensors: dict[Ref, Any] = {}
-        self.losses: list[Any] = []  # added to the model
+        self.losses: list[tuple[Any, Any]] = []  # added to the model
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
 
     def _jobs(self, decisions: list[rules.Decision]) -> list[_Job]:
@@ -161,15 +161,15 @@ class Builder:
                 outputs=map_refs(self.graph.outputs, self.tensors.__getitem__),
                 name=_name(self.graph.name),
             )
-            for loss in self.losses:
-                model.add_loss(loss)
+            for layer, value in self.losses:  # or metrics
+                left_behind.add_again(model, layer, value)
         return model
 
     def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
         ref = Ref(job.call)
         if self.flavour.is_added_loss(job.layer):
-            self.losses.append(self._arguments(job)[0][0])
-            self.tensors[ref] = self.losses[-1]
+            self.tensors[ref] = self._arguments(job)[0][0]
+            self.losses.append((job.layer, self.tensors[ref]))
             return
         output_name = outputs.get(ref)
         group = self.placement.after.get(ref)

@@ -42,7 +42,12 @@ def _of_model(flavour: Flavour, model: Any) -> list[str]:
         f"Make one that has: {cls}(inputs=qat.inputs, outputs=qat.outputs), with the attributes "
         "that these methods use, or train it in a loop of your own."
     )
-    if not _takes_tensors(type(model)):
+    if isinstance(model, flavour.keras.Sequential):
+        remedy = (
+            f"Make a model that has: derive {cls} from Model in the place of Sequential, and call "
+            "it with inputs=qat.inputs, outputs=qat.outputs, or train it in a loop of your own."
+        )
+    elif not _takes_tensors(type(model)):
         remedy = (
             f"{cls} is not made of inputs and outputs: what these methods do beside training, such "
             "as preparing the data, do before you call the rewritten model's."
@@ -93,6 +98,14 @@ def _unsaved(graph: Graph) -> list[str]:
     reasons = [graph.flavour.unsaved(layer) for layer in layers.values()
                if not graph.flavour.is_ours(layer)]  # fmt: skip
     return [reason for reason in reasons if reason]
+
+
+def add_again(model: Any, layer: Any, value: Any) -> None:
+    """Add to a model the loss or the metric that ``layer`` of the original is."""
+    if hasattr(layer, "metric_name"):
+        model.add_metric(value, name=layer.metric_name, aggregation=layer.aggregation)
+    else:
+        model.add_loss(value)
 
 
 def regularizer(flavour: Flavour, role: Role, original: Any, new: Any) -> Any:

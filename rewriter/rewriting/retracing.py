@@ -14,7 +14,7 @@ from rewriter.keras_compat import stack
 from rewriter.reading import from_keras
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.roles import Input
-from rewriter.rewriting import channels, parts
+from rewriter.rewriting import channels, left_behind, parts
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -63,7 +63,7 @@ def retrace(
     wanted = dict(zip(refs, given, strict=True))
     tensors: dict[Ref, Any] = {}
     layers: dict[int, Any] = {}
-    losses: list[Any] = []
+    losses: list[tuple[Any, Any]] = []
     names = {graph.calls[ref.call].layer.name for ref in refs}
     kept = {call.layer.name for call in graph.calls}
     nested = graph if make is None else dataclasses.replace(graph, parts=())
@@ -90,7 +90,7 @@ def retrace(
         read = functools.partial(_given, layout, tensors, changes is not None)
         args, kwargs = map_refs((call.args, dict(call.kwargs)), read)
         if flavour.is_added_loss(call.layer):
-            losses.append(args[0])
+            losses.append((call.layer, args[0]))
             tensors[ref] = args[0]
             continue
         layer = layers.get(id(call.layer))
@@ -112,8 +112,8 @@ def retrace(
             outputs=map_refs(graph.outputs, functools.partial(_given, layout, tensors, False)),
             name=name or graph.name,
         )
-        for loss in losses:
-            built.add_loss(loss)
+        for layer, value in losses:  # or metrics
+            left_behind.add_again(built, layer, value)
     if not model.trainable:
         built.trainable = False
     return built

@@ -11,6 +11,7 @@ import keras
 import pytest
 import tf_keras
 
+import rewriter
 from rewriter.errors import LoadError
 from rewriter.reading.load import load_model
 from saved_models import build, save
@@ -122,6 +123,18 @@ def test_bad_files(make: Any, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=BAD_FILES[make]) as caught:
         load_model(path)
     assert path.name in str(caught.value)
+
+
+def test_operations_of_keras_3_in_hdf5(tmp_path: Path) -> None:
+    """Keras writes them into ``.h5``, and does not load them again: no class of the user's."""
+    image = keras.Input((6, 4))
+    model = keras.Model(image, keras.layers.Dense(2)(image[:, 3] + 1.0))
+    for each, name in ((model, "m"), (rewriter.rewrite(model), "q")):
+        each.save(tmp_path / f"{name}.h5")
+        with pytest.raises(LoadError, match="is the operation 'GetItem'.*save .* as .keras"):
+            load_model(tmp_path / f"{name}.h5")
+        each.save(tmp_path / f"{name}.keras")
+        assert load_model(tmp_path / f"{name}.keras").output_shape == (None, 2)
 
 
 def test_a_stock_layer_of_another_version(tmp_path):

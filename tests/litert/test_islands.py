@@ -282,3 +282,29 @@ def test_a_layer_that_returns_its_variable(name, tmp_path):
     found = rewriter.verify(qat, tmp_path / "m.tflite", data, progress=False).comparison
     assert "own" in {tensor.layer for tensor in found.operator_by_operator}
     assert all(t.identical == 1.0 for t in found.operator_by_operator if t.unit == "step")
+
+
+def _spectral(k, x):
+    if k.__name__ == "tf_keras":  # whose own cannot be built beside Keras 3
+        return k.layers.UnitNormalization()(k.layers.Activation("selu", name="selu")(x))
+    x = k.layers.SpectralNormalization(k.layers.Conv2D(8, 3, padding="same"), name="spectral")(x)
+    return k.layers.BatchNormalization()(x)
+
+
+def _depth_to_space(k, x):
+    x = k.layers.BatchNormalization()(k.layers.Activation("selu", name="selu")(x))
+    return k.layers.Lambda(lambda t: tf.nn.depth_to_space(t, 2), output_shape=(12, 8, 2))(x)
+
+
+def _unit_of_zeros(k, x):
+    x = k.layers.ReLU()(k.layers.Activation("selu", name="selu")(x * 0.0))
+    return k.layers.UnitNormalization()(x)
+
+
+@KERASES
+@pytest.mark.parametrize("build", [_spectral, _depth_to_space, _unit_of_zeros])
+def test_integers_after_an_island(name, build, tmp_path):
+    """What the file computes of its outputs is what the twin does, normalizations of zeros too."""
+    qat, data = prepared(builders.keras_of(name), build)
+    check(qat, data, tmp_path / "m.tflite")
+    assert np.isfinite(interpreted(tmp_path / "m.tflite", data, 1)[0]).all()

@@ -6,10 +6,12 @@ import warnings
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import builders
 import rewriter
 from builders import KERASES, fresh, keras_of
+from rewriter.errors import ExportError, UnsupportedModelError
 
 both = pytest.mark.parametrize("kind", KERASES)
 X = builders.normal(8, 6)
@@ -60,7 +62,7 @@ def _subclass(keras):
 
         def call(self, x):
             y = self.norm(self.dense(x))
-            self.add_loss(3.5 + 0 * keras.backend.mean(y))
+            self.add_loss(3.5 + 0 * tf.reduce_mean(y))
             return y
 
     model = Own()
@@ -96,6 +98,99 @@ def test_added_losses(make, tmp_path):
     assert np.isfinite(qat.fit(X, np.zeros((8, 4)), verbose=0).history["loss"]).all()
     rewriter.export_tflite(qat, tmp_path / "m.tflite")
     assert rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False).training.fault is None
+
+
+def test_losses_of_a_call_that_is_taken_apart():
+    """Keras 3 has no layer for them: refused by name."""
+    keras = fresh(keras_of("keras"))
+
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__(name="block")
+            self.dense, self.norm = keras.layers.Dense(4), keras.layers.BatchNormalization()
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.norm.build((None, 4))
+
+        def call(self, x):
+            self.add_loss(3.5 + 0 * keras.ops.sum(x))
+            return self.norm(self.dense(x))
+
+    inputs = keras.Input((6,))
+    for model in (keras.Model(inputs, Block()(inputs)), _subclass(keras)):
+        with pytest.raises(UnsupportedModelError, match="adds losses of its own"):
+            rewriter.rewrite(model)
+
+
+@both
+def test_losses_of_a_layer_that_stays(kind):
+    keras = fresh(keras_of(kind))
+
+    class Costs(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(3.5 + 0 * tf.reduce_sum(x))
+            return x * 2.0
+
+    inputs = keras.Input((6,))
+    x = Costs()(keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs)))
+    x = keras.layers.ActivityRegularization(l2=0.1)(x)
+    model = keras.Model(inputs, x)
+    expected = _losses(model)
+    assert expected > 3.5 and _losses(rewriter.rewrite(model)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [None, (6,)])
+def test_added_metrics(sizes, tmp_path):
+    """Of tf_keras; a metric that is a number of the whole batch, and one of each sample."""
+    keras = fresh(keras_of("tf_keras"))
+    inputs = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, keras.layers.ReLU()(x))
+    model.add_metric(tf.reduce_mean(x), name="all", aggregation="mean")
+    model.add_metric(tf.reduce_max(x, axis=-1), name="each", aggregation="mean")
+    qat = rewriter.rewrite(model, input_shape=sizes)
+    qat.save(tmp_path / "m.keras")
+    results = []
+    for each in (model, qat, rewriter.load_model(tmp_path / "m.keras")):
+        each.compile("sgd", "mse")
+        results.append(each.evaluate(X, np.zeros((8, 4)), verbose=0, return_dict=True))
+    assert set(results[0]) == {"loss", "all", "each"}
+    for found in results[1:]:
+        assert found == pytest.approx(results[0], rel=1e-5)
+    rewriter.calibrate(qat, X, progress=False)
+    assert not rewriter.export_tflite(qat, tmp_path / "m.tflite").float_tensors
+
+
+@both
+def test_a_number_of_the_whole_batch(kind, tmp_path):
+    """It trains as it did, and no file computes it."""
+    keras = fresh(keras_of(kind))
+    inputs = keras.Input((6,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+    mean = keras.ops.mean(x) if kind == "keras" else tf.reduce_mean(x)
+    model = keras.Model(inputs, x * mean)
+    qat = rewriter.rewrite(model)
+    np.testing.assert_allclose(np.asarray(qat(X)), np.asarray(model(X)), rtol=1e-5, atol=1e-6)
+    rewriter.calibrate(qat, X, progress=False)
+    name = "mean" if kind == "keras" else "tf.math.reduce_mean"
+    with pytest.raises(ExportError, match=f"Layer '{name}': it computes one number for all"):
+        rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
+    assert not list(tmp_path.iterdir())
+
+
+@both
+def test_methods_of_a_sequential(kind):
+    """It is not made of tensors: the remedy says what is."""
+    keras = fresh(keras_of(kind))
+
+    class Own(keras.Sequential):
+        def train_step(self, *args, **kwargs):
+            return super().train_step(*args, **kwargs)
+
+    norm = keras.layers.BatchNormalization()
+    (note,) = rewriter.plan(Own([keras.Input((6,)), keras.layers.Dense(4), norm])).notes
+    assert "derive Own from Model in the place of Sequential" in note
 
 
 @both
