@@ -62,10 +62,23 @@ def concatenated(keras: Any, blocks: int) -> Any:
     return keras.Model(inputs, x)
 
 
+def grouped(keras: Any, blocks: int) -> Any:
+    """A convolution by groups: a Lambda that slices, and a convolution, for each."""
+    k = keras.layers
+    inputs = keras.Input((2, 2, blocks))
+    x = k.Conv2D(blocks, 1)(inputs)
+    parts = []
+    for index in range(blocks):
+        take = k.Lambda(lambda t, i=index: t[..., i : i + 1], output_shape=(2, 2, 1))
+        parts.append(k.Conv2D(1, 1)(take(x)))
+    return keras.Model(inputs, k.BatchNormalization()(k.Concatenate()(parts)))
+
+
 KINDS: dict[str, Callable[[Any, int], Any]] = {
     "chain": chain,
     "preactivation": preactivation,
     "concatenated": concatenated,
+    "grouped": grouped,
 }
 
 

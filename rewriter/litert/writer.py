@@ -83,9 +83,8 @@ def assemble(
 
 def _one_number(layer: str) -> ExportError:
     return ExportError(
-        f"Layer '{layer}': it computes one number for all samples, and a file treats each sample "
-        "by itself. Compute one for every sample: reduce over the axes from 1 on, with "
-        "keepdims=True; or export the part before this layer."
+        f"Layer '{layer}': it computes one number for all samples, and a file treats each by "
+        "itself. Compute one for each: reduce over the axes from 1 on, with keepdims=True."
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import rewriter
 from checks import KERASES, both
@@ -48,6 +49,36 @@ def test_moving_statistics_that_lag_behind(flavour: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         rewriter.calibrate(qat, X, progress=False)
+
+
+@both
+def test_gradients_after_reestimation(flavour: str) -> None:
+    """Those of phase float: with ranges of statistics that lag behind, they grow by every layer."""
+    keras = KERASES[flavour]
+    layers = keras.layers
+    keras.utils.set_random_seed(2)
+    x = inputs = keras.Input((8, 8, 3))
+    for size in (3, 1, 3, 1, 3, 1):
+        x = layers.Conv2D(4, size, padding="same", use_bias=False)(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization(momentum=0.999, epsilon=1e-3)(x))
+    x = layers.Dense(3)(layers.GlobalAveragePooling2D()(x))
+    qat = rewriter.rewrite(keras.Model(inputs, x))
+
+    def largest() -> float:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(qat(tf.constant(X[:16]), training=True) - 1.0))
+        weights = [v if isinstance(v, tf.Variable) else v.value for v in qat.trainable_variables]
+        found = tape.gradient(loss, weights)
+        return max(float(tf.reduce_max(tf.abs(tf.convert_to_tensor(g)))) for g in found)
+
+    rewriter.set_phase(qat, "float")
+    in_float = largest()
+    rewriter.reestimate_batch_norm(qat, X, progress=False)
+    rewriter.calibrate(qat, X, progress=False)
+    assert 0.5 * in_float < largest() < 2 * in_float
+    qat.compile(keras.optimizers.Adam(1e-3), "mse")
+    history = qat.fit(X, np.ones((64, 3), np.float32), epochs=3, batch_size=16, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
 
 
 @both
