@@ -26,7 +26,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,10 @@ def _table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
     return report.table(["row", *(f"{task} {what}" for task in tasks for what in whats)], lines)
 
 
+def _seeds(row: dict[str, Any]) -> Iterable[int]:
+    return range(row["seeds"]) if "seeds" in row else [row["seed"]]
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line]
@@ -316,9 +320,11 @@ def main() -> None:
             if not any(fnmatch.fnmatch(label, pattern) for pattern in args.only):
                 continue
             found = [row for row in rows if (row["task"], row["row"]) == (name, label)]
-            known = sum(row.get("seeds", 1) for row in found)
+            done = {seed for row in found for seed in _seeds(row)}
             draws = DRAWS.get(name, 1) if label.startswith("calibrated") else 1
-            for seed in range(known, min(max(seeds, draws), max(args.seeds, draws))):
+            for seed in range(min(max(seeds, draws), max(args.seeds, draws))):
+                if seed in done:
+                    continue
                 task = task or Task(name)
                 start = time.time()
                 try:
