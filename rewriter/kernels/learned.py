@@ -154,21 +154,24 @@ def activation(
     """
     scale, zero = placed(learned, offset, zero, method, grid)
     n, p = grid.qmin - zero, grid.qmax - zero
-
-    # As the file's QUANTIZE: by the reciprocal.
-    quantized = tf.clip_by_value(tf.round(x * (1.0 / scale)), n, p) * scale
-    y = _either(_quantizes, phase, quantized, tf.identity(x))
+    low, high = n * scale, p * scale
+    y = kernels.snapped(x, low, high, phase, grid)
     y.set_shape(x.shape)
 
-    def slopes(upstream: Any) -> tuple[Any, Any, Any]:
-        inside, slope, top = _slopes(x * (1.0 / scale), n, p, method, method.offset)
+    def gradient(upstream: Any) -> list[Any]:
+        dx, inside, below, above = kernels.snapped_slopes(
+            upstream, x, y, low, high, phase, grid=grid, wide=method.power_of_two
+        )
+        bottom, top = (tf.zeros_like(n), p - n) if method.offset else (n, p)
+        slope = tf.math.divide_no_nan(inside, scale) + bottom * below + top * above
+        if method.power_of_two:
+            return [dx, slope * scale * math.log(2), tf.zeros_like(offset)]
         share = tf.cast(tf.size(x), tf.float32) / tf.cast(tf.maximum(tf.shape(x)[0], 1), tf.float32)
         share = tf.maximum(share, 1.0) if x.shape.rank else 1.0
-        factor = scale * math.log(2) if method.power_of_two else tf.math.rsqrt(share * top)
-        outside = tf.reduce_sum(upstream * (1.0 - inside)) * float(method.offset)
-        return upstream * inside, tf.reduce_sum(upstream * slope) * factor, outside * factor
+        factor = tf.math.rsqrt(share * top)
+        return [dx, slope * factor, (below + above) * factor * float(method.offset)]
 
-    return kernels.connect(y, _by_phase(phase, slopes, learned, offset), x, learned, offset)
+    return kernels.connect(y, gradient, x, learned, offset)
 
 
 def kernel(

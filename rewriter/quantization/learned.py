@@ -24,7 +24,7 @@ from rewriter import kernels
 from rewriter.errors import RecipeError
 from rewriter.kernels import learned as arithmetic
 from rewriter.kernels.closest import closest_scale
-from rewriter.kernels.codes import OBSERVE, QUANTIZE_FROZEN
+from rewriter.kernels.codes import FLOAT, OBSERVE, QUANTIZE_FROZEN
 from rewriter.quantization.quantizers import (
     CALIBRATIONS,
     KernelQuantizer,
@@ -248,9 +248,12 @@ class LearnedRangeQuantizer(RangeQuantizer):
         before: Any = None,
     ) -> tuple[Any, Any]:
         """As :meth:`RangeQuantizer.switch`; in phase ``quantize`` on the learned grid."""
-        # In float and while observing, all else is as of an observed range.
+        # In float and while observing, all else is as of an observed range; after that it is still.
         known = tf.get_static_value(phase)
-        still = tf.minimum(phase, OBSERVE) if known is None else tf.constant(min(known, OBSERVE))
+        if known is None:
+            still = tf.where(phase == OBSERVE, phase, FLOAT)
+        else:
+            still = tf.constant(OBSERVE if known == OBSERVE else FLOAT)
         x, seen = super().switch(inputs, still, weights, follow, clamp, before)
         learned, offset, zero = self._values(weights)
         x = kernels.connected(x)

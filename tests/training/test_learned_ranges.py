@@ -68,8 +68,14 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     # An offset moves where something lies below the range, or above.
     scales = [v for v in variables if "offset" not in v.name]
     before, offsets = values(scales), values(variables)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(getattr(keras.losses, LOSS)(Y, qat(X, training=True)))
+    found = tape.gradient(loss, [v if isinstance(v, tf.Variable) else v.value for v in scales])
+    assert all(np.abs(each).max() > 1e-6 for each in found)
     qat.fit(X, Y, epochs=3, verbose=0)
-    assert all(moved(before, scales))
+    # A step of 5e-4 times such a gradient may be less than the last bit of a logarithm.
+    assert all(moved(before, scales)) or method == "tqt"
+    assert sum(moved(before, scales)) > len(scales) - 3
     assert sum(moved(offsets, variables)) > len(scales) or method != "lsq+"
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     before = values(variables)
@@ -303,7 +309,8 @@ def test_a_real_model(method, shared, tmp_path):
     rewriter.freeze_batch_norm(qat)
     before = values(learned_variables(qat))
     qat.fit(x[:640], y[:640], batch_size=64, verbose=0)
-    assert sum(moved(before, learned_variables(qat))) > 20
+    # Those of 10 kernels and 10 activations; the input's is learned with tqt only.
+    assert sum(moved(before, learned_variables(qat))) >= 20
     rewriter.export_tflite(qat, tmp_path / "model.tflite")
     found = rewriter.verify(qat, tmp_path / "model.tflite", x[:64], progress=False)
     assert found.training.fault is None and not found.comparison.differences
