@@ -27,6 +27,17 @@ MIXED = {
     "shares": (lambda t: tf.nn.softmax(tf.reduce_mean(t, [1, 2, 3])), ()),
     "summed up": (lambda t: tf.cumsum(tf.reduce_mean(t, [1, 2, 3])), ()),
 }
+# What the layer after them undoes; at the end of a model they are refused.
+MOVED = {
+    "batch second": (
+        lambda t: tf.transpose(tf.sin(t), [1, 0, 2, 3]),
+        lambda t: tf.transpose(tf.cos(t), [1, 0, 2, 3]),
+    ),
+    "halves in a batch of their own": (
+        lambda t: tf.concat(tf.split(tf.sin(t), 2, axis=1), axis=0),
+        lambda t: tf.concat(tf.split(tf.cos(t), 2, axis=0), axis=1),
+    ),
+}
 APART = {
     "a number for each": (lambda t: tf.norm(tf.reshape(t, [-1, 48]), axis=-1), ()),
     "windows as samples": (
@@ -69,6 +80,23 @@ def test_taken(flavour: str, case: str, tmp_path: Path) -> None:
     rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
     found = rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False)
     assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
+
+
+@both
+@pytest.mark.parametrize("case", MOVED)
+def test_samples_that_are_moved(flavour: str, case: str, tmp_path: Path) -> None:
+    there, back = MOVED[case]
+    shape = (4, 4, 3)
+    with pytest.raises(ExportError, match=r"Layer 'odd': .* depends on the others"):
+        qat = model_of(flavour, there, shape)
+        rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
+    keras = KERASES[flavour]
+    x = inputs = keras.Input((4, 4, 3))
+    for function in (there, back):
+        x = keras.layers.Lambda(function, output_shape=shape)(x)
+    x = keras.layers.Dense(2)(keras.layers.Flatten()(x)) if case != "batch second" else x
+    qat = rewriter.calibrate(rewriter.rewrite(keras.Model(inputs, x)), X, progress=False)
+    rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
 
 
 @both
