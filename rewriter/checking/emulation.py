@@ -21,7 +21,7 @@ from rewriter.errors import RewriterError, VerificationError
 from rewriter.grid import BITS
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
-from rewriter.layers.quantize import observed
+from rewriter.layers.observing import observed
 from rewriter.litert import affine, integer_wide_limits
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor

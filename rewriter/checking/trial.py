@@ -43,7 +43,10 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
         if len(found) != len(tensor.shape) or found[first:] != tensor.shape[first:]:
             raise ExportError(
                 f"{_layer(program, tensor.name)}: LiteRT makes a tensor of shape {found} "
-                f"of '{tensor.name}', not of {tensor.shape}. Please report this model."
+                f"of '{tensor.name}', not of {tensor.shape}, which is what the model says. If a "
+                "layer there declares a shape (output_shape of a Lambda, compute_output_shape), "
+                "declare that of what it returns, with the batch first; otherwise please report "
+                "this model."
             )
     _prepared(path, "xnnpack", file, program)
 

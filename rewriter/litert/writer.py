@@ -15,7 +15,7 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.grid import BITS
-from rewriter.litert import borders, islands
+from rewriter.litert import batches_apart, borders, islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.integer_elementwise import constant
@@ -75,17 +75,8 @@ def assemble(
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
-    for step in program.steps:
-        if step.operator.attributes.get("whole"):
-            raise _one_number(step.layer)
+    batches_apart.refuse(program, batch_size)
     return _Writer(program, batch_size).write(inputs, outputs)
-
-
-def _one_number(layer: str) -> ExportError:
-    return ExportError(
-        f"Layer '{layer}': it computes one number for all samples, and a file treats each by "
-        "itself. Compute one for each: reduce over the axes from 1 on, with keepdims=True."
-    )
 
 
 def write(program: Program, **options: Any) -> bytes:
@@ -274,7 +265,7 @@ class _Writer:
             self._shapes[name] = self._file.shape(index)
             if not self._shapes[name]:
                 layer = next(step.layer for step in island.steps if step.output == name)
-                raise _one_number(layer)
+                raise batches_apart.one_number(layer)
             self._file.rename(index, self._names.get(name, name))
 
     def _real(self, name: str) -> int:

@@ -112,8 +112,20 @@ def in_inference(flavour: Flavour, call: Call, kwargs: Mapping[str, Any]) -> dic
     """
     if "training" not in parameters(call.layer):
         return dict(kwargs)
-    given = call.always if flavour.overrides_training else kwargs.get("training")
+    given = own_flag(flavour, call, kwargs)
     return {**kwargs, "training": False if given is None else given}
+
+
+def own_flag(flavour: Flavour, call: Call, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """The ``training`` that a call is given whatever the model's is; None if it follows that.
+
+    Args:
+      flavour: of the layer.
+      call: the call.
+      kwargs: its keyword arguments with tensors in them; None: those that it has.
+    """
+    given = call.kwargs if kwargs is None else kwargs
+    return call.always if flavour.overrides_training else given.get("training")
 
 
 def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:

@@ -203,10 +203,13 @@ def _tile(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
 
 
 def _repeat_each(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    count, axis = (_single(arguments.get(key)) for key in ("repeats", "axis"))
-    if count is None or axis is None or count < 1:
+    counts, axis = _numbers(arguments.get("repeats")), _single(arguments.get("axis"))
+    if counts is None or axis is None or counts.min(initial=0) < 0 or not counts.any():
         return None
-    return _places(call, arguments["x"], axis, lambda places: np.repeat(places, count))
+    counts = counts.ravel()
+    if counts.size not in (1, call.input_shapes[0][axis]):
+        return None
+    return _places(call, arguments["x"], axis, lambda places: np.repeat(places, counts))
 
 
 def _blocks(name: str) -> Reader:

@@ -223,6 +223,8 @@ case("tf_squared_difference", lambda k, x, y: tf.math.squared_difference(x, y), 
 both_ways("unstack", lambda x, y: tf.unstack(x, axis=2)[1], lambda o, x, y: o.unstack(x, axis=2)[1])
 both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(x, [1, 2, 1, 3]))
 both_ways("repeat", lambda x, y: tf.repeat(x, 2, axis=2), lambda o, x, y: o.repeat(x, 2, axis=2))
+both_ways("repeat_some", lambda x, y: tf.repeat(x, [1, 0, 3, 1], axis=-1),
+          lambda o, x, y: o.repeat(x, [1, 0, 3, 1], axis=-1))  # fmt: skip
 both_ways("gather", lambda x, y: tf.gather(x, [3, 0, 1, 1], axis=-1),
           lambda o, x, y: o.take(x, [3, 0, 1, -3], axis=-1))  # fmt: skip
 both_ways("reverse", lambda x, y: tf.reverse(x, [1]), lambda o, x, y: o.flip(x, 1))
