@@ -22,7 +22,7 @@ def differences(program: Program, content: bytes, mapping: FileMapping) -> Itera
     producers = file.producers()
     for name, index in mapping.indexes.items():
         wanted, tensor = program.tensors[name].quantization, file.tensors[index]
-        if wanted is None:
+        if wanted is None or wanted.whole:
             continue
         scale, zero_point = np.float32(wanted.scale), wanted.zero_point
         if tensor.scale.tolist() != [scale] or tensor.zero_point.tolist() != [zero_point]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import row_counts, stock_activations
+from rewriter.reading import row_counts, stock_activations, whole_numbers
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
@@ -56,6 +56,7 @@ def join(graph: Graph) -> None:
     _settle(graph)
     _keep_guards(graph)
     row_counts.settle(graph)
+    whole_numbers.settle(graph)
 
 
 def _keep_guards(graph: Graph) -> None:

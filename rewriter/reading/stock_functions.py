@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewriter.grid import BYTES
+from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour
 from rewriter.reading import contractions, stock_moves
 from rewriter.reading.operations import (
@@ -168,6 +168,26 @@ def _reduction(name: str) -> Reader:
     return reader
 
 
+def _place(name: str, otherwise: int | None = None) -> Reader:
+    """The place of the largest or the smallest value along an axis that is not the batch.
+
+    ``otherwise``: the axis where none is given.
+    """
+
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        axis = next((arguments[k] for k in ("axis", "dimension") if arguments.get(k) is not None),
+                    otherwise)  # fmt: skip
+        shape, made = call.input_shapes[0], call.dtypes[0]
+        if axis is None or made not in WHOLE or not is_floating(call.input_dtypes[0]):
+            return None
+        place = int(np.reshape(axis, ())) % len(shape)
+        if place == 0 or shape[place] is None:
+            return None
+        return Operation(name, (arguments["x"],), {"axis": place, "dtype": made})
+
+    return reader
+
+
 def _unit(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     """By the root of the sum of squares."""
     if arguments.get("order", 2) != 2:
@@ -200,6 +220,8 @@ def _only(name: str, **required: float) -> Reader:
 
 
 def _cast(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    if {*call.dtypes, call.input_dtypes[0]} <= set(WHOLE):
+        return Operation("convert", (arguments["x"],), {"dtype": call.dtypes[0]})
     if not is_floating(call.dtypes[0]):
         return None
     given = call.input_dtypes[0]
@@ -228,6 +250,10 @@ _READERS: dict[str, Reader] = {
     "sum": _reduction("sum"),
     "max": _reduction("max"),
     "min": _reduction("min"),
+    "argmax": _place("argmax"),
+    "argmin": _place("argmin"),
+    "argmax_last": _place("argmax", -1),
+    "argmin_last": _place("argmin", -1),
     "unit": _unit,
     "abs": _one("abs"),
     "exp": _one("exp"),

@@ -26,6 +26,7 @@ FIXED = "fixed"  # LiteRT prescribes the output's range (softmax, sigmoid, tanh)
 IDENTITY = "identity"  # does nothing in inference
 QUANTIZES = "quantizes"  # a Quantize layer that is there already
 DONE = "done"  # the output is on a grid already
+WHOLE = "whole"  # the output is whole numbers, which have no range
 WITHIN = "within"  # part of an operation that ends further on
 FLOAT = "float"  # no integer form: trains as it is, refused at export
 
@@ -73,6 +74,7 @@ _KINDS = {
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad mirror_pad slice split "
     "repeat upsample min unstack take tile depth_to_space space_to_depth",
     ROUNDED: "rounded_pool",
+    WHOLE: "argmax argmin convert",
 }
 
 BEHAVIOURS: dict[str, Callable[[Operation], Behaviour]] = {

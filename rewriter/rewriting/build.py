@@ -220,9 +220,11 @@ class Builder:
                 quantize.activity_regularizer = lost
             self.tensors[ref] = quantize(flat[0])
         elif output_name and own_name != output_name and self._free(output_name):
-            linear = self.flavour.keras.layers.Activation("linear", name=output_name)
+            layers, whole = self.flavour.keras.layers, ref in self.graph.whole
+            given = {"name": output_name}
+            same = layers.Identity(**given) if whole else layers.Activation("linear", **given)
             self.taken.add(output_name)
-            self.tensors[ref] = linear(self.tensors[ref])
+            self.tensors[ref] = same(self.tensors[ref])
 
     def _clamp(self, job: _Job) -> str:
         """The fused activation that a layer applies last, or ``"none"``."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from litert_single_op import Case, linear, random_quantization, with_output
-from rewriter.program import Operator, Quantization
+from rewriter.program import Operator, Quantization, whole
 
 IMAGE = (9, 11, 8)
 PROBABILITY = Quantization(1 / 256, -128)
@@ -140,6 +140,24 @@ def _border(kind):
     return lambda rng: Case(Operator(kind, (grid(rng),), None), [IMAGE])
 
 
+def _place(kind, axis, dtype):
+    """Of integers of few values, so that the largest and the smallest are there several times."""
+
+    def build(rng):
+        return Case(
+            Operator(kind, (random_quantization(rng),), whole(dtype), {"axis": axis}), [IMAGE]
+        )
+
+    return build
+
+
+def _whole(kind, given, made, shapes=(IMAGE,), **attributes):
+    """An operator on whole numbers."""
+    output = None if made is None else whole(made)
+    sources = (whole(given),) * len(shapes)
+    return lambda rng: Case(Operator(kind, sources, output, attributes), [*shapes])
+
+
 def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attributes):
     """Of int16 tensors, whose scales and then the output's are ``ratios`` of a random one.
 
@@ -239,6 +257,21 @@ CASES |= {
     "mean_middle": _rescaled("MEAN", 0.7, axes=[-2], keepdims=False),
     "reduce_max": _same("REDUCE_MAX", axes=[1, 2], keepdims=False),
     "reduce_min": _same("REDUCE_MIN", axes=[1, 2], keepdims=True),
+    **{
+        f"{kind.lower()}_{axis}_{dtype}": _place(kind, axis, dtype)
+        for kind in ("ARG_MAX", "ARG_MIN")
+        for axis, dtype in ((1, "int32"), (3, "int32"), (2, "int64"))
+    },
+    "cast": _whole("CAST", "int64", "int32"),
+    "cast_to_float": _whole("CAST", "int32", None),
+    "reshape_whole": _whole("RESHAPE", "int64", "int64", shape=[33, 24]),
+    "transpose_whole": _whole("TRANSPOSE", "int32", "int32", perm=[0, 3, 1, 2]),
+    "concatenation_whole": _whole("CONCATENATION", "int64", "int64", (IMAGE, IMAGE), axis=2),
+    "slice_whole": _whole(
+        "STRIDED_SLICE", "int64", "int64", begin=[0, 1, 2, 0], end=[0, 9, 0, 0],
+        strides=[1, 2, 3, 1], begin_mask=9, end_mask=13,
+    ),
+    "pad_whole": _whole("PAD", "int32", "int32", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
     "depth_to_space": _same("DEPTH_TO_SPACE", block_size=2),
     "space_to_depth": _same("SPACE_TO_DEPTH", ((8, 12, 3),), block_size=2),
     "abs": _same("ABS"),

@@ -1,0 +1,34 @@
+"""Operations that find places, or look something up by them: whole numbers, which have no range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewriter.lowering.operators.rows import Row
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Value, batched
+from rewriter.program import whole
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import Operation
+
+
+def _place(kind: str) -> Row:
+    def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+        axis, grid = operation.options["axis"], whole(operation.options["dtype"])
+        shape = tuple(size for place, size in enumerate(x[0].shape) if place != axis)
+        found = low.apply(kind, call, x, shape, grid, axis=axis)
+        return low.reshape(call, found, batched(call.shapes[0]))  # keepdims
+
+    return row
+
+
+def _convert(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    grid = whole(operation.options["dtype"])
+    return x[0] if low.grid(x[0]) == grid else low.apply("CAST", call, x, x[0].shape, grid)
+
+
+ROWS: dict[str, Row] = {
+    "argmax": _place("ARG_MAX"),
+    "argmin": _place("ARG_MIN"),
+    "convert": _convert,
+}
