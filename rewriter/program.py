@@ -91,7 +91,8 @@ class Operator:
         ``"FLOAT"`` for a layer that stays in float (see ``function``).
       inputs: quantization of each input tensor; ``None`` for a float tensor.
       output: quantization of the output tensor; ``None`` for a float tensor.
-      attributes: the operator's options, JSON values only (``strides``, ``padding``, ``axes``...).
+      attributes: the operator's options, JSON values only (``strides``, ``padding``, ``axes``...);
+        beside them the ``table`` of a GATHER, int8 or int16 on the output's grid.
       activation: fused activation: ``"none"``, ``"relu"``, ``"relu6"`` or ``"relu_n1_to_1"``.
       kernel: int8 kernel in Keras's layout (HWIO for ``CONV_2D``, HWIM for
         ``DEPTHWISE_CONV_2D``, HWOI for ``TRANSPOSE_CONV``, IO for ``FULLY_CONNECTED``).

@@ -39,6 +39,7 @@ class IntegerOperatorMixin:
             self._constants = (operator.kernel, operator.kernel_scale, operator.bias)
         else:
             self._config = {key: operator[key] for key in operator}
+            self._config["attributes"] = _of_arrays(self._config["attributes"])
             self._constants = (None, None, None)
         output = _quantization(self._config["output"])
         if output is not None and output.whole:
@@ -123,7 +124,11 @@ class IntegerOperatorMixin:
         return tuple(self._config["output_shape"])
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "operator": self._config}
+        attributes = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in self._config["attributes"].items()
+        }
+        return {**super().get_config(), "operator": {**self._config, "attributes": attributes}}
 
     def with_output_shape(self, shape: Any) -> Any:
         """Tell the layer its output's static shape; returns the layer."""
@@ -158,6 +163,12 @@ class QuantizeInputMixin:
         grid = self.quantization
         own = {"scale": grid.scale, "zero_point": grid.zero_point, "bits": grid.bits}
         return {**super().get_config(), **own}
+
+
+def _of_arrays(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes from a file, with the table of a GATHER as an array: reading lists takes long."""
+    table = attributes.get("table")
+    return dict(attributes) if table is None else {**attributes, "table": np.asarray(table)}
 
 
 def _spread(scale: Any, shape: tuple[int, ...], kind: str) -> np.ndarray:

@@ -26,6 +26,11 @@ def beside(
     operator, row = step.operator, ROWS[step.operator.kind]
     if row.layout is not None:
         inputs = _kernel(file, step, row.layout, inputs, made)
+    if "table" in operator.attributes and operator.output is not None:
+        grid = operator.output
+        rows = np.asarray(operator.attributes["table"], _type(grid.bits))
+        table = file.constant(f"{step.name}/table", rows, grid.scale, zero_point=grid.zero_point)
+        inputs = [table, *inputs]
     if "constant" in operator.attributes:
         numbers, grid = constant(operator)
         stored = np.atleast_1d(numbers.astype(_type(grid.bits)))
@@ -33,8 +38,8 @@ def beside(
         inputs.append(file.constant(name, stored, grid.scale, zero_point=grid.zero_point))
     rest = row.constants(operator)
     if operator.kind == "RESHAPE":
-        rows, *sizes = made
-        rest = {"shape": np.asarray([-1 if open_batch else rows, *sizes], np.int32)}
+        first, *sizes = made
+        rest = {"shape": np.asarray([-1 if open_batch else first, *sizes], np.int32)}
     found = [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
     if row.padded and operator.output is not None:
         grid = operator.output

@@ -67,6 +67,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "QUANTIZE": integer_tables.quantize,
     "RSQRT": _narrow_root,
     "CAST": integer_indexes.cast,
+    "GATHER": integer_indexes.gather,
     "ARG_MAX": integer_indexes.arg_max,
     "ARG_MIN": integer_indexes.arg_min,
 }

@@ -29,6 +29,14 @@ def _axis(operator: Operator) -> int:
     return int(operator.attributes["axis"])
 
 
+def gather(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``GATHER``: rows of a table of integers.
+
+    LiteRT refuses to compute numbers below 0 or beyond the table, as ``tf.gather`` does.
+    """
+    return tf.gather(tf.constant(operator.attributes["table"], tf.int32), q)
+
+
 def cast(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``CAST``: whole numbers as float32, or as others. Raises RewriterError for other tensors."""
     grids = (operator.inputs[0], operator.output)

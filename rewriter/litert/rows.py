@@ -173,6 +173,9 @@ ROWS: dict[str, Row] = {
     "REDUCE_MIN": dataclasses.replace(_REDUCE, same_grid=True),
     "ARG_MAX": Row("ArgMax", fields.indexes, fields.ints("axis"), (Version(2, "1.14.0"),)),
     "ARG_MIN": Row("ArgMin", fields.indexes, fields.ints("axis"), (Version(2, "1.14.0"),)),
+    "GATHER": Row(
+        "Gather", lambda operator: {"axis": 0}, versions=fields.by_bits(2, "1.14.0", 4, "2.4.0")
+    ),
     "DEPTH_TO_SPACE": Row(
         "DepthToSpace", fields.block, versions=(Version(2, "2.5.0"),), same_grid=True
     ),

@@ -9,7 +9,7 @@ in the model with its variables.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,7 +137,13 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
     """One operation; or several that scale and shift, one after the other, as one."""
     made: dict[int, Ref] = dict(enumerate(refs))
     operations: dict[Ref, Operation] = {}
+    same, parts = _unwrapped(traced.nodes, len(refs))
     for index, node in enumerate(traced.nodes, len(refs)):
+        if index in parts:
+            continue
+        if index in same:
+            made[index] = made[same[index]]
+            continue
         read = _operation(node, call, made)
         if read is None:
             return None
@@ -150,6 +156,32 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
         operations[made[index]] = read
     last = made[traced.result]
     return operations.get(last)
+
+
+def _unwrapped(nodes: Sequence[Node], first: int) -> tuple[dict[int, int], set[int]]:
+    """Where ``tf.where(i < 0, i + size, i)`` stands for ``i``, as ``keras.ops.take`` has it.
+
+    A program looks up by numbers from 0 on only, see :mod:`rewriter.reading.whole_numbers`.
+
+    Returns:
+      The value that it stands for by that of each such node, and the values that are parts of it.
+    """
+    by_value = dict(enumerate(nodes, first))
+    same: dict[int, int] = {}
+    parts: set[int] = set()
+    for index, node in by_value.items():
+        if node.kind != "SelectV2" or not all(isinstance(v, int) for v in node.inputs):
+            continue
+        less, more = (by_value.get(int(v)) for v in node.inputs[:2])
+        number = int(node.inputs[2])
+        if less is None or more is None or (less.kind, more.kind) != ("Less", "AddV2"):
+            continue
+        bound, size = less.inputs[1], more.inputs[1]
+        constants = isinstance(bound, np.ndarray) and isinstance(size, np.ndarray)
+        if constants and not np.any(bound) and less.inputs[0] == more.inputs[0] == number:
+            same[index] = number
+            parts.update(int(v) for v in node.inputs[:2])
+    return same, parts
 
 
 def _weighted_sum(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:

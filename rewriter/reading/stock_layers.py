@@ -68,6 +68,12 @@ def _single(numbers: np.ndarray) -> np.ndarray:
     return numbers.reshape(-1)[:1].reshape(()) if np.ptp(numbers) == 0 else numbers
 
 
+def _embedding(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
+    given = call.input_dtypes[0]
+    numbers = given in WHOLE or given == "float32"
+    return Operation("look_up", x[:1], {"layer": layer}) if numbers else None
+
+
 def _layer_scale(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
     return affine(x[0], np.asarray(layer.gamma))
 
@@ -217,6 +223,7 @@ LAYERS: dict[str, Reader] = {
     "Dot": contractions.dot,
     "CustomScaleLayer": _scaled_sum,
     "LayerScale": _layer_scale,
+    "Embedding": _embedding,
     "Rescaling": _rescaling,
     "Normalization": _normalization,
     "UnitNormalization": _unit,

@@ -28,7 +28,7 @@ def settle(graph: Graph) -> None:
             if role.name in PLACES or (_moves(call) and given):
                 whole.update(numbers)
                 continue
-            if (role.name in LOOKS_UP and given) or not (_moves(call) or whole & {*role.operands}):
+            if given if role.name in LOOKS_UP else not (_moves(call) or whole & {*role.operands}):
                 continue
             call.role = Opaque()
         elif isinstance(role, Input) and _only_looked_up(graph, made[0], readers):
@@ -57,7 +57,9 @@ def _moves(call: Call) -> bool:
 
 
 def _only_looked_up(graph: Graph, ref: Ref, readers: dict[Ref, list[int]]) -> bool:
-    roles = [graph.calls[index].role for index in readers.get(ref, ())]
+    """Whether numbers of a float type only say which rows of tables are meant, or what is masked."""
+    calls = [graph.calls[index] for index in readers.get(ref, ())]
+    roles = [call.role for call in calls if set(call.dtypes) != {"bool"}]
     named = [role.name for role in roles if isinstance(role, Operation)]
     inner = bool(roles) and ref not in graph.output_refs()
     floating = is_floating(graph.calls[ref.call].dtypes[ref.index])

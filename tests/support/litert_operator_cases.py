@@ -158,6 +158,18 @@ def _whole(kind, given, made, shapes=(IMAGE,), **attributes):
     return lambda rng: Case(Operator(kind, sources, output, attributes), [*shapes])
 
 
+def _gather(dtype, bits=8):
+    """Rows of a table, by numbers that it has."""
+
+    def build(rng):
+        output = random_quantization(rng) if bits == 8 else Quantization(2e-4, 0, 16)
+        table = rng.integers(output.qmin, output.qmax + 1, (30, 5), f"int{bits}")
+        operator = Operator("GATHER", (whole(dtype),), output, {"table": table})
+        return Case(operator, [(7,)], most=30)
+
+    return build
+
+
 def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attributes):
     """Of int16 tensors, whose scales and then the output's are ``ratios`` of a random one.
 
@@ -262,6 +274,9 @@ CASES |= {
         for kind in ("ARG_MAX", "ARG_MIN")
         for axis, dtype in ((1, "int32"), (3, "int32"), (2, "int64"))
     },
+    "gather": _gather("int32"),
+    "gather_int64": _gather("int64"),
+    "wide_gather": _gather("int32", 16),
     "cast": _whole("CAST", "int64", "int32"),
     "cast_to_float": _whole("CAST", "int32", None),
     "reshape_whole": _whole("RESHAPE", "int64", "int64", shape=[33, 24]),
