@@ -57,7 +57,7 @@ def _moves(call: Call) -> bool:
 
 
 def _only_looked_up(graph: Graph, ref: Ref, readers: dict[Ref, list[int]]) -> bool:
-    """Whether numbers of a float type only say which rows of tables are meant, or what is masked."""
+    """Whether numbers of a float type only say which rows are meant, or what is masked."""
     calls = [graph.calls[index] for index in readers.get(ref, ())]
     roles = [call.role for call in calls if set(call.dtypes) != {"bool"}]
     named = [role.name for role in roles if isinstance(role, Operation)]
