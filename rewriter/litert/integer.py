@@ -26,11 +26,6 @@ from rewriter.litert import (
 )
 from rewriter.program import Operator
 
-
-def _narrow_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    raise RewriterError(f"RSQRT is computed in 16 bits only. Received: {operator.inputs}.")
-
-
 _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "CONV_2D": integer_conv.conv_2d,
     "DEPTHWISE_CONV_2D": integer_conv.depthwise_conv_2d,
@@ -65,7 +60,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "DEQUANTIZE": integer_tables.dequantize,
     **dict.fromkeys(integer_tables.FILLERS, integer_tables.lookup),
     "QUANTIZE": integer_tables.quantize,
-    "RSQRT": _narrow_root,
+    "SQRT": integer_norm.square_root,
     "CAST": integer_indexes.cast,
     "GATHER": integer_indexes.gather,
     "ARG_MAX": integer_indexes.arg_max,

@@ -191,6 +191,7 @@ ROWS: dict[str, Row] = {
         versions=fields.by_bits(2, "2.3.0", 3, "2.4.0"),
     ),
     "RSQRT": Row(versions=fields.by_bits(2, "2.5.0", 3, "2.15.0")),
+    "SQRT": Row(versions=(Version(2, "2.21.0"),)),
     "SQUARED_DIFFERENCE": Row("SquaredDifference", versions=(Version(2, "2.5.0"),)),
     "SOFTMAX": Row("Softmax", lambda operator: {"beta": 1.0}, versions=_MOST, grid=_UNIT),
     "L2_NORMALIZATION": Row(

@@ -29,7 +29,7 @@ from rewriter.reading.operations import (
 from rewriter.reading.stock_moves import Reader
 
 if TYPE_CHECKING:
-    from rewriter.reading.graph import Call
+    from rewriter.reading.graph import Call, Ref
 
 
 def read(flavour: Flavour, call: Call) -> Operation | None:
@@ -71,6 +71,18 @@ def _bind(specification: str, call: Call) -> tuple[str, dict[str, Any]]:
         theirs, _, ours = attribute.partition(":")
         arguments[ours or theirs] = getattr(call.layer, theirs)
     return name, arguments
+
+
+def reciprocal(flavour: Flavour, call: Call) -> Ref | None:
+    """What a call divides 1 by; None if it does anything else."""
+    specification = flavour.specification(call.layer)
+    if specification is None or specification.split()[0] != "divide":
+        return None
+    args, kwargs = flavour.arguments(call)
+    _, arguments = _bind(specification, dataclasses.replace(call, args=args, kwargs=kwargs))
+    number, below = constant(arguments.get("x")), arguments.get("y")
+    one = number is not None and number.size == 1 and float(number.reshape(())) == 1
+    return below if one and is_tensor(below) else None
 
 
 # Arithmetic
@@ -117,9 +129,12 @@ def _reciprocal(number: np.ndarray) -> np.ndarray:
 
 def _power(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     exponent = constant(arguments["y"])
-    if exponent is None or exponent.size != 1 or float(exponent.reshape(())) != 2:
+    if exponent is None or exponent.size != 1 or not is_tensor(arguments["x"]):
         return None
-    return Operation("multiply", (arguments["x"],) * 2)
+    names = {2.0: "multiply", 0.5: "sqrt", -0.5: "rsqrt"}
+    name = names.get(float(exponent.reshape(())))
+    operands = (arguments["x"],) * (2 if name == "multiply" else 1)
+    return None if name is None else Operation(name, operands)
 
 
 def _clip(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
@@ -258,6 +273,8 @@ _READERS: dict[str, Reader] = {
     "abs": _one("abs"),
     "exp": _one("exp"),
     "log": _one("log"),
+    "sqrt": _one("sqrt"),
+    "rsqrt": _one("rsqrt"),
     "squared_difference": _squared_difference,
     **stock_moves.READERS,
     **contractions.READERS,

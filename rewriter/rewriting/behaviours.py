@@ -69,7 +69,7 @@ def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[...
 _KINDS = {
     IDENTITY: "identity",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
-    "hard_silu abs exp log squared_difference contract normalize "
+    "hard_silu abs exp log sqrt rsqrt squared_difference contract normalize "
     "concatenate_constants look_up",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad mirror_pad slice split "
     "repeat upsample min unstack take tile depth_to_space space_to_depth",

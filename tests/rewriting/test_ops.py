@@ -228,6 +228,18 @@ both_ways("exp", lambda x, y: tf.exp(x), lambda o, x, y: o.exp(x))
 both_ways(
     "log", lambda x, y: tf.math.log(tf.nn.relu(x) + 1.0), lambda o, x, y: o.log(o.relu(x) + 1.0)
 )
+both_ways(
+    "sqrt", lambda x, y: tf.sqrt(tf.nn.relu(x) + 0.5), lambda o, x, y: o.sqrt(o.relu(x) + 0.5)
+)
+both_ways("sqrt_of_a_square", lambda x, y: tf.math.sqrt(x * x + y * y + 0.1),
+          lambda o, x, y: o.sqrt(x * x + y * y + 0.1))  # fmt: skip
+both_ways("rsqrt", lambda x, y: tf.math.rsqrt(tf.nn.relu(x) + 0.5),
+          lambda o, x, y: o.rsqrt(o.relu(x) + 0.5))  # fmt: skip
+both_ways("rsqrt_divided", lambda x, y: 1 / tf.sqrt(tf.nn.relu(x) + 0.5),
+          lambda o, x, y: 1.0 / o.sqrt(o.relu(x) + 0.5))  # fmt: skip
+both_ways("rsqrt_power", lambda x, y: (tf.nn.relu(x) + 0.5) ** -0.5,
+          lambda o, x, y: o.power(o.relu(x) + 0.5, -0.5))  # fmt: skip
+case("rsqrt_Lambda", lambda k, x, y: k.layers.Lambda(tf.math.rsqrt)(k.layers.ReLU()(x) + 0.5))
 both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
 both_ways("unit_rows", lambda x, y: tf.nn.l2_normalize(x, -2), lambda o, x, y: o.normalize(x, 2))
 case("UnitNormalization_rows", lambda k, x, y: k.layers.UnitNormalization(1)(x))

@@ -140,6 +140,18 @@ def _border(kind):
     return lambda rng: Case(Operator(kind, (grid(rng),), None), [IMAGE])
 
 
+def _root(kind):
+    """Of integers from the zero point on: LiteRT computes no others."""
+
+    def build(rng):
+        source = Quantization(random_quantization(rng).scale, -128)
+        largest = (source.scale * 255) ** 0.5 if kind == "SQRT" else source.scale**-0.5
+        output = Quantization(float(np.float32(largest / rng.uniform(150, 255))), -128)
+        return Case(Operator(kind, (source,), output), [IMAGE])
+
+    return build
+
+
 def _place(kind, axis, dtype):
     """Of integers of few values, so that the largest and the smallest are there several times."""
 
@@ -191,6 +203,8 @@ def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attribute
             second = own if constant is not None else sources[-1]
             step = 2e4 * sources[0].scale * second.scale * ratios[-1]
             output = Quantization(float(np.float32(step)), 0, 16)
+        if kind == "SQRT":
+            output = Quantization(float(np.float32((sources[0].scale / 32767) ** 0.5)), 0, 16)
         if kind == "RSQRT":
             lowest = sources[0].scale * 512
             output = Quantization(float(np.float32(lowest**-0.5 / 32767)), 0, 16)
@@ -215,6 +229,7 @@ CASES |= {
     "wide_matmul": _wide("BATCH_MATMUL", (1, 1, 1), [(7, 1, 33), (7, 1, 33)], transposed=True),
     "wide_maximum": _wide("MAXIMUM", (1.3, 1.3), [ROW], constant=()),
     "wide_root": _wide("RSQRT", (1, 1), [(40, 90)]),
+    "wide_square_root": _wide("SQRT", (1, 1), [(40, 90)]),
 }
 HWC = (3, 3, 8, 16)
 CASES |= {
@@ -293,6 +308,8 @@ CASES |= {
     "abs_rescaled": _rescaled("ABS", 0.7),
     "exp": _rescaled("EXP", 0.9, -100),
     "log": _rescaled("LOG", 0.9),
+    "root": _root("RSQRT"),
+    "square_root": _root("SQRT"),
     "squared_difference": _binary("SQUARED_DIFFERENCE"),
     "squared_difference_broadcast": _binary("SQUARED_DIFFERENCE", ((1, 1, 8), IMAGE)),
     "matmul": _matmul([(7, 40), (40, 9)]),

@@ -78,7 +78,9 @@ def random_inputs(case: Case, batch: int, rng: np.random.Generator) -> list[np.n
             low, high = (-3, 2) if case.operator.kind.startswith("ARG_") else (-128, 128)
             arrays.append(rng.integers(low, high, (batch, *shape)).astype(np.int8))
         else:
-            low = 0 if case.operator.kind == "RSQRT" else -(2**15)  # LiteRT refuses others
+            low = (
+                0 if case.operator.kind in ("RSQRT", "SQRT") else -(2**15)
+            )  # LiteRT refuses others
             arrays.append(rng.integers(low, 2**15, (batch, *shape)).astype(np.int16))
     return arrays
 

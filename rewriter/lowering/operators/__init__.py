@@ -14,6 +14,7 @@ from rewriter.lowering.operators import (
     moves,
     normalizations,
     pooling,
+    roots,
 )
 from rewriter.lowering.operators.activations import activate
 from rewriter.lowering.operators.rows import Row
@@ -26,6 +27,7 @@ ROWS: dict[str, Row] = {
     **moves.ROWS,
     **normalizations.ROWS,
     **pooling.ROWS,
+    **roots.ROWS,
 }
 
 __all__ = ["ROWS", "activate"]
