@@ -55,7 +55,7 @@ def _extreme(program: Program) -> str | None:
     """The layer of the first operator with scales so far apart that LiteRT may end the process."""
     for step in program.steps:
         grids = [*step.operator.inputs, step.operator.output]
-        scales = [grid.scale for grid in grids if grid is not None]
+        scales = [grid.scale for grid in grids if grid is not None and not grid.whole]
         if scales and max(scales) > _FAR * min(scales):
             return step.layer
     return None
