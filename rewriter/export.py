@@ -140,7 +140,7 @@ def export_tflite(
         scales={
             name: (tensor.quantization.scale, tensor.quantization.zero_point)
             for name, tensor in program.tensors.items()
-            if tensor.quantization is not None
+            if tensor.quantization is not None and not tensor.quantization.whole
         },
         float_tensors=tuple(census.float_tensors),
         input_lines=lines,

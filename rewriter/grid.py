@@ -65,7 +65,7 @@ def kernel(bits: int = BITS, axes: Sequence[int] = ()) -> Grid:
 
 def activation(bits: int = BITS) -> Grid:
     """The grid of activations: affine for 8 bits, symmetric and narrow for 16, as LiteRT has it."""
-    wide = bits > BITS
+    wide = bits > BITS  # whole numbers, too
     return Grid(bits, symmetric=wide, narrow=wide)
 
 
@@ -110,6 +110,10 @@ HARD_RANGE = (0.0, 1.0)
 
 # Inputs of these types are integers already, with steps of 1.
 BYTES = {"uint8": (0.0, 255.0), "int8": (-128.0, 127.0)}
+
+# Tensors of these types are integers themselves, such as the numbers of words or classes: a file
+# stores them as they are, and nothing quantizes them. Their widths.
+WHOLE = {"int32": 32, "int64": 64}
 
 # The same on grids of 16 bits, which are symmetric. LOGISTIC, SOFTMAX, TANH: scale 1/32768. A hard
 # sigmoid has its lower end from an activation. Bytes: the finest power of two that holds them.

@@ -6,6 +6,9 @@ twin (:func:`rewriter.fold`) evaluates it in Keras, :mod:`rewriter.export` turns
 ``.tflite`` file, and :mod:`rewriter.checking.verify` compares the two, so all three see the same
 scales, zero points, kernels and biases.
 
+Numbers of words, of classes or of places are integers themselves (:func:`whole`): a grid with steps
+of 1, of 32 or 64 bits, which a file stores without a scale.
+
 Quantized values follow the LiteRT 8-bit specification
 (https://ai.google.dev/edge/litert/models/quantization_spec): ``real = scale * (q - zero_point)``.
 """
@@ -29,12 +32,17 @@ class Quantization:
     Attributes:
       scale: the step, in units of the real value; exactly representable in float32.
       zero_point: the integer that stands for the real value 0.
-      bits: width of the stored integer, 8 or 16.
+      bits: width of the stored integer: 8 or 16; 32 or 64 of whole numbers.
     """
 
     scale: float
     zero_point: int
     bits: int = grid.BITS
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tensor's values are the integers themselves, see :func:`whole`."""
+        return self.bits in grid.WHOLE.values()
 
     @property
     def grid(self) -> Grid:
@@ -65,6 +73,15 @@ class Quantization:
         )
 
 
+def whole(dtype: str) -> Quantization:
+    """The grid of a tensor of whole numbers, which nothing quantizes.
+
+    Args:
+      dtype: one of :data:`rewriter.grid.WHOLE`; KeyError for any other.
+    """
+    return Quantization(1.0, 0, grid.WHOLE[dtype])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
     """One LiteRT operator with its constants, quantized.
@@ -74,7 +91,8 @@ class Operator:
         ``"FLOAT"`` for a layer that stays in float (see ``function``).
       inputs: quantization of each input tensor; ``None`` for a float tensor.
       output: quantization of the output tensor; ``None`` for a float tensor.
-      attributes: the operator's options, JSON values only (``strides``, ``padding``, ``axes``...).
+      attributes: the operator's options, JSON values only (``strides``, ``padding``, ``axes``...);
+        beside them the ``table`` of a GATHER, int8 or int16 on the output's grid.
       activation: fused activation: ``"none"``, ``"relu"``, ``"relu6"`` or ``"relu_n1_to_1"``.
       kernel: int8 kernel in Keras's layout (HWIO for ``CONV_2D``, HWIM for
         ``DEPTHWISE_CONV_2D``, HWOI for ``TRANSPOSE_CONV``, IO for ``FULLY_CONNECTED``).
@@ -158,7 +176,6 @@ class Program:
       tensors: every tensor by name.
       steps: in the order of execution.
       input_names, output_names: the names that the Keras model gives to its inputs and outputs.
-      unsigned: the inputs that the Keras model takes as uint8.
       unsigned: the inputs that the Keras model takes as uint8.
     """
 

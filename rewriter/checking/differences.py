@@ -22,7 +22,7 @@ def differences(program: Program, content: bytes, mapping: FileMapping) -> Itera
     producers = file.producers()
     for name, index in mapping.indexes.items():
         wanted, tensor = program.tensors[name].quantization, file.tensors[index]
-        if wanted is None:
+        if wanted is None or wanted.whole:
             continue
         scale, zero_point = np.float32(wanted.scale), wanted.zero_point
         if tensor.scale.tolist() != [scale] or tensor.zero_point.tolist() != [zero_point]:
@@ -53,6 +53,10 @@ def _constant_differences(model: Any, op: FileOperator, operator: Operator) -> I
             step = np.float32(source.scale) * scale
             if not _holds(model, op, layout.bias, operator.bias, step):
                 yield "the bias or its scales differ"
+    if "table" in operator.attributes and operator.output is not None:
+        grid, table = operator.output, np.asarray(operator.attributes["table"])
+        if not _holds(model, op, 0, table, np.asarray([grid.scale], np.float32)):
+            yield "the table or its scale differs"
     if "constant" in operator.attributes:
         values, grid = constant(operator)
         places = [i for i, index in enumerate(op.inputs) if _stored(model, index)]

@@ -21,13 +21,15 @@ from rewriter.errors import RewriterError, VerificationError
 from rewriter.grid import BITS
 from rewriter.keras_compat.variables import read as read_variable
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
-from rewriter.layers.quantize import observed
+from rewriter.layers.observing import observed
 from rewriter.litert import affine, integer_wide_limits
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Program, Step, Tensor
 from rewriter.quantization import phases
 from rewriter.reading.graph import Graph, Ref, map_refs
 from rewriter.reading.inside import in_inference
+
+_MAGNIFIES = ("SOFTMAX", "ARG_MAX", "ARG_MIN")
 
 
 def compare_training(
@@ -58,7 +60,7 @@ def compare_training(
         values = emulated(lowered, chunk)
         twin.compare(values, chunk)
         for name in program.outputs:
-            if seen is not None and name in values:
+            if seen is not None and name in values and _unit(program.tensors[name]) != "number":
                 seen(name, np.asarray(values[name]))
         if progress is not None:
             progress(start + len(chunk[0]))
@@ -77,7 +79,7 @@ def compare_training(
                 one.largest,
                 one.other / max(one.elements, 1),
                 1 + _inner_roundings(name, program, makers, twin.counters),
-                "step" if grid is not None else "relative",
+                _unit(program.tensors[name]),
                 BITS if grid is None else grid.bits,
             )
         )
@@ -110,11 +112,18 @@ def _inner_roundings(
     return tables + sum(program.tensors[before].quantization != grid for before in found)
 
 
+def _unit(tensor: Tensor) -> str:
+    """What its differences are counted in, see :class:`TrainingAgreement`."""
+    if tensor.quantization is None:
+        return "relative"
+    return "number" if tensor.quantization.whole else "step"
+
+
 def _judged(program: Program, makers: Mapping[str, Step]) -> tuple[tuple[str, ...], ...]:
-    """For each output: itself, and what it is the softmax of."""
+    """For each output: itself, and what it is the softmax of, or the place of a value in."""
     return tuple(
         (name, *makers[name].inputs)
-        if name in makers and makers[name].operator.kind == "SOFTMAX"
+        if name in makers and makers[name].operator.kind in _MAGNIFIES
         else (name,)
         for name in program.outputs
     )
@@ -264,5 +273,7 @@ class _Twin:
 
 
 def _stored(value: Any, tensor: Tensor) -> tf.Tensor:
-    real = tf.cast(value, tf.float32)
-    return real if tensor.quantization is None else affine.quantize(real, tensor.quantization)
+    if tensor.quantization is None:
+        return tf.cast(value, tf.float32)
+    whole = tensor.quantization.whole
+    return affine.quantize(value if whole else tf.cast(value, tf.float32), tensor.quantization)

@@ -73,7 +73,10 @@ def evaluate(step: Step, values: list[tf.Tensor]) -> tf.Tensor:
         value if q is None else affine.dequantize(value, q)
         for value, q in zip(values, op.inputs, strict=True)
     ]
-    result = tf.cast(op.real(*reals), tf.float32)  # layers may return numbers of other types
+    result = op.real(*reals)
+    if op.output is not None and op.output.whole:
+        return affine.quantize(result, op.output)
+    result = tf.cast(result, tf.float32)  # layers may return numbers of other types
     return result if op.output is None else affine.quantize(result, op.output)
 
 

@@ -53,7 +53,7 @@ def build_twin(model: Any, program: Program) -> Any:
         symbols[ref] = symbol
         grid = program.tensors[name].quantization
         tensors[name] = symbol
-        if grid is not None:
+        if grid is not None and not grid.whole:
             quantize = classes.QuantizeInput(
                 grid.scale, grid.zero_point, grid.bits, name=f"{name}_quantize_input"
             )

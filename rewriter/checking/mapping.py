@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rewriter.errors import ExportError
 from rewriter.litert.file_model import FileModel
 from rewriter.litert.partition import inside
-from rewriter.program import Program
+from rewriter.program import Program, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
         name: by_name[name]
         for name, tensor in program.tensors.items()
         if name in by_name
-        and (tensor.quantization is None or file.tensors[by_name[name]].quantized)
+        and (not _on_a_grid(tensor) or file.tensors[by_name[name]].quantized)
         and not file.tensors[by_name[name]].unsigned
     }
     indexes.update(zip(program.outputs, _outputs(program, file), strict=True))
@@ -63,6 +63,11 @@ def mapping_from_names(program: Program, file: FileModel) -> FileMapping:
         missing=tuple(name for name in program.tensors if name not in known),
         file=file,
     )
+
+
+def _on_a_grid(tensor: Tensor) -> bool:
+    """Whether a file has a scale for a tensor of the program."""
+    return tensor.quantization is not None and not tensor.quantization.whole
 
 
 def _inputs(program: Program, file: FileModel) -> dict[str, int]:

@@ -199,8 +199,13 @@ def census(content: bytes | FileModel) -> Census:
     )
 
 
+def _is_value(tensor: FileTensor) -> bool:
+    """Whether it holds real values, or whole numbers."""
+    return tensor.quantized or tensor.floating or tensor.dtype in ("INT32", "INT64")
+
+
 def with_all_outputs(content: bytes) -> bytes:
-    """The same model with every quantized or float activation as an extra output.
+    """The same model with every activation that is quantized, float or whole as an extra output.
 
     The delegates keep only what they must; an output they must. (The interpreter's option to keep
     all tensors switches the default delegate off, and so measures other kernels.) The first
@@ -209,10 +214,6 @@ def with_all_outputs(content: bytes) -> bytes:
     model, seen = flatbuffer.unpack(content), read(content)
     written = [i for op in seen.operators for i in op.outputs]
     known = set(seen.outputs)
-    extra = [
-        i
-        for i in dict.fromkeys(written)
-        if i not in known and (seen.tensors[i].quantized or seen.tensors[i].floating)
-    ]
+    extra = [i for i in dict.fromkeys(written) if i not in known and _is_value(seen.tensors[i])]
     model.subgraphs[0].outputs = np.asarray([*seen.outputs, *extra], np.int32)
     return flatbuffer.pack(model)

@@ -86,7 +86,7 @@ class TrainingAgreement:
       roundings: how many roundings may differ then: of this tensor, and of those before it that
         the model does not have; and by how many steps LiteRT's tables of 16 bits are off.
       unit: ``"step"``: of the tensor's scale. ``"relative"``: of the largest magnitude, for
-        float tensors.
+        float tensors. ``"number"``: of whole numbers, such as places.
       bits: width of its integers.
     """
 
@@ -105,6 +105,9 @@ class TrainingAgreement:
     @property
     def parts(self) -> bool:
         """Whether, given the same inputs, model and twin differ by more than rounding."""
+        if self.unit == "number":
+            # Rounded otherwise, two almost equal values give any two places.
+            return self.roundings == 1 and self.step_max_steps > 0
         if self.unit != "step":
             return self.step_max_steps > _FLOAT_STEP * self.roundings
         if self.roundings == 1:
@@ -131,7 +134,7 @@ class TrainingComparison:
       samples: how many were run.
       tensors: all that the model has too, in the order of execution.
       outputs: for each output the tensors that it may be judged by: itself, and what a softmax
-        is given, because that magnifies what differs.
+        or the largest value's place is found from, because that magnifies what differs.
       skipped: tensors that could not be computed, with the reason; the model's own values took
         their place further on.
     """

@@ -43,7 +43,10 @@ def load(path: Path, file: FileModel, program: Program, *, open_batch: bool = Fa
         if len(found) != len(tensor.shape) or found[first:] != tensor.shape[first:]:
             raise ExportError(
                 f"{_layer(program, tensor.name)}: LiteRT makes a tensor of shape {found} "
-                f"of '{tensor.name}', not of {tensor.shape}. Please report this model."
+                f"of '{tensor.name}', not of {tensor.shape}, which is what the model says. If a "
+                "layer there declares a shape (output_shape of a Lambda, compute_output_shape), "
+                "declare that of what it returns, with the batch first; otherwise please report "
+                "this model."
             )
     _prepared(path, "xnnpack", file, program)
 
@@ -52,7 +55,7 @@ def _extreme(program: Program) -> str | None:
     """The layer of the first operator with scales so far apart that LiteRT may end the process."""
     for step in program.steps:
         grids = [*step.operator.inputs, step.operator.output]
-        scales = [grid.scale for grid in grids if grid is not None]
+        scales = [grid.scale for grid in grids if grid is not None and not grid.whole]
         if scales and max(scales) > _FAR * min(scales):
             return step.layer
     return None

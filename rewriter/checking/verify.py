@@ -131,6 +131,7 @@ def verify(
     inputs = _arrays(model, data, samples)
     # The sizes that the model leaves open are those of the data, and so of the file.
     lowered = lower_with_sources(sizes.settled(model, [array.shape[1:] for array in inputs]))
+    _refuse_beyond(lowered, inputs)
     count = len(inputs[0])
     classes = _Classes()
     with tqdm(total=2 * count, desc="verifying", disable=not progress) as bar:
@@ -152,6 +153,23 @@ def verify(
         )
     evidence = Evidence(model, lowered, tuple(inputs), content, classes.found())
     return Verification(str(path), comparison, training, evidence)
+
+
+def _refuse_beyond(lowered: Lowered, inputs: list[np.ndarray]) -> None:
+    """Raise VerificationError for numbers that a table has no row of, which LiteRT refuses."""
+    program = lowered.program
+    given = dict(zip(program.inputs, inputs, strict=True))
+    for step in program.steps:
+        if step.operator.kind != "GATHER" or step.inputs[0] not in given:
+            continue
+        numbers, rows = given[step.inputs[0]], len(step.operator.attributes["table"])
+        wrong = numbers[(numbers < 0) | (numbers >= rows)]
+        if wrong.size:
+            raise VerificationError(
+                f"Layer '{step.layer}' looks up rows of a table by the input {step.inputs[0]!r}. "
+                f"Received: {wrong[0]}, where rows are from 0 to {rows - 1}. LiteRT does not run "
+                "with such a number; give others, or make them valid before the model."
+            )
 
 
 class _Classes:

@@ -106,8 +106,8 @@ class Engine:
 def median_seconds(content: bytes, kernels: str, runs: int, seconds: float) -> float:
     """How long one invocation of a file takes: the median of several, on one thread.
 
-    int8 inputs are random, all others as the interpreter allocates them: indexes that are random
-    would be none.
+    int8 inputs are random, whole numbers 0, for random ones would be beyond tables; all others as
+    the interpreter allocates them.
 
     Args:
       content: the file's bytes.
@@ -127,6 +127,8 @@ def median_seconds(content: bytes, kernels: str, runs: int, seconds: float) -> f
         if details["dtype"] == np.int8:
             values = random.integers(-128, 128, details["shape"], np.int8)
             interpreter.set_tensor(details["index"], values)
+        elif details["dtype"] in (np.int32, np.int64):
+            interpreter.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
     interpreter.invoke()
     times: list[float] = []
     end = time.perf_counter() + seconds

@@ -8,35 +8,62 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from rewriter.kernels import moments
 
-# While statistics are re-estimated: the share of the present batch in them. Read when a function
-# is traced, so it costs other functions nothing.
-_share: contextvars.ContextVar[Any] = contextvars.ContextVar("share", default=None)
+# While statistics are re-estimated: the share of the present batch in them, and whose they are; and
+# which normalizations compute as in training. Read when a function is traced, so they cost other
+# functions nothing.
+_share: contextvars.ContextVar[Any] = contextvars.ContextVar("share", default=(None, None))
+_trained: contextvars.ContextVar[Collection[int]] = contextvars.ContextVar("trained", default=())
 
 
 @contextlib.contextmanager
-def reestimating(share: Any) -> Iterator[None]:
-    """Within: every batch normalization uses the batch's statistics and averages them.
+def reestimating(share: Any, norms: Collection[int] | None = None) -> Iterator[None]:
+    """Within: batch normalizations use the batch's statistics and average them.
 
     Args:
       share: float scalar: share of this batch in the average, 1/(k+1) for the k-th from 0.
+      norms: the ids of the layers that do so; None: all do.
     """
-    token = _share.set(share)
+    token = _share.set((share, norms))
     try:
         yield
     finally:
         _share.reset(token)
 
 
-def share() -> Any:
-    """The share of the present batch within :func:`reestimating`; None outside."""
-    return _share.get()
+def share(norm: Any) -> Any:
+    """The share of the present batch in a layer's statistics within :func:`reestimating`, or None.
+
+    Args:
+      norm: the layer.
+    """
+    found, norms = _share.get()
+    return found if norms is None or id(norm) in norms else None
+
+
+@contextlib.contextmanager
+def as_in_training(norms: Collection[int]) -> Iterator[None]:
+    """Within: batch normalizations return what they would in training, and move nothing.
+
+    Args:
+      norms: the ids of the layers that do so; the others are as they are called.
+    """
+    token = _trained.set(norms)
+    try:
+        yield
+    finally:
+        _trained.reset(token)
+
+
+def is_as_in_training(norm: Any) -> bool:
+    """Whether a layer returns what it would in training, see :func:`as_in_training`."""
+    return id(norm) in _trained.get()
 
 
 def by_moving(x: Any, values: Any, epsilon: float) -> Any:
@@ -96,15 +123,15 @@ def by_batch(
 
 
 def reestimated(
-    x: Any, gamma: Any, beta: Any, averages: Any, *, epsilon: float, bessel: bool
+    x: Any, gamma: Any, beta: Any, averages: Any, share: Any, *, epsilon: float, bessel: bool
 ) -> tuple[Any, Any, Any]:
-    """By the batch's statistics, with ``averages`` moved by :func:`share` of the way to them.
+    """By the batch's statistics, with ``averages`` moved by ``share`` of the way to them.
 
-    Args and returns: as for :func:`by_batch`.
+    Args and returns: as for :func:`by_batch`; ``share`` as :func:`share` returns it.
     """
     mean, variance = tf.nn.moments(tf.cast(x, gamma.dtype), [0, 1, 2])
     y = by_moving(x, (gamma, beta, mean, variance), epsilon)
-    part = tf.cast(share(), gamma.dtype)
+    part = tf.cast(share, gamma.dtype)
     corrected = mean, variance * _correction(x, gamma.dtype, bessel)
     # The first batch replaces what was there, whatever it was: not even a NaN stays.
     moved = [

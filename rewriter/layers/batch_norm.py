@@ -177,7 +177,9 @@ class FusedBatchNormalizationMixin(NormArguments):
         return self._training(training) is True and self._on_kernel(inputs, True, mask)
 
     def _training(self, training: Any) -> Any:
-        return self.flavour.static_training(training) if self.trainable else False
+        if not self.trainable:
+            return False
+        return composed_norm.is_as_in_training(self) or self.flavour.static_training(training)
 
     def _on_kernel(self, inputs: Any, training: bool, mask: Any) -> bool:
         """Whether the fused kernel is used.
@@ -185,7 +187,7 @@ class FusedBatchNormalizationMixin(NormArguments):
         It has no float64, and computes the moments of all elements of this replica. Its
         ``(x - mean) * factor + beta`` rounds otherwise than the formula in inference.
         """
-        if composed_norm.share() is not None or inputs.dtype == tf.float64:
+        if composed_norm.share(self) is not None or inputs.dtype == tf.float64:
             return False
         if not training:
             return self._like_fused
@@ -199,12 +201,14 @@ class FusedBatchNormalizationMixin(NormArguments):
         x, restore = moments.channels_last_4d(inputs, self.axis)
         on_kernel = self._on_kernel(inputs, training, mask)
         values, averages = self._values(training, on_kernel, shift)
-        if composed_norm.share() is not None:
+        share = composed_norm.share(self)
+        if share is not None:
             y, mean, variance = composed_norm.reestimated(
                 x,
                 values[0],
                 values[1],
                 averages,
+                share,
                 epsilon=self.epsilon,
                 bessel=bool(self.bessel_correction),
             )
@@ -224,7 +228,8 @@ class FusedBatchNormalizationMixin(NormArguments):
         phase = phases.read(self.phase) if self._pipes else None
         variables = self._read(with_gradients=not fused or self._pipes_statistics)
         averages = variables["moving_mean"], variables["moving_variance"]
-        values = dict(self._piped(variables, phase, training))
+        moves = training and not composed_norm.is_as_in_training(self)
+        values = dict(self._piped(variables, phase, moves))
         if shift is not None:
             values["beta"] = values["beta"] + tf.cast(shift, values["beta"].dtype)
         return tuple(values.values()), averages
@@ -266,6 +271,8 @@ class FusedBatchNormalizationMixin(NormArguments):
         return y
 
     def _assign(self, mean: Any, variance: Any) -> None:
+        if composed_norm.is_as_in_training(self):
+            return
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             variable = self.flavour.tf_variable(moving)
             kernels.assign_variable(variable, tf.cast(value, variable.dtype))

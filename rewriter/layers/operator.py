@@ -21,7 +21,8 @@ class IntegerOperatorMixin:
     Recovers the integers of its inputs, computes with LiteRT's integer arithmetic and rounding,
     and returns real values again: ``scale * (q - zero_point)``. Not trainable.
 
-    Input: one float32 tensor, or a list of them, batch first. Output: float32.
+    Input: one float32 tensor, or a list of them, batch first; of any type where it is of whole
+    numbers. Output: float32; int32 or int64 where it is of whole numbers.
 
     Args:
       operator: the operator, or the configuration that :meth:`get_config` made of one.
@@ -33,14 +34,18 @@ class IntegerOperatorMixin:
     flavour: Flavour
 
     def __init__(self, operator: Operator | Mapping[str, Any], **kwargs: Any):
-        kwargs["trainable"] = False
-        super().__init__(**kwargs)
         if isinstance(operator, Operator):
             self._config = _describe(operator)
             self._constants = (operator.kernel, operator.kernel_scale, operator.bias)
         else:
             self._config = {key: operator[key] for key in operator}
+            self._config["attributes"] = _of_arrays(self._config["attributes"])
             self._constants = (None, None, None)
+        output = _quantization(self._config["output"])
+        if output is not None and output.whole:
+            kwargs.update(dtype=f"int{output.bits}", autocast=False)
+        kwargs["trainable"] = False
+        super().__init__(**kwargs)
 
     def build(self, input_shape: Any) -> None:
         shapes = self._config["kernel_shape"], self._config["bias_shape"]
@@ -109,13 +114,21 @@ class IntegerOperatorMixin:
             for x, grid in zip(tensors, operator.inputs, strict=True)
         ]
         result = integer.compute(operator, *values)
-        return result if operator.output is None else affine.dequantize(result, operator.output)
+        if operator.output is None:
+            return result
+        if operator.output.whole:
+            return tf.cast(result, f"int{operator.output.bits}")
+        return affine.dequantize(result, operator.output)
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         return tuple(self._config["output_shape"])
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "operator": self._config}
+        attributes = {
+            key: value.tolist() if isinstance(value, np.ndarray) else value
+            for key, value in self._config["attributes"].items()
+        }
+        return {**super().get_config(), "operator": {**self._config, "attributes": attributes}}
 
     def with_output_shape(self, shape: Any) -> Any:
         """Tell the layer its output's static shape; returns the layer."""
@@ -150,6 +163,12 @@ class QuantizeInputMixin:
         grid = self.quantization
         own = {"scale": grid.scale, "zero_point": grid.zero_point, "bits": grid.bits}
         return {**super().get_config(), **own}
+
+
+def _of_arrays(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes from a file, with the table of a GATHER as an array: reading lists takes long."""
+    table = attributes.get("table")
+    return dict(attributes) if table is None else {**attributes, "table": np.asarray(table)}
 
 
 def _spread(scale: Any, shape: tuple[int, ...], kind: str) -> np.ndarray:

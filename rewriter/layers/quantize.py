@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -12,7 +9,7 @@ import tensorflow as tf
 from rewriter import kernels
 from rewriter.errors import CalibrationError
 from rewriter.keras_compat import Flavour
-from rewriter.layers import shared_ranges
+from rewriter.layers import observing, shared_ranges
 from rewriter.quantization import (
     learned,
     phases,
@@ -21,22 +18,6 @@ from rewriter.quantization import (
     replicated,
     scalars,
 )
-
-Observer = Callable[[Any, Any], None]
-_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("obs", default=None)
-
-
-@contextlib.contextmanager
-def observed(observer: Observer) -> Iterator[None]:
-    """Within: ``observer(layer, outputs)`` is called whenever a Quantize layer has quantized.
-
-    Some of them are parts of other layers, whose insides nothing else shows.
-    """
-    token = _observer.set(observer)
-    try:
-        yield
-    finally:
-        _observer.reset(token)
 
 
 class PhasedMixin:
@@ -119,7 +100,7 @@ class QuantizeMixin(PhasedMixin):
     @property
     def range_variables(self) -> dict[str, Any]:
         """The quantizer's variables by name (``min_var`` and ``max_var`` for ranges)."""
-        return self._quantizer_weights
+        return observing.variables_of(self, self._quantizer_weights)
 
     @property
     def range_is_set(self) -> bool:
@@ -212,19 +193,14 @@ class QuantizeMixin(PhasedMixin):
         outputs, before = self.quantizer.switch(
             inputs,
             phase,
-            self._quantizer_weights,
+            self.range_variables,
             follow=training,
             clamp=self.clamp,
             before=shared_ranges.recalled(self, self.flavour.places(self)),
         )
         shared_ranges.remember(self, before)
-        self._show(kernels.tensor(outputs))
+        observing.show(self, kernels.tensor(outputs))
         return outputs
-
-    def _show(self, outputs: Any) -> None:
-        observer = _observer.get()
-        if observer is not None:
-            observer(self, outputs)
 
     def _switch(self, inputs: Any, training: bool) -> Any:
         """Any quantizer of the protocol, under a condition of its own."""
@@ -242,7 +218,7 @@ class QuantizeMixin(PhasedMixin):
         else:
             outputs = tf.switch_case(phase, branches)
         outputs.set_shape(inputs.shape)
-        self._show(outputs)
+        observing.show(self, outputs)
         return outputs
 
     def _without_conditions(self, inputs: Any, phase: Any) -> Any:

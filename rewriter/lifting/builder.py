@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import affine, elementwise, evaluator, layer_norm, operators, values
+from rewriter.lifting import affine, elementwise, evaluator, idioms, layer_norm, operators, values
 from rewriter.lifting.graph import Graph, Node, Out, direct
 from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value, identity
 
@@ -43,7 +43,7 @@ class Builder:
     def __init__(
         self, graph: Graph, flavour: Flavour, where: str, operation: Any, trains: bool = False
     ):
-        graph = direct(graph)
+        graph = idioms.plain(direct(graph))
         self.graph, self.flavour, self.where = graph, flavour, where
         self.trains = trains
         self.layers = flavour.keras.layers

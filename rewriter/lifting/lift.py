@@ -226,6 +226,8 @@ def _output(b: Builder, name: str, out: Out) -> Any:
         raise LoadError(f"{b.where}: the output {name!r} does not depend on the inputs.")
     if not b.free(name):
         return value.tensor
+    if not tf.as_dtype(value.tensor.dtype).is_floating:  # an Activation of Keras 3 says it is
+        return b.layers.Identity(name=name)(value.tensor)
     return b.layers.Activation("linear", name=name)(value.tensor)
 
 

@@ -31,8 +31,8 @@ ALLOWED = (
     | PASSING
     | STRUCTURE
     | words(
-        """Acosh Asin Asinh Atan2 Atanh BatchMatMulV3 BatchToSpace Bitcast BroadcastArgs Bucketize
-        Conv3DBackpropInputV2 Cosh Cumprod Dilation2D Erfc Erfinv ExtractImagePatches
+        """Acosh Asin Asinh Atan2 Atanh BatchMatMulV3 BatchToSpace Bitcast BitwiseAnd BroadcastArgs
+        Bucketize Conv3DBackpropInputV2 Cosh Cumprod Dilation2D Erfc Erfinv ExtractImagePatches
         FusedBatchNorm FusedBatchNormV2 Inv IsFinite IsInf IsNan Lgamma LinSpace
         MatrixBandPart MaxPoolV2 MulNoNan NonMaxSuppressionV3 ResizeArea ResizeBicubic ScatterNd
         SegmentSum Sinh SpaceToBatch TensorScatterUpdate TruncateDiv UnsortedSegmentSum Xdivy

@@ -13,6 +13,8 @@ from rewriter.program import Quantization
 def quantize(real: Any, quantization: Quantization) -> Any:
     """``clip(round(real * (1 / scale)) + zero_point)`` in float32, halves to even.
 
+    Whole numbers are their own integers; of a float the fraction is cut off, as CAST does.
+
     Multiplying by the rounded reciprocal, not dividing: at ties the two can differ by one step.
     What is not a number becomes the highest integer, as in XNNPACK.
 
@@ -23,6 +25,8 @@ def quantize(real: Any, quantization: Quantization) -> Any:
     Returns:
       int32, in the shape of ``real``.
     """
+    if quantization.whole:
+        return tf.cast(real, tf.int32)
     inverse = np.float32(1.0) / np.float32(quantization.scale)
     steps = tf.round(tf.cast(real, tf.float32) * inverse)
     low = quantization.lowest - quantization.zero_point

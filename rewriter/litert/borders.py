@@ -46,8 +46,8 @@ def _converted(program: Program, wanted: Mapping[str, str | None]) -> dict[str, 
     found: dict[str, str] = {}
     for name, kind in wanted.items():
         grid = program.tensors[name].quantization
-        if kind is None or grid is None:
-            continue  # what a file has in float stays so
+        if kind is None or grid is None or grid.whole:
+            continue  # what a file has in float, or as whole numbers, stays so
         if kind != FLOAT and grid.bits != BITS:
             raise ExportError(
                 f"The tensor {name!r} has {grid.bits} bits, and cannot be of {kind} at the border "

@@ -14,6 +14,7 @@ _TYPES = {
     "UINT8": "uint8_t",
     "INT16": "int16_t",
     "INT32": "int32_t",
+    "INT64": "int64_t",
     "FLOAT32": "float",
 }
 _LINE = 12  # bytes in a line

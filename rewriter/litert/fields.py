@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.grid import BITS, FUSED_ACTIVATIONS
+from rewriter.grid import BITS, FUSED_ACTIVATIONS, WIDE
 from rewriter.litert.file_model import schema
 from rewriter.litert.integer_spatial import slice_arguments
-from rewriter.program import Operator
+from rewriter.program import Operator, Quantization
 
 _ACTIVATION_TYPES = {
     name: getattr(schema.ActivationFunctionType, name.upper()) for name in FUSED_ACTIVATIONS
@@ -36,7 +36,7 @@ class Version:
 def wide(operator: Operator, shapes: Shapes) -> bool:
     """Activations of 16 bits."""
     grids = (*operator.inputs, operator.output)
-    return any(grid is not None and grid.bits > BITS for grid in grids)
+    return any(grid is not None and grid.bits == WIDE for grid in grids)
 
 
 def small(operator: Operator, shapes: Shapes) -> bool:
@@ -158,6 +158,22 @@ def resize(operator: Operator) -> dict[str, Any]:
     """Options of the resizing operators."""
     corners, half = flag("alignCorners", "align_corners"), "half_pixel_centers"
     return {**corners(operator), **flag("halfPixelCenters", half)(operator)}
+
+
+def _type(grid: Quantization | None) -> int:
+    """The type of a tensor that is not quantized: of whole numbers, or of float."""
+    kind = "FLOAT32" if grid is None else f"INT{grid.bits}"
+    return int(getattr(schema.TensorType, kind))
+
+
+def indexes(operator: Operator) -> dict[str, Any]:
+    """Options of ARG_MAX and ARG_MIN: the type of what they return."""
+    return {"outputType": _type(operator.output)}
+
+
+def cast(operator: Operator) -> dict[str, Any]:
+    """Options of CAST: the types of both tensors."""
+    return {"inDataType": _type(operator.inputs[0]), "outDataType": _type(operator.output)}
 
 
 _MASKS = {

@@ -31,6 +31,8 @@ _WIDTHS = {
     4: schema.TensorType.INT4,
     8: schema.TensorType.INT8,
     16: schema.TensorType.INT16,
+    32: schema.TensorType.INT32,
+    64: schema.TensorType.INT64,
 }
 FLOAT = schema.TensorType.FLOAT32
 # Of the metadata that LiteRT's tools read: the first runtime that can run the file, 16 bytes.
@@ -70,7 +72,7 @@ class FileBuilder:
     ) -> int:
         """A tensor that is computed, per-tensor quantized; of float32 if ``bits`` is 0.
 
-        ``unsigned``: of uint8.
+        Without a ``scale``: of integers that are not quantized. ``unsigned``: of uint8.
         """
         width = schema.TensorType.UINT8 if unsigned else _WIDTHS.get(bits, FLOAT)
         tensor = schema.TensorT(
@@ -79,7 +81,7 @@ class FileBuilder:
             name=name,
             hasRank=True,
         )
-        if bits:
+        if scale:
             tensor.quantization = _quantization([scale], zero_point, 0)
         if self._open_batch:
             tensor.shapeSignature = np.asarray([-1, *shape[1:]], np.int32)

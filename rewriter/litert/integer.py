@@ -1,9 +1,9 @@
 """What LiteRT computes, in TensorFlow operators on raw integers.
 
 Every function here takes an :class:`~rewriter.program.Operator` and int32 tensors that hold int8
-or int16 values, batch first, and returns the raw output as the default CPU path of LiteRT's
-interpreter computes it: XNNPACK where its delegate takes the operator, the builtin kernel
-elsewhere. Scale arithmetic is float32, as in the file.
+or int16 values, or whole numbers, batch first, and returns the raw output as the default CPU path
+of LiteRT's interpreter computes it: XNNPACK where its delegate takes the operator, the builtin
+kernel elsewhere. Scale arithmetic is float32, as in the file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rewriter.errors import RewriterError
 from rewriter.litert import (
     integer_conv,
     integer_elementwise,
+    integer_indexes,
     integer_matmul,
     integer_norm,
     integer_resize,
@@ -24,11 +25,6 @@ from rewriter.litert import (
     integer_wide,
 )
 from rewriter.program import Operator
-
-
-def _narrow_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    raise RewriterError(f"RSQRT is computed in 16 bits only. Received: {operator.inputs}.")
-
 
 _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "CONV_2D": integer_conv.conv_2d,
@@ -64,7 +60,11 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "DEQUANTIZE": integer_tables.dequantize,
     **dict.fromkeys(integer_tables.FILLERS, integer_tables.lookup),
     "QUANTIZE": integer_tables.quantize,
-    "RSQRT": _narrow_root,
+    "SQRT": integer_norm.square_root,
+    "CAST": integer_indexes.cast,
+    "GATHER": integer_indexes.gather,
+    "ARG_MAX": integer_indexes.arg_max,
+    "ARG_MIN": integer_indexes.arg_min,
 }
 
 SUPPORTED = frozenset(_KERNELS)

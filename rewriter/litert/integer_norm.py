@@ -1,15 +1,18 @@
-"""L2_NORMALIZATION: int8 values over the root of the sum of their squares.
+"""Roots: L2_NORMALIZATION (values over the root of the sum of their squares), RSQRT and SQRT.
 
-LiteRT's builtin kernel (``reference/integer_ops/l2normalization.h``; XNNPACK has none): an int32
-sum, its reciprocal root by five of Newton's steps in fixed point, and one product per element.
+LiteRT's builtin kernels (``reference/integer_ops/l2normalization.h``, ``elementwise.cc``); XNNPACK
+has none. A reciprocal root is found by five of Newton's steps in fixed point. SQRT is in float32,
+and cuts off what is below a step.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
 from rewriter.grid import ACTIVATION
+from rewriter.litert.integer_fixed_point import multiply, quantize_multiplier
 from rewriter.program import Operator, Quantization
 
 OUTPUT = Quantization(1 / (ACTIVATION.qmax + 1), 0)
@@ -17,6 +20,7 @@ OUTPUT = Quantization(1 / (ACTIVATION.qmax + 1), 0)
 _HALF_SQRT_2 = 1518500250  # sqrt(1/2) in Q0.31
 _ONE, _THREE_HALVES = 2**28, 2**28 + 2**27  # in Q3.28
 _INT32_MAX = 2**31 - 1
+_FINE = 20  # bits behind the point of a reciprocal root
 
 
 def l2_normalization(operator: Operator, q: tf.Tensor) -> tf.Tensor:
@@ -34,6 +38,47 @@ def l2_normalization(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     high = _high_product(centred * _power(tf.maximum(shift, 0)), multiplier)
     rounded = _rounding_divide(high, _power(tf.maximum(-shift, 0)))
     return tf.cast(tf.clip_by_value(rounded, OUTPUT.qmin, OUTPUT.qmax), tf.int32)
+
+
+def square_root(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``SQRT`` of 8 or 16 bits. LiteRT refuses to compute numbers below 0.
+
+    Raises:
+      RewriterError: a tensor is not quantized.
+    """
+    source, output = operator.inputs[0], operator.output
+    if source is None or output is None:
+        raise RewriterError(f"SQRT takes quantized tensors. Received: {source}, {output}.")
+    # By NumPy: a graph makes a product with the reciprocal of a division by a constant.
+    values = np.arange(source.lowest, source.qmax + 1, dtype=np.int64) - source.zero_point
+    real = np.maximum(values, 0).astype(np.float32) * np.float32(source.scale)
+    steps = np.trunc(np.sqrt(real) / np.float32(output.scale)).astype(np.int64)
+    table = np.clip(steps + output.zero_point, output.lowest, output.qmax)
+    return tf.gather(tf.constant(table, tf.int32), q - source.lowest)
+
+
+def reciprocal_roots(
+    operator: Operator, x: np.ndarray, source: Quantization, output: Quantization
+) -> np.ndarray:
+    """``RSQRT`` of 8 bits, for a table: the highest for 0; LiteRT refuses to compute what is below.
+
+    Args:
+      operator: of the kind.
+      x: the integers of the source, int64.
+      source, output: the grids.
+    """
+    values = np.maximum(x - source.zero_point, 0)
+    with tf.init_scope():
+        found = _reciprocal_root(tf.constant(values, tf.int64))
+        multipliers, shifts = (np.asarray(part) for part in found)
+    root = np.sqrt(np.float32(source.scale)) * np.float32(output.scale)
+    factor = quantize_multiplier(1.0 / float(root))
+    results = []
+    for value, multiplier, shift in zip(values, multipliers, shifts, strict=True):
+        fine = multiply(np.ones(1, np.int64), int(multiplier), _FINE - int(shift))
+        step = multiply(fine, factor[0], factor[1] - _FINE)[0] + output.zero_point
+        results.append(output.qmax if value == 0 else int(step))
+    return np.array(results, np.int64)
 
 
 def _reciprocal_root(total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -22,6 +22,7 @@ from rewriter.litert.integer_fixed_point import (
     quantize_multiplier,
     rounding_shift,
 )
+from rewriter.litert.integer_norm import reciprocal_roots
 from rewriter.program import Operator, Quantization
 
 Filler = Callable[[Operator, np.ndarray, Quantization, Quantization], np.ndarray]
@@ -256,4 +257,5 @@ FILLERS: dict[str, Filler] = {
     "EXP": _builtin(np.exp),
     "LOG": _builtin(_logarithm),
     "HARD_SWISH": _hard_swish,
+    "RSQRT": reciprocal_roots,
 }

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import RewriterError
-from rewriter.grid import BITS
+from rewriter.grid import WIDE
 from rewriter.litert import integer_wide_tables as tables
 from rewriter.litert.integer_elementwise import operands
 from rewriter.litert.integer_fixed_point import (
@@ -33,7 +33,7 @@ _VECTOR = 16  # elements
 def is_wide(operator: Operator) -> bool:
     """Whether one of an operator's tensors has 16 bits."""
     found = [grid for grid in (*operator.inputs, operator.output) if grid is not None]
-    return any(grid.bits > BITS for grid in found)
+    return any(grid.bits == WIDE for grid in found)
 
 
 def compute(operator: Operator, *q: tf.Tensor) -> tf.Tensor | None:
@@ -188,7 +188,7 @@ ALIKE = frozenset(
         *("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "DEQUANTIZE"),
         *("MAXIMUM", "MINIMUM", "AVERAGE_POOL_2D", "MAX_POOL_2D", "REDUCE_MAX", "REDUCE_MIN"),
         *("RESHAPE", "CONCATENATION", "PAD", "PADV2", "MIRROR_PAD", "TRANSPOSE", "STRIDED_SLICE"),
-        *("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"),
+        *("RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR", "GATHER", "SQRT"),
     )
 )
 _KERNELS: dict[str, Callable[..., tf.Tensor]] = {

@@ -43,7 +43,8 @@ def problem(operator: Operator) -> str | None:
 
     What it accepts and computes wrongly, it does so without a word.
     """
-    found = [grid for grid in (*operator.inputs, operator.output) if grid is not None]
+    given = (*operator.inputs, operator.output)
+    found = [grid for grid in given if grid is not None and not grid.whole]
     if not is_wide(operator):
         return None
     if operator.kind in ("QUANTIZE", "DEQUANTIZE"):

@@ -24,11 +24,11 @@ from rewriter.errors import ExportError
 from rewriter.litert import flatbuffer
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.partition import Island
-from rewriter.program import Program, Step
+from rewriter.program import Program, Quantization, Step
 
 
 def compute(island: Island, values: Sequence[Any]) -> list[Any]:
-    """The outputs of an island, real-valued; steps that are outputs of one layer share its call.
+    """The outputs of an island, float32 or whole numbers; outputs of one layer share its call.
 
     Between the steps tensors keep the types that the layers gave them.
     """
@@ -39,7 +39,12 @@ def compute(island: Island, values: Sequence[Any]) -> list[Any]:
         if key not in found:
             found[key] = _called(step, [tensors[name] for name in step.inputs])
         tensors[step.output] = step.operator.part(found[key])
-    return [tf.cast(tensors[name], tf.float32) for name in island.outputs]
+    grids = {step.output: step.operator.output for step in island.steps}
+    return [tf.cast(tensors[name], _type(grids[name])) for name in island.outputs]
+
+
+def _type(grid: Quantization | None) -> tf.DType:
+    return tf.float32 if grid is None else {32: tf.int32, 64: tf.int64}[grid.bits]
 
 
 def _called(step: Step, arguments: list[Any]) -> Any:
@@ -100,16 +105,17 @@ def splice(
     for name, place in zip(island.outputs, map(int, main.outputs), strict=True):
         found[name] = copy.tensors[place]
         if place not in computed:  # an input, a constant, or what another output is, too
-            found[name] = _copied(file, found[name], name, open_batch)
+            bits = getattr(program.tensors[name].quantization, "bits", 0)
+            found[name] = _copied(file, found[name], name, open_batch, bits)
         computed.discard(place)
     return found
 
 
-def _copied(file: FileBuilder, index: int, name: str, open_batch: bool) -> int:
+def _copied(file: FileBuilder, index: int, name: str, open_batch: bool, bits: int) -> int:
     """A tensor of its own with the values of another."""
     shape = file.shape(index)
     sizes = np.asarray([-1, *shape[1:]] if open_batch else shape, np.int32)
-    copied = file.activation(name, shape)
+    copied = file.activation(name, shape, bits)
     file.operator("RESHAPE", 1, [index, file.constant(f"{name}/shape", sizes)], [copied])
     return copied
 

@@ -13,9 +13,8 @@ import dataclasses
 
 import numpy as np
 
-from rewriter.grid import BITS
-from rewriter.litert import fields, integer_wide_limits
-from rewriter.litert.fields import FUSED_ACTIVATIONS, Shapes, Values, Version
+from rewriter.litert import fields
+from rewriter.litert.fields import Shapes, Values, Version
 from rewriter.program import Operator, Quantization
 
 
@@ -172,6 +171,11 @@ ROWS: dict[str, Row] = {
     "MEAN": _REDUCE,
     "REDUCE_MAX": dataclasses.replace(_REDUCE, same_grid=True),
     "REDUCE_MIN": dataclasses.replace(_REDUCE, same_grid=True),
+    "ARG_MAX": Row("ArgMax", fields.indexes, fields.ints("axis"), (Version(2, "1.14.0"),)),
+    "ARG_MIN": Row("ArgMin", fields.indexes, fields.ints("axis"), (Version(2, "1.14.0"),)),
+    "GATHER": Row(
+        "Gather", lambda operator: {"axis": 0}, versions=fields.by_bits(2, "1.14.0", 4, "2.4.0")
+    ),
     "DEPTH_TO_SPACE": Row(
         "DepthToSpace", fields.block, versions=(Version(2, "2.5.0"),), same_grid=True
     ),
@@ -187,6 +191,7 @@ ROWS: dict[str, Row] = {
         versions=fields.by_bits(2, "2.3.0", 3, "2.4.0"),
     ),
     "RSQRT": Row(versions=fields.by_bits(2, "2.5.0", 3, "2.15.0")),
+    "SQRT": Row(versions=(Version(2, "2.21.0"),)),
     "SQUARED_DIFFERENCE": Row("SquaredDifference", versions=(Version(2, "2.5.0"),)),
     "SOFTMAX": Row("Softmax", lambda operator: {"beta": 1.0}, versions=_MOST, grid=_UNIT),
     "L2_NORMALIZATION": Row(
@@ -249,52 +254,7 @@ ROWS: dict[str, Row] = {
     ),
     "GELU": Row("Gelu", fields.flag("approximate", "approximate"), versions=(Version(2, "2.9.0"),)),
     "HARD_SWISH": Row("HardSwish", versions=(Version(1, "1.15.0"),)),
+    "CAST": Row("Cast", fields.cast),
     "QUANTIZE": Row("Quantize", versions=fields.by_bits(1, "1.14.0", 2, "1.15.0")),
     "DEQUANTIZE": Row("Dequantize", versions=fields.by_bits(2, "1.14.0", 3, "1.15.0")),
 }
-
-
-def problem(operator: Operator) -> str | None:
-    """Why LiteRT would refuse an operator, or compute something else than is meant; or None.
-
-    What depends on shapes is found out when LiteRT loads the file.
-    """
-    row, output, inputs = ROWS.get(operator.kind), operator.output, operator.inputs
-    grids = [grid for grid in (*inputs, output) if grid is not None]
-    converts = operator.kind in ("QUANTIZE", "DEQUANTIZE")
-    if row is None:
-        return f"there is no such operator here. Known: {sorted(ROWS)}"
-    if operator.activation not in FUSED_ACTIVATIONS:
-        return f"it has no fused activation {operator.activation!r}"
-    if not converts and len(grids) <= len(inputs):
-        return f"it takes quantized tensors only. Received: {inputs} and {output}"
-    if any(not 0 < grid.scale < np.inf for grid in grids):
-        return f"a scale is not positive. Received: {inputs} and {output}"
-    if any(not grid.qmin <= grid.zero_point <= grid.qmax for grid in grids):
-        return f"a zero point is out of range. Received: {inputs} and {output}"
-    if row.same_grid and len({*grids}) > 1:
-        return f"inputs and output must have one scale. Received: {inputs} and {output}"
-    if row.grid is not None and output not in (None, row.grid) and output.bits == BITS:
-        return f"its output must be on {row.grid}. Received: {output}"
-    if (found := integer_wide_limits.problem(operator)) is not None:
-        return found
-    if (row.layout is None) != (operator.kernel is None):
-        return "it has a kernel where it takes none, or none where it takes one"
-    return None if row.layout is None else _kernel_problem(operator, row.layout)
-
-
-def _kernel_problem(operator: Operator, layout: Layout) -> str | None:
-    """Whether kernel, scales and bias fit each other."""
-    kernel = np.asarray(operator.kernel)
-    if kernel.ndim != len(layout.axes or (0, 1, 2, 3)):
-        return f"its kernel has the wrong rank. Received: {kernel.shape}"
-    channels = layout.to_file(kernel).shape[layout.channels]
-    scale, bias = np.asarray(operator.kernel_scale), operator.bias
-    if scale.shape != (channels,) or np.shape(scale if bias is None else bias) != scale.shape:
-        return f"{channels} channels need as many scales and biases"
-    if not ((scale > 0) & (scale < np.inf)).all():
-        return "a scale of the kernel is not positive"
-    grid = operator.kernel_grid
-    if grid is not None and not grid.qmin <= kernel.min() <= kernel.max() <= grid.qmax:
-        return f"integers from {kernel.min()} to {kernel.max()} are not of {grid.bits} bits"
-    return None

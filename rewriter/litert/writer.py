@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import ExportError
-from rewriter.grid import BITS
-from rewriter.litert import borders, islands
+from rewriter.litert import batches_apart, borders, constants, islands
 from rewriter.litert.file_builder import FileBuilder
 from rewriter.litert.file_model import FileModel
-from rewriter.litert.integer_elementwise import constant
 from rewriter.litert.partition import Island, schedule
-from rewriter.litert.rows import ROWS, Layout, problem
+from rewriter.litert.problems import problem
+from rewriter.litert.rows import ROWS
 from rewriter.program import Operator, Program, Step
 
 Shape = tuple[int, ...]
@@ -75,17 +74,8 @@ def assemble(
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
         )
-    for step in program.steps:
-        if step.operator.attributes.get("whole"):
-            raise _one_number(step.layer)
+    batches_apart.refuse(program, batch_size)
     return _Writer(program, batch_size).write(inputs, outputs)
-
-
-def _one_number(layer: str) -> ExportError:
-    return ExportError(
-        f"Layer '{layer}': it computes one number for all samples, and a file treats each by "
-        "itself. Compute one for each: reduce over the axes from 1 on, with keepdims=True."
-    )
 
 
 def write(program: Program, **options: Any) -> bytes:
@@ -188,6 +178,8 @@ class _Writer:
         """The file's tensor of a program tensor, which is new."""
         grid = self._program.tensors[name].quantization
         quantized = () if grid is None else (grid.bits, grid.scale, grid.zero_point)
+        if grid is not None and grid.whole:
+            quantized = (grid.bits, 0.0, 0)  # without a scale
         given = self._names.get(name, name)
         self._index[name] = self._file.activation(given, self._shapes[name], *quantized)
         return self._index[name]
@@ -205,7 +197,9 @@ class _Writer:
         shapes = [self._shapes[name] for name in step.inputs]
         sizes = tuple(1 if n is None else int(n) for n in wanted.shape[1:])
         self._shapes[step.output] = (_rows(operator, shapes, sizes), *sizes)
-        inputs = self._with_constants(step, [self._index[name] for name in step.inputs])
+        read = [self._index[name] for name in step.inputs]
+        made = self._shapes[step.output]
+        inputs = constants.beside(self._file, step, read, made, self._open)
         self._operator(operator, inputs, self._activation(step.output), shapes)
 
     def _operator(
@@ -217,64 +211,19 @@ class _Writer:
         values = row.values(operator)
         self._file.operator(operator.kind, version.number, inputs, [output], row.options, values)
 
-    def _with_constants(self, step: Step, inputs: list[int]) -> list[int]:
-        """The inputs of a step's operator, with its constants in their places."""
-        operator, file, row = step.operator, self._file, ROWS[step.operator.kind]
-        if row.layout is not None:
-            inputs = self._kernel(step, row.layout, inputs)
-        if "constant" in operator.attributes:
-            numbers, grid = constant(operator)
-            stored = np.atleast_1d(numbers.astype(np.int8 if grid.bits == BITS else np.int16))
-            name = f"{step.name}/constant"
-            inputs.append(file.constant(name, stored, grid.scale, zero_point=grid.zero_point))
-        rest = row.constants(operator)
-        if operator.kind == "RESHAPE":
-            rows, *sizes = self._shapes[step.output]
-            rest = {"shape": np.asarray([-1 if self._open else rows, *sizes], np.int32)}
-        found = [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
-        if row.padded and operator.output is not None:
-            grid = operator.output
-            lowest = np.asarray(grid.qmin, np.int8 if grid.bits == BITS else np.int16)
-            name = f"{step.name}/value"
-            found.append(file.constant(name, lowest, grid.scale, zero_point=grid.zero_point))
-        return found
-
-    def _kernel(self, step: Step, layout: Layout, inputs: list[int]) -> list[int]:
-        """Input, kernel and bias; a TRANSPOSE_CONV has the shape of its output in front."""
-        operator, file, source = step.operator, self._file, step.operator.inputs[0]
-        scale = np.asarray(operator.kernel_scale, np.float32)
-        channels = len(scale)
-        if operator.kind == "FULLY_CONNECTED" and (scale == scale[0]).all():
-            scale = scale[:1]  # one for the whole kernel, which is all that some devices take
-        kernel = file.constant(
-            f"{step.name}/kernel",
-            layout.to_file(np.asarray(operator.kernel, np.int8)),
-            scale,
-            axis=layout.channels,
-            bits=operator.kernel_storage_bits or BITS,
-        )
-        # 16-bit activations accumulate in 64 bits, and their kernels read a 64-bit bias. There is
-        # always one: TRANSPOSE_CONV fuses an activation only beside a bias.
-        wide = np.int64 if source is not None and source.bits > BITS else np.int32
-        numbers = np.zeros(channels) if operator.bias is None else operator.bias
-        step_size = np.float32(source.scale if source is not None else 1) * scale
-        bias = file.constant(f"{step.name}/bias", np.asarray(numbers, wide), step_size)
-        if operator.kind != "TRANSPOSE_CONV":
-            return [*inputs, kernel, bias]
-        shape = np.asarray(self._shapes[step.output], np.int32)
-        return [file.constant(f"{step.name}/output_shape", shape), kernel, *inputs, bias]
-
     def _island(self, island: Island) -> None:
         """Steps in float: converted by TensorFlow and copied in, between DEQUANTIZE operators."""
         inputs = [self._real(name) for name in island.inputs]
         batches = [self._shapes[name][0] for name in island.inputs]
         found = islands.splice(self._file, self._program, island, inputs, batches, self._open)
         for name, index in found.items():
-            self._index[name] = self._reals[name] = index
+            self._index[name] = index
+            if self._program.tensors[name].quantization is None:
+                self._reals[name] = index
             self._shapes[name] = self._file.shape(index)
             if not self._shapes[name]:
                 layer = next(step.layer for step in island.steps if step.output == name)
-                raise _one_number(layer)
+                raise batches_apart.one_number(layer)
             self._file.rename(index, self._names.get(name, name))
 
     def _real(self, name: str) -> int:
@@ -286,7 +235,7 @@ class _Writer:
             shape = self._shapes[name]
             given = f"{name}/float" if name in self._program.inputs else self._outer.get(name)
             self._reals[name] = self._file.activation(given or f"{name}/float", shape)
-            operator = Operator("DEQUANTIZE", (grid,), None)
+            operator = Operator("CAST" if grid.whole else "DEQUANTIZE", (grid,), None)
             self._operator(operator, [self._index[name]], self._reals[name], [shape])
         return self._reals[name]
 

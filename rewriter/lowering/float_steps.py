@@ -14,13 +14,17 @@ from rewriter.lowering import precisions
 from rewriter.lowering.linear import after_kernel
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value
-from rewriter.program import Operator
+from rewriter.program import Operator, Quantization, whole
 from rewriter.reading import inside
 from rewriter.reading.graph import Call, Ref, map_refs
 
 
-def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence[Value]:
+def lower(
+    low: ProgramBuilder, call: Call, env: Mapping[Ref, Value], numbers: Sequence[bool]
+) -> Sequence[Value]:
     """One FLOAT step for each output of a layer or an operation.
+
+    ``numbers``: which of the outputs the program has as whole numbers.
 
     Raises:
       ExportError: if the layer works under a mask, which no tensor of a file carries.
@@ -45,9 +49,10 @@ def lower(low: ProgramBuilder, call: Call, env: Mapping[Ref, Value]) -> Sequence
     steps = []
     for index, (shape, dtype) in enumerate(zip(call.shapes, call.dtypes, strict=True)):
         # One real number for all samples is not what a file computes; a size is, of its own batch.
-        whole = int(not shape and tf.as_dtype(dtype).is_floating)
+        single = int(not shape and tf.as_dtype(dtype).is_floating)
         sizes = (None, *shape[1:]) if shape else ()
-        steps.append(_step(low, call, names, sizes, function, part=index, whole=whole))
+        grid = whole(dtype) if numbers[index] else None
+        steps.append(_step(low, call, names, sizes, function, grid, part=index, whole=single))
     return steps
 
 
@@ -57,11 +62,12 @@ def _step(
     names: Sequence[str],
     shape: Shape,
     function: Callable[..., Any],
+    output: Quantization | None = None,
     **attributes: int,
 ) -> Value:
     grids = tuple(low.tensors[name].quantization for name in names)
     described: dict[str, Any] = {**attributes, "layer": _described(call.layer)}
-    operator = Operator("FLOAT", grids, None, described, function=function)
+    operator = Operator("FLOAT", grids, output, described, function=function)
     return low.add(call.path, operator, names, shape)
 
 

@@ -27,7 +27,7 @@ from rewriter.lowering import (
 )
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
-from rewriter.program import Program, Tensor
+from rewriter.program import Program, Tensor, whole
 from rewriter.quantization import phases
 from rewriter.reading import from_keras
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref
@@ -212,13 +212,17 @@ class _Lowerer(ProgramBuilder):
                 values = [env[ref] for ref in operation.operands]
                 result = operators.ROWS[operation.name](self, call, operation, values)
                 return [result] if isinstance(result, Value) else result
-        return float_steps.lower(self, call, env)
+        numbers = [Ref(self._index, i) in self.graph.whole for i in range(len(call.dtypes))]
+        return float_steps.lower(self, call, env, numbers)
 
     def _input(self, call: Call, ref: Ref) -> Value:
         name = self._entries[ref] = self.unique(call.layer.name)
         # Bytes are on their own grid already.
         ends = BYTES.get(call.dtypes[0])
         grid = None if ends is None else folding.activation_quantization(*ends)
+        if ref in self.graph.whole:
+            dtype = call.dtypes[0]
+            grid = whole(dtype if dtype in grids.WHOLE else "int32")
         self.tensors[name] = Tensor(name, batched(call.shapes[0]), grid)
         value = Value(batched(call.shapes[0]), name)
         if ends is None or not self._wide:

@@ -13,7 +13,9 @@ lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second
 where nothing else reads it.
 
 And what keeps a number from 0 for a function in float: ``x / (total + 1e-7)``. The grid of the sum
-would round that constant away, and the function divide by 0; so the sum stays in float with it.
+would round that constant away, and the function divide by 0; so the sum stays in float with it. A
+root of such a sum, whose gradient at 0 is infinite, stays in float for that. ``1 / sqrt(x)`` is a
+reciprocal root.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import row_counts, stock_activations
+from rewriter.reading import row_counts, stock_activations, stock_functions, whole_numbers
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
@@ -34,6 +36,7 @@ from rewriter.reading.traces import trace
 # What is worth an operator of its own, though each of its parts has one.
 _BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
 _LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
+_ROOTS = frozenset({"sqrt", "rsqrt"})
 _LONGEST = 16
 # What is added to a number, or is the least that it may be, for no other reason than that.
 _GUARD = 0.01
@@ -54,13 +57,33 @@ def join(graph: Graph) -> None:
         for member in members:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
+    _reciprocal_roots(graph)
     _keep_guards(graph)
     row_counts.settle(graph)
+    whole_numbers.settle(graph)
+
+
+def _reciprocal_roots(graph: Graph) -> None:
+    """``1 / sqrt(x)`` as one operation, where nothing else reads the root."""
+    readers, outputs = graph.consumers(), set(graph.output_refs())
+    for index, call in enumerate(graph.calls):
+        below = None
+        if isinstance(call.role, Opaque):
+            below = stock_functions.reciprocal(graph.flavour, call)
+        if below is None or below in outputs or readers[below] != [index]:
+            continue
+        root = graph.calls[below.call]
+        if isinstance(root.role, Operation) and root.role.name == "sqrt":
+            call.role, root.role = Operation("rsqrt", root.role.operands), Within()
 
 
 def _keep_guards(graph: Graph) -> None:
     """Leave in float what only functions in float read, and what is to keep them from 0."""
     readers, outputs = graph.consumers(), set(graph.output_refs())
+    for call in graph.calls:
+        if isinstance(call.role, Operation) and call.role.name in _ROOTS:
+            before = graph.calls[call.role.operands[0].call].role
+            call.role = Opaque() if _guards(before) else call.role
     for index, call in enumerate(graph.calls):
         read = readers.get(Ref(index), ())
         if not read or Ref(index) in outputs or not _guards(call.role):

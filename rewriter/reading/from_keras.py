@@ -148,7 +148,7 @@ class _Reader:
         self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
     ) -> list[Ref]:
         index = len(self.calls)
-        shapes = tuple(tuple(t.shape) for t in outputs)
+        shapes = models.shapes(path, outputs)
         dtypes = tuple(tf.as_dtype(t.dtype).name for t in outputs)
         call = Call(layer, path, *self._sizes.filled(layer, args, kwargs), shapes, dtypes)
         read = call.refs

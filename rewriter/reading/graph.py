@@ -99,6 +99,8 @@ class Graph:
       output_names: one per flattened output, as Keras names them.
       parts: the models inside that have weights.
       reopened: whether a model inside leaves sizes open that the tensors have that it is given.
+      whole: the tensors that are whole numbers in a program, see
+        :mod:`rewriter.reading.whole_numbers`.
       regularized: layers that were opened, and have an activity regularizer, which no call has.
     """
 
@@ -111,6 +113,7 @@ class Graph:
     regularized: tuple[str, ...] = ()
     reopened: bool = False
     parts: tuple[Part, ...] = ()
+    whole: frozenset[Ref] = frozenset()
 
     def consumers(self) -> dict[Ref, list[int]]:
         """For every tensor the calls that read it (a call appears once per use)."""

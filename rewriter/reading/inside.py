@@ -9,18 +9,18 @@ in the model with its variables.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from rewriter.grid import BYTES
+from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour, symbols
 from rewriter.lifting.operation import GraphOperatorMixin
 from rewriter.reading import stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref, map_refs
-from rewriter.reading.operations import Operation, affine, is_floating
+from rewriter.reading.operations import LOOKS_UP, MOVES, PLACES, Operation, affine, is_floating
 from rewriter.reading.traces import Node, Trace, trace
 
 _STOCK = ("Lambda", "Activation")  # these hold a user's function
@@ -29,15 +29,16 @@ _LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "S
 
 
 def may_be_read(flavour: Flavour, call: Call) -> bool:
-    """Whether a call is one of a user's function or layer, of floating-point tensors only."""
+    """Whether a call is one of a user's function or layer, of real or of whole numbers only."""
     layer = call.layer
     if flavour.is_ours(layer) or flavour.is_added_loss(layer) or flavour.is_model(layer):
         return False
     if flavour.class_name(layer) not in ("", *_STOCK) or not hasattr(layer, "call"):
         return False
     masked = call.masked and flavour.class_name(layer) != "Activation"
-    given = all(is_floating(dtype) or dtype in BYTES for dtype in call.input_dtypes)
-    return not masked and bool(call.input_dtypes) and given and all(map(is_floating, call.dtypes))
+    given = all(is_floating(d) or d in BYTES or d in WHOLE for d in call.input_dtypes)
+    made = all(is_floating(dtype) or dtype in WHOLE for dtype in call.dtypes)
+    return not masked and bool(call.input_dtypes) and given and made
 
 
 def masks(flavour: Flavour, layer: Any) -> bool:
@@ -58,7 +59,7 @@ def may_be_replaced(flavour: Flavour, call: Call) -> bool:
     return (
         may_be_read(flavour, call)
         and getattr(layer, "activity_regularizer", None) is None
-        and all(dtype == getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
+        and {*call.input_dtypes} <= {*WHOLE, getattr(layer, "compute_dtype", call.input_dtypes[0])}
         and flavour.is_layer(layer)
         and not isinstance(layer, GraphOperatorMixin)  # the call inside it is itself
         and not flavour.own_variables(layer)
@@ -84,7 +85,7 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
 
     shapes = dict(zip(call.refs, call.input_shapes, strict=True))
     given = dict(zip(call.refs, call.input_dtypes, strict=True))
-    dtypes = [given[ref] if given[ref] in BYTES else "float32" for ref in refs]
+    dtypes = ["float32" if is_floating(given[ref]) else given[ref] for ref in refs]
     traced = trace(function, [(None, *shapes[ref][1:]) for ref in refs], dtypes)
     if traced is None:
         return None
@@ -93,7 +94,23 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
         found = stock_activations.scalar(traced, refs[0])
         if found is not None:
             return found
-    return _single(traced, call, refs) or _weighted_sum(traced, call, refs)
+    single = _single(traced, call, refs)
+    if single is None and {*dtypes, *call.dtypes} == {"float32"}:
+        return _weighted_sum(traced, call, refs)
+    if single is None or not _fits(single, call):
+        return None
+    if single.name in PLACES:
+        call.dtypes = (single.options["dtype"],)  # a Lambda of Keras 3 says what its layer has
+    return single
+
+
+def _fits(operation: Operation, call: Call) -> bool:
+    """Whether an operation has a meaning for tensors of these types."""
+    if operation.name in LOOKS_UP | PLACES:
+        return True
+    if not is_floating(call.dtypes[0]):
+        return operation.name in MOVES
+    return not any(dtype in WHOLE for dtype in call.input_dtypes)
 
 
 def parameters(layer: Any) -> tuple[str, ...]:
@@ -112,15 +129,33 @@ def in_inference(flavour: Flavour, call: Call, kwargs: Mapping[str, Any]) -> dic
     """
     if "training" not in parameters(call.layer):
         return dict(kwargs)
-    given = call.always if flavour.overrides_training else kwargs.get("training")
+    given = own_flag(flavour, call, kwargs)
     return {**kwargs, "training": False if given is None else given}
+
+
+def own_flag(flavour: Flavour, call: Call, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """The ``training`` that a call is given whatever the model's is; None if it follows that.
+
+    Args:
+      flavour: of the layer.
+      call: the call.
+      kwargs: its keyword arguments with tensors in them; None: those that it has.
+    """
+    given = call.kwargs if kwargs is None else kwargs
+    return call.always if flavour.overrides_training else given.get("training")
 
 
 def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
     """One operation; or several that scale and shift, one after the other, as one."""
     made: dict[int, Ref] = dict(enumerate(refs))
     operations: dict[Ref, Operation] = {}
+    same, parts = _unwrapped(traced.nodes, len(refs))
     for index, node in enumerate(traced.nodes, len(refs)):
+        if index in parts:
+            continue
+        if index in same:
+            made[index] = made[same[index]]
+            continue
         read = _operation(node, call, made)
         if read is None:
             return None
@@ -133,6 +168,32 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
         operations[made[index]] = read
     last = made[traced.result]
     return operations.get(last)
+
+
+def _unwrapped(nodes: Sequence[Node], first: int) -> tuple[dict[int, int], set[int]]:
+    """Where ``tf.where(i < 0, i + size, i)`` stands for ``i``, as ``keras.ops.take`` has it.
+
+    A program looks up by numbers from 0 on only, see :mod:`rewriter.reading.whole_numbers`.
+
+    Returns:
+      The value that it stands for by that of each such node, and the values that are parts of it.
+    """
+    by_value = dict(enumerate(nodes, first))
+    same: dict[int, int] = {}
+    parts: set[int] = set()
+    for index, node in by_value.items():
+        if node.kind != "SelectV2" or not all(isinstance(v, int) for v in node.inputs):
+            continue
+        less, more = (by_value.get(int(v)) for v in node.inputs[:2])
+        number = int(node.inputs[2])
+        if less is None or more is None or (less.kind, more.kind) != ("Less", "AddV2"):
+            continue
+        bound, size = less.inputs[1], more.inputs[1]
+        constants = isinstance(bound, np.ndarray) and isinstance(size, np.ndarray)
+        if constants and not np.any(bound) and less.inputs[0] == more.inputs[0] == number:
+            same[index] = number
+            parts.update(int(v) for v in node.inputs[:2])
+    return same, parts
 
 
 def _weighted_sum(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
@@ -175,7 +236,9 @@ def _operation(node: Node, call: Call, made: dict[int, Ref]) -> Operation | None
         return None
     args = tuple(v if isinstance(v, np.ndarray) else made[v] for v in node.inputs)
     kwargs = {**node.attributes, "keepdims": node.attributes.get("keep_dims", False)}
-    one = Call(call.layer, call.path, args, kwargs, call.shapes, call.dtypes)
+    kind = node.attributes.get("output_type")  # which a layer of Keras 3 does not know
+    dtypes = call.dtypes if kind is None else (tf.as_dtype(kind).name,)
+    one = Call(call.layer, call.path, args, kwargs, call.shapes, dtypes)
     one.input_shapes, one.input_dtypes = call.input_shapes, call.input_dtypes
     read = stock_functions.of(specification, one)
     rank = len(call.shapes[0])

@@ -132,3 +132,23 @@ class Nests:
             inside = [i for i, call in enumerate(calls) if call.layer.name in names]
             found.append(Part(layer.name, inside, layer.trainable))
         return tuple(found)
+
+
+def shapes(path: str, outputs: Sequence[Any]) -> tuple[tuple[int | None, ...], ...]:
+    """The static shapes of what a call returns.
+
+    Args:
+      path: the name of the layer.
+      outputs: the symbolic tensors.
+
+    Raises:
+      UnsupportedModelError: not even the number of axes of one is known.
+    """
+    for tensor in outputs:
+        if getattr(tensor.shape, "rank", 0) is None:
+            raise UnsupportedModelError(
+                f"The output of the layer {path!r} has a number of axes that depends on its "
+                "values or sizes, as of a squeeze without an axis. Name the axes, or reshape to a "
+                "shape of so many."
+            )
+    return tuple(tuple(tensor.shape) for tensor in outputs)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from rewriter.keras_compat.pure_functions import words
+
 if TYPE_CHECKING:
     from rewriter.reading.graph import Call, Ref
 
@@ -32,6 +34,15 @@ class Operation:
     name: str
     operands: tuple[Ref, ...]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+# What gives each number of its input a place, or none; and what finds a place, or looks something
+# up by it.
+MOVES = words(
+    """identity reshape transpose pad slice split concatenate stack take unstack convert"""
+)
+PLACES = words("argmax argmin")
+LOOKS_UP = words("look_up")
 
 
 def constant(value: Any) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewriter.grid import BYTES
+from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour
 from rewriter.reading import contractions, stock_moves
 from rewriter.reading.operations import (
@@ -29,7 +29,7 @@ from rewriter.reading.operations import (
 from rewriter.reading.stock_moves import Reader
 
 if TYPE_CHECKING:
-    from rewriter.reading.graph import Call
+    from rewriter.reading.graph import Call, Ref
 
 
 def read(flavour: Flavour, call: Call) -> Operation | None:
@@ -71,6 +71,18 @@ def _bind(specification: str, call: Call) -> tuple[str, dict[str, Any]]:
         theirs, _, ours = attribute.partition(":")
         arguments[ours or theirs] = getattr(call.layer, theirs)
     return name, arguments
+
+
+def reciprocal(flavour: Flavour, call: Call) -> Ref | None:
+    """What a call divides 1 by; None if it does anything else."""
+    specification = flavour.specification(call.layer)
+    if specification is None or specification.split()[0] != "divide":
+        return None
+    args, kwargs = flavour.arguments(call)
+    _, arguments = _bind(specification, dataclasses.replace(call, args=args, kwargs=kwargs))
+    number, below = constant(arguments.get("x")), arguments.get("y")
+    one = number is not None and number.size == 1 and float(number.reshape(())) == 1
+    return below if one and is_tensor(below) else None
 
 
 # Arithmetic
@@ -117,9 +129,12 @@ def _reciprocal(number: np.ndarray) -> np.ndarray:
 
 def _power(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     exponent = constant(arguments["y"])
-    if exponent is None or exponent.size != 1 or float(exponent.reshape(())) != 2:
+    if exponent is None or exponent.size != 1 or not is_tensor(arguments["x"]):
         return None
-    return Operation("multiply", (arguments["x"],) * 2)
+    names = {2.0: "multiply", 0.5: "sqrt", -0.5: "rsqrt"}
+    name = names.get(float(exponent.reshape(())))
+    operands = (arguments["x"],) * (2 if name == "multiply" else 1)
+    return None if name is None else Operation(name, operands)
 
 
 def _clip(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
@@ -168,6 +183,26 @@ def _reduction(name: str) -> Reader:
     return reader
 
 
+def _place(name: str, otherwise: int | None = None) -> Reader:
+    """The place of the largest or the smallest value along an axis that is not the batch.
+
+    ``otherwise``: the axis where none is given.
+    """
+
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        axis = next((arguments[k] for k in ("axis", "dimension") if arguments.get(k) is not None),
+                    otherwise)  # fmt: skip
+        shape, made = call.input_shapes[0], call.dtypes[0]
+        if axis is None or made not in WHOLE or not is_floating(call.input_dtypes[0]):
+            return None
+        place = int(np.reshape(axis, ())) % len(shape)
+        if place == 0 or shape[place] is None:
+            return None
+        return Operation(name, (arguments["x"],), {"axis": place, "dtype": made})
+
+    return reader
+
+
 def _unit(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     """By the root of the sum of squares."""
     if arguments.get("order", 2) != 2:
@@ -200,6 +235,8 @@ def _only(name: str, **required: float) -> Reader:
 
 
 def _cast(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    if {*call.dtypes, call.input_dtypes[0]} <= set(WHOLE):
+        return Operation("convert", (arguments["x"],), {"dtype": call.dtypes[0]})
     if not is_floating(call.dtypes[0]):
         return None
     given = call.input_dtypes[0]
@@ -228,10 +265,16 @@ _READERS: dict[str, Reader] = {
     "sum": _reduction("sum"),
     "max": _reduction("max"),
     "min": _reduction("min"),
+    "argmax": _place("argmax"),
+    "argmin": _place("argmin"),
+    "argmax_last": _place("argmax", -1),
+    "argmin_last": _place("argmin", -1),
     "unit": _unit,
     "abs": _one("abs"),
     "exp": _one("exp"),
     "log": _one("log"),
+    "sqrt": _one("sqrt"),
+    "rsqrt": _one("rsqrt"),
     "squared_difference": _squared_difference,
     **stock_moves.READERS,
     **contractions.READERS,

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from rewriter.grid import BYTES
+from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour
+from rewriter.keras_compat.pure_functions import words
 from rewriter.reading import contractions, layer_norms, stock_activations, stock_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import (
+    MOVES,
+    PLACES,
     Operation,
     affine,
     along,
@@ -63,6 +66,12 @@ def _normalization(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | No
 def _single(numbers: np.ndarray) -> np.ndarray:
     """One number in the place of equal ones: what a layer that was never adapted has."""
     return numbers.reshape(-1)[:1].reshape(()) if np.ptp(numbers) == 0 else numbers
+
+
+def _embedding(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
+    given = call.input_dtypes[0]
+    numbers = given in WHOLE or given == "float32"
+    return Operation("look_up", x[:1], {"layer": layer}) if numbers else None
 
 
 def _layer_scale(layer: Any, call: Call, x: tuple[Ref, ...]) -> Operation | None:
@@ -187,39 +196,16 @@ def _global(name: str) -> Reader:
     return reader
 
 
-_IDENTITIES = (
-    "ActivityRegularization",
-    "AlphaDropout",
-    "Dropout",
-    "GaussianDropout",
-    "GaussianNoise",
-    "Identity",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "SpatialDropout3D",
-    "StochasticDepth",
-    # Augmentation acts in training only.
-    "RandomBrightness",
-    "RandomColorDegeneration",
-    "RandomColorJitter",
-    "RandomContrast",
-    "RandomElasticTransform",
-    "RandomErasing",
-    "RandomFlip",
-    "RandomGaussianBlur",
-    "RandomGrayscale",
-    "RandomHeight",
-    "RandomHue",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterization",
-    "RandomRotation",
-    "RandomSaturation",
-    "RandomSharpness",
-    "RandomShear",
-    "RandomTranslation",
-    "RandomWidth",
-    "RandomZoom",
+_IDENTITIES = words(
+    """ActivityRegularization AlphaDropout Dropout GaussianDropout GaussianNoise Identity
+    SpatialDropout1D SpatialDropout2D SpatialDropout3D StochasticDepth"""
+)
+# Augmentation acts in training only.
+_IDENTITIES |= words(
+    """RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
+    RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale
+    RandomHeight RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
+    RandomSaturation RandomSharpness RandomShear RandomTranslation RandomWidth RandomZoom"""
 )
 
 LAYERS: dict[str, Reader] = {
@@ -237,6 +223,7 @@ LAYERS: dict[str, Reader] = {
     "Dot": contractions.dot,
     "CustomScaleLayer": _scaled_sum,
     "LayerScale": _layer_scale,
+    "Embedding": _embedding,
     "Rescaling": _rescaling,
     "Normalization": _normalization,
     "UnitNormalization": _unit,
@@ -255,11 +242,6 @@ LAYERS: dict[str, Reader] = {
     **{f"GlobalAveragePooling{n}D": _global("mean") for n in (1, 2, 3)},
 }
 
-# What gives each number of its input a place, or none.
-_MOVES = frozenset(
-    ["identity", "reshape", "transpose", "pad", "slice", "split", "concatenate", "take", "unstack"]
-)
-
 # These compute something else under a mask.
 _HEED_MASKS = frozenset({"GlobalAveragePooling1D", "Softmax"})
 
@@ -268,9 +250,9 @@ def read(flavour: Flavour, call: Call) -> Operation | None:
     """The operation of a call of a layer or an operation; None if it has no integer form."""
     name = flavour.class_name(call.layer)
     if not any(map(is_floating, call.dtypes)):
-        # Words and masks are on no grid; bytes are, where they only change their places.
-        found = _read(flavour, call, name) if set(call.dtypes) <= set(BYTES) else None
-        return found if found is not None and found.name in _MOVES else None
+        # Masks are on no grid; bytes are, where they only change their places, as words do.
+        found = _read(flavour, call, name) if set(call.dtypes) <= {*BYTES, *WHOLE} else None
+        return found if found is not None and found.name in MOVES | PLACES else None
     return _read(flavour, call, name)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewriter.reading import stock_resizing
+from rewriter.reading import stock_places, stock_resizing
 from rewriter.reading.operations import Operation, constant, reshape
 
 if TYPE_CHECKING:
@@ -127,16 +127,6 @@ def _item(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return Operation("slice", (arguments["x"],), {"ranges": ranges} | options)
 
 
-def _numbers(value: Any) -> np.ndarray | None:
-    """Whole numbers, int64: one, or an array or list of them; None for anything else."""
-    if isinstance(value, (list, tuple)):
-        parts = [constant(each) for each in value]
-        found = None if any(part is None for part in parts) else np.asarray(parts)
-    else:
-        found = constant(value)
-    return None if found is None else found.astype(np.int64)
-
-
 def _unstack(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     axis = int(arguments.get("axis", 0)) % len(call.input_shapes[0])
     if axis == 0 and _second(call.input_shapes[0]):
@@ -147,66 +137,6 @@ def _unstack(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
 def _second(shape: Any) -> bool:
     """Whether the batch is the second axis, and the only one whose size is open."""
     return len(shape) > 1 and shape[1] is None and tuple(shape).count(None) == 1
-
-
-def _places(call: Call, x: Any, axis: Any, places: Any) -> Operation | None:
-    """The numbered places of one axis, in any order, each any number of times."""
-    shape = call.input_shapes[0]
-    axis = int(axis) % len(shape)
-    if axis == 0 or shape[axis] is None:
-        return None
-    found = np.arange(shape[axis])[places(np.arange(shape[axis]))]
-    if found.ndim != 1:
-        return None
-    return Operation("take", (x,), {"axis": axis, "places": found.tolist()})
-
-
-def _take(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    wanted, axis = _numbers(arguments["indices"]), _single(arguments.get("axis", 0))
-    if wanted is None or wanted.ndim != 1 or axis is None:
-        return None
-    size = call.input_shapes[0][axis]
-    if size is None or not ((-size <= wanted) & (wanted < size)).all():
-        return None
-    return _places(call, arguments["x"], axis, lambda places: wanted)
-
-
-def _single(value: Any) -> int | None:
-    """One whole number, alone or in an array; None for anything else."""
-    found = _numbers(value)
-    return int(found.reshape(())) if found is not None and found.size == 1 else None
-
-
-def _flip(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    axis = _single(arguments.get("axis"))
-    if axis is None:
-        return None
-    return _places(call, arguments["x"], axis, lambda places: places[::-1])
-
-
-def _roll(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    axis, shift = (_single(arguments.get(key)) for key in ("axis", "shift"))
-    if axis is None or shift is None:
-        return None
-    return _places(call, arguments["x"], axis, lambda places: np.roll(places, shift))
-
-
-def _tile(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    given = _numbers(arguments.get("repeats"))
-    rank = len(call.input_shapes[0])
-    if given is None or given.size > rank:
-        return None
-    repeats = [1] * (rank - given.size) + given.ravel().tolist()
-    if repeats[0] != 1 or min(repeats) < 1:
-        return None
-    return Operation("tile", (arguments["x"],), {"repeats": repeats})
-
-
-def _repeat_each(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    count, axis = (_single(arguments.get(key)) for key in ("repeats", "axis"))
-    if count is None or axis is None or count < 1:
-        return None
-    return _places(call, arguments["x"], axis, lambda places: np.repeat(places, count))
 
 
 def _blocks(name: str) -> Reader:
@@ -271,13 +201,9 @@ READERS: dict[str, Reader] = {
     "pad": _pad,
     "split": _split,
     "item": _item,
+    **stock_places.READERS,
     **stock_resizing.READERS,
     "unstack": _unstack,
-    "take": _take,
-    "flip": _flip,
-    "roll": _roll,
-    "tile": _tile,
-    "repeat_each": _repeat_each,
     "depth_to_space": _blocks("depth_to_space"),
     "space_to_depth": _blocks("space_to_depth"),
     "patches": _patches,

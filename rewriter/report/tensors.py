@@ -87,6 +87,7 @@ def rows(evidence: Evidence, snr: Mapping[str, float]) -> tuple[TensorRow, ...]:
     made = []
     for name, tensor in program.tensors.items():
         grid = tensor.quantization
+        grid = None if grid is None or grid.whole else grid
         low, high = (None, None) if grid is None else grid.range
         made.append(
             TensorRow(
@@ -128,7 +129,8 @@ def _values(lowered: Lowered, inputs: tuple[np.ndarray, ...]) -> dict[str, Value
 
 class _Counter:
     def __init__(self, tensor: Tensor):
-        self._grid = tensor.quantization
+        grid = tensor.quantization
+        self._grid = None if grid is None or grid.whole else grid
         self._histogram = histograms.of_array(np.zeros(0, np.float32))
         self.total = self._below = self._above = 0
         self._minimum, self._maximum = math.inf, -math.inf

@@ -26,6 +26,7 @@ FIXED = "fixed"  # LiteRT prescribes the output's range (softmax, sigmoid, tanh)
 IDENTITY = "identity"  # does nothing in inference
 QUANTIZES = "quantizes"  # a Quantize layer that is there already
 DONE = "done"  # the output is on a grid already
+WHOLE = "whole"  # the output is whole numbers, which have no range
 WITHIN = "within"  # part of an operation that ends further on
 FLOAT = "float"  # no integer form: trains as it is, refused at export
 
@@ -68,11 +69,12 @@ def _always(kind: str, fixed: tuple[float, float] | None = None) -> Callable[...
 _KINDS = {
     IDENTITY: "identity",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
-    "hard_silu abs exp log squared_difference contract normalize "
-    "concatenate_constants",
+    "hard_silu abs exp log sqrt rsqrt squared_difference contract normalize "
+    "concatenate_constants look_up",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad mirror_pad slice split "
     "repeat upsample min unstack take tile depth_to_space space_to_depth",
     ROUNDED: "rounded_pool",
+    WHOLE: "argmax argmin convert",
 }
 
 BEHAVIOURS: dict[str, Callable[[Operation], Behaviour]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -120,9 +121,8 @@ class Builder:
             if activation.kind == behaviours.FIXED:
                 behaviour = activation
             absorbs = activation.kind in (behaviours.IDENTITY, behaviours.FREE)
-        outputs = tuple(
-            Ref(job.call, i) for i, dtype in enumerate(call.dtypes) if is_floating(dtype)
-        )
+        outputs = tuple(Ref(job.call, i) for i, d in enumerate(call.dtypes) if is_floating(d))
+        outputs = tuple(ref for ref in outputs if ref not in self.graph.whole)
         refs = Call.tensors((job.args, job.kwargs))
         if isinstance(job.role, Operation):
             refs = list(job.role.operands)
@@ -220,9 +220,10 @@ class Builder:
                 quantize.activity_regularizer = lost
             self.tensors[ref] = quantize(flat[0])
         elif output_name and own_name != output_name and self._free(output_name):
-            linear = self.flavour.keras.layers.Activation("linear", name=output_name)
+            layers, whole = self.flavour.keras.layers, ref in self.graph.whole
+            same = layers.Identity if whole else functools.partial(layers.Activation, "linear")
             self.taken.add(output_name)
-            self.tensors[ref] = linear(self.tensors[ref])
+            self.tensors[ref] = same(name=output_name)(self.tensors[ref])
 
     def _clamp(self, job: _Job) -> str:
         """The fused activation that a layer applies last, or ``"none"``."""

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import tensorflow as tf
+
 from rewriter.errors import CalibrationError, RecipeError
 from rewriter.keras_compat import flat_layers
+from rewriter.layers.observing import ranges_apart
 from rewriter.layers.quantize import QuantizeMixin
 from rewriter.quantization import levels
-from rewriter.quantization.quantizers import CALIBRATIONS, RangeQuantizer, calibration_method
+from rewriter.quantization.quantizers import (
+    CALIBRATIONS,
+    UNSET_MAX,
+    UNSET_MIN,
+    RangeQuantizer,
+    calibration_method,
+)
 from rewriter.reading.graph import Graph
 from rewriter.training import range_methods
 from rewriter.training.histograms import Recorder
@@ -19,6 +29,7 @@ from rewriter.training.histograms import Recorder
 Methods = str | Mapping[str, str] | None
 
 _GROWN = 0.25  # of a range, in the second half of the data: it is not known yet
+_STEPS = 4  # of the grid: with fewer for what training has, it goes nowhere
 
 
 class Collector:
@@ -41,11 +52,10 @@ class Collector:
             (each.quantizer.calibration, each.quantizer.levels, each.quantizer.held)
             for each in self._layers
         ]
-        self._recorders = {
-            id(layer): Recorder()
-            for layer in self._layers
-            if self._methods[id(layer)] != CALIBRATIONS[0]
-        }
+        self._recorders = self._new_recorders()
+        # Of what was seen as in training: by the id of each layer.
+        self._apart: dict[int, dict[str, Any]] = {}
+        self._apart_recorders: dict[int, Recorder] = {}
         self._inputs = _of_inputs(graph, self._layers)
         self._finders = [levels.LevelFinder() for _ in self._inputs]
         self._halfway: tuple[int, list[tuple[float, float]]] = (0, [])
@@ -53,29 +63,54 @@ class Collector:
 
     def observe(self, layer: Any, outputs: Any) -> None:
         """Record what a layer returns, in the graph that is being traced."""
-        recorder = self._recorders.get(id(layer))
+        apart = layer.range_variables is self._apart.get(id(layer))
+        recorder = (self._apart_recorders if apart else self._recorders).get(id(layer))
         if recorder is not None:
             recorder.record(outputs)
+
+    @contextlib.contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Within, what is traced observes the model as it is in training.
+
+        :meth:`finish` then makes ranges that hold what was observed so, too.
+        """
+        for layer in self._layers:
+            own = {"min_var": tf.Variable(UNSET_MIN), "max_var": tf.Variable(UNSET_MAX)}
+            self._apart[id(layer)] = {**layer.range_variables, **own}
+        self._apart_recorders = self._new_recorders()
+        with ranges_apart(self._apart):
+            yield
+
+    def _new_recorders(self) -> dict[int, Recorder]:
+        """One for each layer whose range is not made of the extremes."""
+        observed = (each for each in self._layers if self._methods[id(each)] != CALIBRATIONS[0])
+        return {id(layer): Recorder() for layer in observed}
 
     def look(self, inputs: Sequence[Any], count: int) -> None:
         """See a batch of inputs, of which ``count`` samples went before."""
         for (_, place), finder in zip(self._inputs, self._finders, strict=True):
             finder.look(inputs[place])
         if count >= self._next:  # after 1, 2, 4, ... samples, so once at least in the second half
-            self._halfway = (count, [_range(layer) for layer in self._layers])
+            self._halfway = (count, [_range(layer.range_variables) for layer in self._layers])
             self._next = 2 * count
 
     def finish(self) -> None:
         """Set the ranges."""
         for layer in self._layers:
-            recorder = self._recorders.get(id(layer))
             method = self._methods[id(layer)]
             layer.quantizer.calibration = method
             layer.quantizer.held = method != CALIBRATIONS[0]
-            seen = _range(layer)
-            if recorder is not None and seen[0] < seen[1]:
-                steps = layer.quantizer.grid.steps
-                layer.set_range(*range_methods.METHODS[method](seen, recorder.histogram(), steps))
+            seen = _range(layer.range_variables)
+            found = self._made(layer, seen, self._recorders)
+            if id(layer) in self._apart:
+                trained = _range(self._apart[id(layer)])
+                found = _joined(
+                    found,
+                    self._made(layer, trained, self._apart_recorders),
+                    layer.quantizer.grid.steps,
+                )
+            if found != seen:
+                layer.set_range(*found)
         for (layer, _), finder in zip(self._inputs, self._finders, strict=True):
             found = finder.levels()
             grid = layer.quantizer.grid
@@ -87,6 +122,16 @@ class Collector:
             bounds = [place.scale * (q - place.zero_point) for q in (grid.qmin, grid.qmax)]
             layer.set_range(*bounds, levels=(found.first, found.step, found.count))
 
+    def _made(
+        self, layer: Any, seen: range_methods.Range, recorders: Mapping[int, Recorder]
+    ) -> Any:
+        """The range that the method of a layer makes of what was seen."""
+        recorder = recorders.get(id(layer))
+        if recorder is None or not seen[0] < seen[1]:
+            return seen
+        make = range_methods.METHODS[self._methods[id(layer)]]
+        return make(seen, recorder.histogram(), layer.quantizer.grid.steps)
+
     def moving(self, count: int) -> str | None:
         """What to say of ranges that the second half of the data has widened a lot; None if none.
 
@@ -96,7 +141,7 @@ class Collector:
         samples, ranges = self._halfway
         worst, name = _GROWN, None
         for layer, (low, high) in zip(self._layers, ranges, strict=False):
-            now = _range(layer)
+            now = _range(layer.range_variables)
             width = now[1] - now[0]
             grown = (width - (high - low)) / width if width > 0 else 0.0
             if grown > worst:
@@ -115,9 +160,22 @@ class Collector:
             layer.quantizer.held = held
 
 
-def _range(layer: Any) -> tuple[float, float]:
-    variables = layer.range_variables
+def _range(variables: Mapping[str, Any]) -> range_methods.Range:
     return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
+
+
+def _joined(
+    inference: range_methods.Range, training: range_methods.Range, steps: int
+) -> range_methods.Range:
+    """The range of a tensor that is not the same in training.
+
+    One that holds both, unless training would have a few of its steps only. Then that of training:
+    what a model computes so far from what it was trained to is of no use, and training is what can
+    be done with it.
+    """
+    both = min(inference[0], training[0]), max(inference[1], training[1])
+    width = training[1] - training[0]
+    return training if 0 < width * steps < _STEPS * (both[1] - both[0]) else both
 
 
 def _named(graph: Graph, layers: Sequence[Any]) -> list[tuple[Any, str]]:

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from rewriter.errors import CalibrationError
 from rewriter.keras_compat import input_of
-from rewriter.layers.quantize import Observer, QuantizeMixin, observed
+from rewriter.layers.observing import Observer, observed
+from rewriter.layers.quantize import QuantizeMixin
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.inside import in_inference
 from rewriter.reading.operations import Operation

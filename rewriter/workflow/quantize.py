@@ -172,7 +172,13 @@ def quantize(
     qat = rewrite(model, recipe)
     sample = spread(count, calibration_samples)
     say(f"calibrating on {len(sample)} of {count} samples")
-    calibrate(qat, packed([values[sample] for values in x]), method=method, progress=progress)
+    calibrate(
+        qat,
+        packed([values[sample] for values in x]),
+        method=method,
+        progress=progress,
+        for_training=False,  # its training has frozen statistics
+    )
     task, outputs = None, None
     if labels is not None or epochs or loss is not None or metric is not None:
         outputs = predicted(model, x)

@@ -88,7 +88,8 @@ def sensitivity(
         # The ranges are for the sizes of files only; what is to be said of them is said when a
         # model is calibrated that is kept.
         warnings.simplefilter("ignore", RewriterWarning)
-        calibrate(qat, samples.packed([each[sample] for each in inputs]), progress=progress)
+        given = samples.packed([each[sample] for each in inputs])
+        calibrate(qat, given, progress=progress, for_training=False)
     hosts = [Host(host, tried) for host in flat_layers(qat) if is_integer(host)]
     measure = Measure(qat, inputs, labels, batch_size)
     layers = []

@@ -32,7 +32,9 @@ def test_operator_is_computed_as_litert_does(name: str, seed: int) -> None:
     kinds, types, quantization = inspect(model)
     assert kinds == [operator.kind]
     assert types["float32"] == (None in (*operator.inputs, operator.output))
-    if operator.output is not None:
+    if operator.output is not None and operator.output.whole:
+        assert quantization == (0, 0) and types[f"int{operator.output.bits}"]
+    elif operator.output is not None:
         wanted = (np.float32(operator.output.scale), operator.output.zero_point)
         assert (np.float32(quantization[0]), quantization[1]) == wanted
 

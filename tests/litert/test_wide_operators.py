@@ -15,7 +15,7 @@ from litert_single_op import Case, computed, inspect, random_inputs, run, write
 from rewriter import grid as grids
 from rewriter.errors import ExportError, RewriterError
 from rewriter.litert import integer, integer_wide, integer_wide_limits
-from rewriter.litert.rows import problem
+from rewriter.litert.problems import problem
 from rewriter.lowering import widths
 from rewriter.program import Operator, Quantization
 from wide_operator_cases import CASES, UNIT, linear, wide

@@ -211,11 +211,35 @@ case("tf_resize_aligned", lambda k, x, y: tf.compat.v1.image.resize(
     x, (9, 13), method="bilinear", align_corners=True), only="tf_keras")  # fmt: skip
 both_ways("cast", lambda x, y: tf.cast(x, "float32") + 1, lambda o, x, y: o.cast(x, "float32") + 1)
 both_ways("min", lambda x, y: tf.reduce_min(x, [1, 2]), lambda o, x, y: o.min(x, [1, 2]))
+both_ways("argmax", lambda x, y: tf.argmax(x, -1), lambda o, x, y: o.argmax(x, -1))
+both_ways("argmin", lambda x, y: tf.math.argmin(x, 1, tf.int32),
+          lambda o, x, y: o.argmin(x, 1, keepdims=True))  # fmt: skip
+case("argmax_backend", lambda k, x, y: k.backend.argmax(x), only="tf_keras")
+case("argmax_old", lambda k, x, y: tf.compat.v1.argmax(x, 2), only="tf_keras")
+case("argmax_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: tf.argmax(t, 2))(x))
+case("argmin_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: k.ops.argmin(t, 2))(x),
+     only="keras")  # fmt: skip
+both_ways("argmax_moved", lambda x, y: tf.cast(tf.argmax(x, -1), tf.int32)[:, 1:, None],
+          lambda o, x, y: o.cast(o.argmax(x, -1), "int64")[:, 1:, None])  # fmt: skip
+both_ways("argmax_beside", lambda x, y: tf.stack([tf.argmax(x, -1), tf.argmin(y, -1)], 1),
+          lambda o, x, y: o.stack([o.argmax(x, -1), o.argmin(y, -1)], 1))  # fmt: skip
 both_ways("abs", lambda x, y: tf.abs(x), lambda o, x, y: o.abs(x))
 both_ways("exp", lambda x, y: tf.exp(x), lambda o, x, y: o.exp(x))
 both_ways(
     "log", lambda x, y: tf.math.log(tf.nn.relu(x) + 1.0), lambda o, x, y: o.log(o.relu(x) + 1.0)
 )
+both_ways(
+    "sqrt", lambda x, y: tf.sqrt(tf.nn.relu(x) + 0.5), lambda o, x, y: o.sqrt(o.relu(x) + 0.5)
+)
+both_ways("sqrt_of_a_square", lambda x, y: tf.math.sqrt(x * x + y * y + 0.1),
+          lambda o, x, y: o.sqrt(x * x + y * y + 0.1))  # fmt: skip
+both_ways("rsqrt", lambda x, y: tf.math.rsqrt(tf.nn.relu(x) + 0.5),
+          lambda o, x, y: o.rsqrt(o.relu(x) + 0.5))  # fmt: skip
+both_ways("rsqrt_divided", lambda x, y: 1 / tf.sqrt(tf.nn.relu(x) + 0.5),
+          lambda o, x, y: 1.0 / o.sqrt(o.relu(x) + 0.5))  # fmt: skip
+both_ways("rsqrt_power", lambda x, y: (tf.nn.relu(x) + 0.5) ** -0.5,
+          lambda o, x, y: o.power(o.relu(x) + 0.5, -0.5))  # fmt: skip
+case("rsqrt_Lambda", lambda k, x, y: k.layers.Lambda(tf.math.rsqrt)(k.layers.ReLU()(x) + 0.5))
 both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
 both_ways("unit_rows", lambda x, y: tf.nn.l2_normalize(x, -2), lambda o, x, y: o.normalize(x, 2))
 case("UnitNormalization_rows", lambda k, x, y: k.layers.UnitNormalization(1)(x))
@@ -223,6 +247,8 @@ case("tf_squared_difference", lambda k, x, y: tf.math.squared_difference(x, y), 
 both_ways("unstack", lambda x, y: tf.unstack(x, axis=2)[1], lambda o, x, y: o.unstack(x, axis=2)[1])
 both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(x, [1, 2, 1, 3]))
 both_ways("repeat", lambda x, y: tf.repeat(x, 2, axis=2), lambda o, x, y: o.repeat(x, 2, axis=2))
+both_ways("repeat_some", lambda x, y: tf.repeat(x, [1, 0, 3, 1], axis=-1),
+          lambda o, x, y: o.repeat(x, [1, 0, 3, 1], axis=-1))  # fmt: skip
 both_ways("gather", lambda x, y: tf.gather(x, [3, 0, 1, 1], axis=-1),
           lambda o, x, y: o.take(x, [3, 0, 1, -3], axis=-1))  # fmt: skip
 both_ways("reverse", lambda x, y: tf.reverse(x, [1]), lambda o, x, y: o.flip(x, 1))

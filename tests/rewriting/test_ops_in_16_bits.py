@@ -20,6 +20,8 @@ REFUSED = {
     "log": "LOG: LiteRT has none",
     "unit": "L2_NORMALIZATION: LiteRT has none",
     "UnitNormalization": "L2_NORMALIZATION: LiteRT has none",
+    "argm": "ARG_(MAX|MIN): LiteRT has none",
+    "rsqrt": "reciprocal roots of 16 bits",
     "patches": "SPACE_TO_DEPTH: LiteRT has none",
     "depth": "(DEPTH_TO_SPACE|SPACE_TO_DEPTH): LiteRT has none",
     "resize": "resizes 6 pixels to 9 in 16 bits|resizes 8 pixels to 13 in 16 bits",

@@ -116,8 +116,13 @@ def assert_close(actual: list[np.ndarray], expected: list[np.ndarray], tolerance
 
 
 def train(model: Any, batches: list[list[np.ndarray]], rate: float = 0.02) -> list[float]:
-    """Plain gradient descent on a loss that both models have; the losses."""
-    losses = []
+    """Plain gradient descent on a loss that both models have; the losses.
+
+    None where all outputs are whole numbers.
+    """
+    losses: list[float] = []
+    if not any(y.dtype.kind == "f" for y in call(model, batches[0])):
+        return losses
     for arrays in batches:
         with tf.GradientTape() as tape:
             tensors = [tf.constant(array) for array in arrays]
@@ -244,6 +249,9 @@ def assert_same_model(
     trained, original = SNR_DB[bits]
     for a, b, c in zip(on_device, emulated, floating, strict=True):
         assert a.shape == c.shape
+        if b.dtype.kind == "i":  # the places of values: what is rounded may be the same at two
+            assert np.mean(a == b) >= 0.99 and np.mean(a == c) >= 0.8
+            continue
         assert decibels(b, a) >= trained, decibels(b, a)
         assert decibels(c, a) >= original, decibels(c, a)
 

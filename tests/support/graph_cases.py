@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -414,6 +415,9 @@ CASES: dict[str, Case] = {
             "compared": lambda x: tf.where(x > 0.1, x, -x),
             "cast": lambda x: tf.cast(tf.cast(x * 8, tf.int32), tf.float32),
             "argmax": lambda x: tf.cast(tf.argmax(x, -1), tf.float32),
+            "argmax, whole": lambda x: tf.argmax(x, -1),
+            "argmax, keras 3": lambda x: keras.ops.argmax(x, -1),
+            "argmin, int32": lambda x: tf.argmin(x, 2, output_type=tf.int32),
             "from a number": lambda x: 1.0 - x,
             "divided by itself": lambda x: x / (1.0 + tf.exp(-x)),
             "number by it": lambda x: 1.0 / (2.0 + tf.abs(x)),
@@ -475,7 +479,7 @@ CASES: dict[str, Case] = {
 
 # Those of which an operator stays as it is.
 KEPT = {"embedding", "norm over rows", "reflected", "log softmax", "abs", "square root", "sin", "compared",
-        "cast", "argmax", "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
+        "cast", "argmax", "argmax, whole", "argmax, keras 3", "argmin, int32", "number by it", "power", "gather", "mirror", "resize, computed", "resize, aligned",
         "depth to space", "space to depth", "tile", "broadcast", "reverse", "l2 normalized",
         "attention", "lrn", "einsum", "top k", "cumulated"}  # fmt: skip
 # Those whose convolution, followed by them, becomes integers to the last operator.
@@ -487,7 +491,7 @@ INTEGERS = {"relu", "relu6", "relu6 by hand", "clip", "leaky relu", "leaky relu 
             "resize", "resize, odd", "prelu", "squeeze and excite", "shuffled",
             "convolution through the batch", "depthwise dilated", "dense of images", "abs", "gather",
             "depth to space", "space to depth", "tile", "mirror", "reflected", "resize, aligned",
-            "resize, computed"}  # fmt: skip
+            "resize, computed", "argmax, whole", "argmax, keras 3", "argmin, int32"}  # fmt: skip
 
 
 def write(case: Case, path: Path, batch: int | None = None) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from litert_single_op import Case, linear, random_quantization, with_output
-from rewriter.program import Operator, Quantization
+from rewriter.program import Operator, Quantization, whole
 
 IMAGE = (9, 11, 8)
 PROBABILITY = Quantization(1 / 256, -128)
@@ -140,6 +140,48 @@ def _border(kind):
     return lambda rng: Case(Operator(kind, (grid(rng),), None), [IMAGE])
 
 
+def _root(kind):
+    """Of integers from the zero point on: LiteRT computes no others."""
+
+    def build(rng):
+        source = Quantization(random_quantization(rng).scale, -128)
+        largest = (source.scale * 255) ** 0.5 if kind == "SQRT" else source.scale**-0.5
+        output = Quantization(float(np.float32(largest / rng.uniform(150, 255))), -128)
+        return Case(Operator(kind, (source,), output), [IMAGE])
+
+    return build
+
+
+def _place(kind, axis, dtype):
+    """Of integers of few values, so that the largest and the smallest are there several times."""
+
+    def build(rng):
+        return Case(
+            Operator(kind, (random_quantization(rng),), whole(dtype), {"axis": axis}), [IMAGE]
+        )
+
+    return build
+
+
+def _whole(kind, given, made, shapes=(IMAGE,), **attributes):
+    """An operator on whole numbers."""
+    output = None if made is None else whole(made)
+    sources = (whole(given),) * len(shapes)
+    return lambda rng: Case(Operator(kind, sources, output, attributes), [*shapes])
+
+
+def _gather(dtype, bits=8):
+    """Rows of a table, by numbers that it has."""
+
+    def build(rng):
+        output = random_quantization(rng) if bits == 8 else Quantization(2e-4, 0, 16)
+        table = rng.integers(output.qmin, output.qmax + 1, (30, 5), f"int{bits}")
+        operator = Operator("GATHER", (whole(dtype),), output, {"table": table})
+        return Case(operator, [(7,)], most=30)
+
+    return build
+
+
 def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attributes):
     """Of int16 tensors, whose scales and then the output's are ``ratios`` of a random one.
 
@@ -161,6 +203,8 @@ def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attribute
             second = own if constant is not None else sources[-1]
             step = 2e4 * sources[0].scale * second.scale * ratios[-1]
             output = Quantization(float(np.float32(step)), 0, 16)
+        if kind == "SQRT":
+            output = Quantization(float(np.float32((sources[0].scale / 32767) ** 0.5)), 0, 16)
         if kind == "RSQRT":
             lowest = sources[0].scale * 512
             output = Quantization(float(np.float32(lowest**-0.5 / 32767)), 0, 16)
@@ -185,6 +229,7 @@ CASES |= {
     "wide_matmul": _wide("BATCH_MATMUL", (1, 1, 1), [(7, 1, 33), (7, 1, 33)], transposed=True),
     "wide_maximum": _wide("MAXIMUM", (1.3, 1.3), [ROW], constant=()),
     "wide_root": _wide("RSQRT", (1, 1), [(40, 90)]),
+    "wide_square_root": _wide("SQRT", (1, 1), [(40, 90)]),
 }
 HWC = (3, 3, 8, 16)
 CASES |= {
@@ -239,12 +284,32 @@ CASES |= {
     "mean_middle": _rescaled("MEAN", 0.7, axes=[-2], keepdims=False),
     "reduce_max": _same("REDUCE_MAX", axes=[1, 2], keepdims=False),
     "reduce_min": _same("REDUCE_MIN", axes=[1, 2], keepdims=True),
+    **{
+        f"{kind.lower()}_{axis}_{dtype}": _place(kind, axis, dtype)
+        for kind in ("ARG_MAX", "ARG_MIN")
+        for axis, dtype in ((1, "int32"), (3, "int32"), (2, "int64"))
+    },
+    "gather": _gather("int32"),
+    "gather_int64": _gather("int64"),
+    "wide_gather": _gather("int32", 16),
+    "cast": _whole("CAST", "int64", "int32"),
+    "cast_to_float": _whole("CAST", "int32", None),
+    "reshape_whole": _whole("RESHAPE", "int64", "int64", shape=[33, 24]),
+    "transpose_whole": _whole("TRANSPOSE", "int32", "int32", perm=[0, 3, 1, 2]),
+    "concatenation_whole": _whole("CONCATENATION", "int64", "int64", (IMAGE, IMAGE), axis=2),
+    "slice_whole": _whole(
+        "STRIDED_SLICE", "int64", "int64", begin=[0, 1, 2, 0], end=[0, 9, 0, 0],
+        strides=[1, 2, 3, 1], begin_mask=9, end_mask=13,
+    ),
+    "pad_whole": _whole("PAD", "int32", "int32", paddings=[[0, 0], [1, 2], [0, 1], [0, 0]]),
     "depth_to_space": _same("DEPTH_TO_SPACE", block_size=2),
     "space_to_depth": _same("SPACE_TO_DEPTH", ((8, 12, 3),), block_size=2),
     "abs": _same("ABS"),
     "abs_rescaled": _rescaled("ABS", 0.7),
     "exp": _rescaled("EXP", 0.9, -100),
     "log": _rescaled("LOG", 0.9),
+    "root": _root("RSQRT"),
+    "square_root": _root("SQRT"),
     "squared_difference": _binary("SQUARED_DIFFERENCE"),
     "squared_difference_broadcast": _binary("SQUARED_DIFFERENCE", ((1, 1, 8), IMAGE)),
     "matmul": _matmul([(7, 40), (40, 9)]),

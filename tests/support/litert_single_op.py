@@ -16,11 +16,12 @@ from rewriter.program import Operator, Quantization
 
 @dataclasses.dataclass
 class Case:
-    """An operator and the shapes of its inputs, without the batch."""
+    """An operator and the shapes of its inputs, without the batch; whole numbers below ``most``."""
 
     operator: Operator
     shapes: list[tuple[int, ...]]
     batch: int | None = None
+    most: int = 1000
 
 
 def write(case: Case) -> bytes:
@@ -61,7 +62,7 @@ def inspect(model: bytes) -> tuple[list[str], Counter, tuple]:
 
 
 def random_inputs(case: Case, batch: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Full-range int8 or int16 inputs; for float inputs, twice the output's range."""
+    """Full-range int8 or int16 inputs, whole numbers; for float inputs, twice the output's range."""
     arrays = []
     for shape, grid in zip(case.shapes, case.operator.inputs, strict=True):
         if grid is None:
@@ -69,10 +70,17 @@ def random_inputs(case: Case, batch: int, rng: np.random.Generator) -> list[np.n
             span = high - low
             array = rng.uniform(low - span / 2, high + span / 2, (batch, *shape))
             arrays.append(array.astype(np.float32))
+        elif grid.whole:
+            dtype = np.int32 if grid.bits == 32 else np.int64
+            arrays.append(rng.integers(0, case.most, (batch, *shape)).astype(dtype))
         elif grid.bits == 8:
-            arrays.append(rng.integers(-128, 128, (batch, *shape)).astype(np.int8))
+            # Few values where the first of equal ones is found.
+            low, high = (-3, 2) if case.operator.kind.startswith("ARG_") else (-128, 128)
+            arrays.append(rng.integers(low, high, (batch, *shape)).astype(np.int8))
         else:
-            low = 0 if case.operator.kind == "RSQRT" else -(2**15)  # LiteRT refuses others
+            low = (
+                0 if case.operator.kind in ("RSQRT", "SQRT") else -(2**15)
+            )  # LiteRT refuses others
             arrays.append(rng.integers(low, 2**15, (batch, *shape)).astype(np.int16))
     return arrays
 

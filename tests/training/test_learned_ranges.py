@@ -71,7 +71,7 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     with tf.GradientTape() as tape:
         loss = tf.reduce_mean(getattr(keras.losses, LOSS)(Y, qat(X, training=True)))
     found = tape.gradient(loss, [v if isinstance(v, tf.Variable) else v.value for v in scales])
-    assert all(np.abs(each).max() > 1e-6 for each in found)
+    assert all(np.abs(each).max() > 0 for each in found)
     qat.fit(X, Y, epochs=3, verbose=0)
     # A step of 5e-4 times such a gradient may be less than the last bit of a logarithm.
     assert all(moved(before, scales)) or method == "tqt"

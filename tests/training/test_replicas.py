@@ -162,6 +162,48 @@ for options in (
     assert report.comparison.worst.identical == 1
 """
 
+_COUNTERS = """
+from rewriter.quantization import replicated
+
+
+class Counting:
+    # The largest value, and of how many batches, which is no floating point number.
+    def build(self, tensor_shape, name, layer):
+        def add(suffix, **kwargs):
+            return layer.add_weight(name + suffix, shape=(), trainable=False, **kwargs)
+
+        return {"largest": add("_largest", initializer="zeros"),
+                "seen": add("_seen", initializer="zeros", dtype="int32")}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        if training:
+            weights["largest"].assign(tf.maximum(weights["largest"], tf.reduce_max(inputs)))
+            weights["seen"].assign(weights["seen"] + 1)
+        return inputs
+
+    def get_config(self):
+        return {}
+
+
+data = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+with strategy.scope():
+    quantize = getattr(rewriter.layers, sys.argv[1]).Quantize(Counting())
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, quantize(inputs))
+found = quantize.range_variables
+assert all(isinstance(v, tf.distribute.DistributedValues) for v in found.values())
+values = lambda: {name: [each.numpy() for each in v.values] for name, v in found.items()}
+rewriter.set_phase(model, "observe")
+for number in (1, 2):  # outside of the strategy
+    model(data * number)
+    assert values() == {"largest": [number * data.max()] * 2, "seen": [number] * 2}, values()
+# As kernels are quantized; and where nothing is learned, nothing is written.
+replicated.called(quantize.quantizer, data * 3, True, found)
+assert values() == {"largest": [3 * data.max()] * 2, "seen": [3] * 2}, values()
+replicated.called(quantize.quantizer, data * 4, False, found)
+assert values() == {"largest": [3 * data.max()] * 2, "seen": [3] * 2}, values()
+"""
+
 
 def _run(script: str, keras: str) -> None:
     support = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
@@ -194,3 +236,9 @@ def test_ranges_of_several_tensors(keras: str) -> None:
 def test_quantizers_of_others(keras: str) -> None:
     """TFMOT's, calibrated outside of the strategy and trained inside, kernels' included."""
     _run(_QUANTIZERS_OF_OTHERS, keras)
+
+
+@pytest.mark.parametrize("keras", ["tf_keras", "keras"])
+def test_quantizers_of_others_write_to_all_replicas(keras: str) -> None:
+    """What a quantizer keeps beside its range, and what it is given outside of a layer."""
+    _run(_COUNTERS, keras)

@@ -10,9 +10,11 @@ from rewriter.lowering.operators import (
     activations,
     arithmetic,
     contractions,
+    indexes,
     moves,
     normalizations,
     pooling,
+    roots,
 )
 from rewriter.lowering.operators.activations import activate
 from rewriter.lowering.operators.rows import Row
@@ -21,9 +23,11 @@ ROWS: dict[str, Row] = {
     **activations.ROWS,
     **arithmetic.ROWS,
     **contractions.ROWS,
+    **indexes.ROWS,
     **moves.ROWS,
     **normalizations.ROWS,
     **pooling.ROWS,
+    **roots.ROWS,
 }
 
 __all__ = ["ROWS", "activate"]
