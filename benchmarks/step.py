@@ -7,6 +7,7 @@ that of a new model each time, the median of a few, where the process is warm.
 
     python benchmarks/step.py --keras tf_keras keras --rounds 15 --results benchmarks/RESULTS.md
     python benchmarks/step.py --models mobilenet_v2 --variants ours tfmot
+    python benchmarks/step.py --variants int8-per-tensor w4a8 w4a8-small int16x8 lsq lsq+ tqt
     REWRITER_KERNELS=plain python benchmarks/step.py --variants ours --results benchmarks/RESULTS.md
 """
 
@@ -32,7 +33,7 @@ import tensorflow as tf
 
 import rewriter
 from benchmarks import report
-from benchmarks.step_models import PHASES, SHAPES, batch, compiled, variants
+from benchmarks.step_models import PHASES, RECIPES, SHAPES, batch, compiled, variants
 from rewriter import kernels
 
 WARM_UP = 2
@@ -41,6 +42,7 @@ WARM_UP = 2
 BARS = {"tf_keras": 1.15, "keras": 1.0}
 FIRST_STEP = 1.6
 TFMOT = 1.0
+LEARNED = 1.25  # of recipes with learned ranges; the others have the bar of int8
 Turn = tuple[Callable[[], None], Callable[[], Any]]  # made ready, and what is timed
 HEADER = (
     "model",
@@ -85,7 +87,7 @@ def interleaved(turns: dict[str, Turn], rounds: int) -> dict[str, dict[str, floa
 
 
 def measure(
-    keras: Any, name: str, rounds: int, wanted: list[str] | None, first_steps: int
+    keras: Any, name: str, rounds: int, wanted: list[str], first_steps: int
 ) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Every variant of one model, and those that could not be built."""
     data = batch(name)
@@ -96,7 +98,7 @@ def measure(
     makers = {
         label: make
         for label, make in variants(keras, name, data[0]).items()
-        if not wanted or label in (*wanted, "float")
+        if label in (*wanted, "float") or not (wanted or label in RECIPES)
     }
     for index in range(first_steps):
         for label, make in list(makers.items()):
@@ -182,6 +184,10 @@ def verdicts(keras: str, name: str, rows: dict[str, dict[str, float]]) -> list[t
         if "tfmot" in rows:
             ours, peer = rows["ours quantize"]["seconds"], rows["tfmot"]["seconds"]
             add("quantize / TFMOT", ours / peer, TFMOT)
+    for recipe, (_, learned) in RECIPES.items():
+        if recipe in rows:
+            bar = LEARNED if learned else BARS[keras]
+            add(f"{recipe} / float", rows[recipe]["ratio"], bar)
     return found
 
 
@@ -190,7 +196,7 @@ def main() -> None:
     kerases = ["tf_keras", "keras"]
     parser.add_argument("--keras", nargs="+", choices=kerases, default=kerases)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--variants", nargs="+")
+    parser.add_argument("--variants", nargs="+", default=[], help="and recipes, by name")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
         "--first-steps",
@@ -221,7 +227,8 @@ def main() -> None:
         if failures:
             text.append("Not built:\n\n" + "\n".join(f"- {line}" for line in failures))
         if args.results:
-            title = f"Training step ({keras}{'' if fast else ', plain kernels'})"
+            kind = " by recipe" if set(args.variants) & set(RECIPES) else ""
+            title = f"Training step{kind} ({keras}{'' if fast else ', plain kernels'})"
             report.replace_section(args.results, title, "\n\n".join(text))
         else:
             print("\n\n".join(text[2:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -101,11 +102,24 @@ PHASES: dict[str, dict[str, Any]] = {
 }
 
 
+# By name: what each is measured with, and whether its ranges are learned.
+RECIPES: dict[str, tuple[Any, bool]] = {
+    "int8-per-tensor": ("int8-per-tensor", False),
+    "w4a8": ("w4a8", False),
+    "w4a8-small": ("w4a8-small", False),
+    "w2-dense": ("w2-dense", False),
+    "int16x8": ("int16x8", False),
+    "lsq": (rewriter.Recipe(ranges="lsq"), True),
+    "lsq+": (rewriter.Recipe(ranges="lsq+"), True),
+    "tqt": (rewriter.Recipe(ranges="tqt"), True),
+}
+
+
 def variants(keras: Any, name: str, data: Any) -> dict[str, Callable[[], Any]]:
     """Functions that build each model; ``ours`` comes in phase ``quantize``."""
 
-    def ours() -> Any:
-        model = rewriter.rewrite(build(keras, name))
+    def ours(recipe: Any = None) -> Any:
+        model = rewriter.rewrite(build(keras, name), recipe)
         rewriter.calibrate(model, data[:2], progress=False)
         return model
 
@@ -113,6 +127,7 @@ def variants(keras: Any, name: str, data: Any) -> dict[str, Callable[[], Any]]:
         "float": lambda: build(keras, name),
         "ours": ours,
         "moments": lambda: with_moments(keras, build(keras, name)),
+        **{label: functools.partial(ours, recipe) for label, (recipe, _) in RECIPES.items()},
     }
     if keras.__name__ == "tf_keras":
         found["tfmot"] = lambda: _tfmot(build(keras, name))

@@ -27,6 +27,7 @@ from rewriter.rewriting.plan import Plan, PlanEntry, plan
 from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
+from rewriter.training.distillation import distillation_loss
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
 from rewriter.workflow.finetune import Finetuned, finetune
@@ -58,6 +59,7 @@ __all__ = [
     "Verification",
     "calibrate",
     "check",
+    "distillation_loss",
     "export_tflite",
     "finetune",
     "fold",

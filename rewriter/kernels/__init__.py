@@ -71,6 +71,8 @@ __all__ = [
     "moved",
     "quantized_kernel",
     "read_variable",
+    "snapped",
+    "snapped_slopes",
     "tensor",
     "using",
 ]

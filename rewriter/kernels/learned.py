@@ -17,6 +17,11 @@ With ``v = x / s`` and the smallest and the largest integer ``n`` and ``p``, a v
   [n, p], n below, p above. Straight through the ceiling; x has the gradient 1 where round(v) is in
   [n, p], else 0.
 
+Of a kernel what is learned is ``s * sqrt(m)``, m the number of steps, which is of the size of its
+weights (LSQ starts s at ``2 mean|w| / sqrt(p)``). Adam moves a number by about its learning rate,
+however small: a scale by itself it would drive to 0, a scale of 8 bits in some hundred steps. The
+gradient is multiplied by ``sqrt(m)``, so that SGD moves s as the papers say.
+
 Public TensorFlow, for both sets of kernels. Gradients are by hand and look at the phase.
 """
 
@@ -46,11 +51,17 @@ class Method:
         weights that share a scale) and the bits of the grid to the first value.
       offset: whether activations have a learned offset.
       power_of_two: whether what is learned is the logarithm of a threshold, not the scale.
+      rooted: whether what is learned is the scale times the root of the number of steps.
     """
 
     kernel_start: Callable[[Any, Any, Any, int], Any]
     offset: bool = False
     power_of_two: bool = False
+    rooted: bool = False
+
+    def unit(self, grid: Grid) -> float:
+        """What is learned, by the scale."""
+        return math.sqrt(grid.steps) if self.rooted else 1.0
 
 
 METHODS: dict[str, Method] = {
@@ -80,8 +91,8 @@ def kernel_start(kernel: Any, method: Method, grid: Grid) -> Any:
     mean = tf.reduce_mean(kernel, rest)
     # Of one pass more, so that it is not negative: tf.math.reduce_std divides by the same count.
     std = tf.math.reduce_std(kernel, rest)
-    start = method.kernel_start(size, mean, std, grid.bits)
-    nothing = tf.zeros_like(size) if method.power_of_two else tf.ones_like(size)
+    start = method.kernel_start(size, mean, std, grid.bits) * method.unit(grid)
+    nothing = tf.zeros_like(size) + (0.0 if method.power_of_two else method.unit(grid))
     return tf.reshape(tf.where(size > NEGLIGIBLE, start, nothing), [-1] if kept else [])
 
 
@@ -116,14 +127,14 @@ def placed(learned: Any, offset: Any, zero: Any, method: Method, grid: Grid) -> 
     """The scale and the zero point, float32 in the shape of ``learned``.
 
     Args:
-      learned: the scale, or the logarithm of the threshold.
+      learned: the scale, or in other units as the method says, or the logarithm of the threshold.
       offset: of activations; it decides where the method has one.
       zero: the zero point where it does not.
     """
     if method.power_of_two:
         reach = tf.cast(tf.round(_log2(grid.qmax + 1 - zero)), tf.int32)
         return _power_of_two(tf.cast(tf.math.ceil(learned), tf.int32) - reach), zero
-    scale = tf.maximum(learned, SMALLEST)
+    scale = tf.maximum(learned / method.unit(grid), SMALLEST)
     return scale, _zero_point(offset, scale, grid) if method.offset else zero
 
 
@@ -143,21 +154,24 @@ def activation(
     """
     scale, zero = placed(learned, offset, zero, method, grid)
     n, p = grid.qmin - zero, grid.qmax - zero
-
-    # As the file's QUANTIZE: by the reciprocal.
-    quantized = tf.clip_by_value(tf.round(x * (1.0 / scale)), n, p) * scale
-    y = _either(_quantizes, phase, quantized, tf.identity(x))
+    low, high = n * scale, p * scale
+    y = kernels.snapped(x, low, high, phase, grid)
     y.set_shape(x.shape)
 
-    def slopes(upstream: Any) -> tuple[Any, Any, Any]:
-        inside, slope, top = _slopes(x * (1.0 / scale), n, p, method, method.offset)
+    def gradient(upstream: Any) -> list[Any]:
+        dx, inside, below, above = kernels.snapped_slopes(
+            upstream, x, y, low, high, phase, grid=grid, wide=method.power_of_two
+        )
+        bottom, top = (tf.zeros_like(n), p - n) if method.offset else (n, p)
+        slope = tf.math.divide_no_nan(inside, scale) + bottom * below + top * above
+        if method.power_of_two:
+            return [dx, slope * scale * math.log(2), tf.zeros_like(offset)]
         share = tf.cast(tf.size(x), tf.float32) / tf.cast(tf.maximum(tf.shape(x)[0], 1), tf.float32)
         share = tf.maximum(share, 1.0) if x.shape.rank else 1.0
-        factor = scale * math.log(2) if method.power_of_two else tf.math.rsqrt(share * top)
-        outside = tf.reduce_sum(upstream * (1.0 - inside)) * float(method.offset)
-        return upstream * inside, tf.reduce_sum(upstream * slope) * factor, outside * factor
+        factor = tf.math.rsqrt(share * top)
+        return [dx, slope * factor, (below + above) * factor * float(method.offset)]
 
-    return kernels.connect(y, _by_phase(phase, slopes, learned, offset), x, learned, offset)
+    return kernels.connect(y, gradient, x, learned, offset)
 
 
 def kernel(
@@ -183,7 +197,10 @@ def kernel(
     spread = tf.reshape(scale, shape)
     n, p = tf.constant(float(grid.qmin)), tf.constant(float(grid.qmax))
     count = math.prod(w.shape[axis] for axis in rest)
-    share = spread * math.log(2) if method.power_of_two else 1 / math.sqrt(count * grid.qmax)
+    if method.power_of_two:
+        share = spread * math.log(2)
+    else:
+        share = method.unit(grid) / math.sqrt(count * grid.qmax)
     folded = w if factor is None else w * factor
 
     value = tf.clip_by_value(tf.round(folded / spread), n, p) * spread

@@ -24,7 +24,7 @@ from rewriter import kernels
 from rewriter.errors import RecipeError
 from rewriter.kernels import learned as arithmetic
 from rewriter.kernels.closest import closest_scale
-from rewriter.kernels.codes import OBSERVE, QUANTIZE_FROZEN
+from rewriter.kernels.codes import FLOAT, OBSERVE, QUANTIZE_FROZEN
 from rewriter.quantization.quantizers import (
     CALIBRATIONS,
     KernelQuantizer,
@@ -50,15 +50,22 @@ class LearnedKernelQuantizer(KernelQuantizer):
         multiples of 7, whose scale is no power of two; a ``RecipeError`` for any other.
       channel_axes: kernel axes that index the output channels, of which each has a scale; none: one
         scale for the whole kernel. In a rewritten model they are the host's.
+      rooted: whether what is learned is the scale times the root of the number of steps, which no
+        step of Adam drives to 0; False: the scale. ``"tqt"`` learns a logarithm.
 
     With ``"tqt"`` and with one scale for all, a normalization after the kernel is folded in before
     it is quantized: the scale of the folded kernel is then a power of two.
     """
 
     def __init__(
-        self, method: str = "lsq", num_bits: int = grids.BITS, channel_axes: Sequence[int] = (-1,)
+        self,
+        method: str = "lsq",
+        num_bits: int = grids.BITS,
+        channel_axes: Sequence[int] = (-1,),
+        rooted: bool = True,
     ):
         super().__init__(num_bits)
+        self.rooted = bool(rooted)
         self.method = _method(method, type(self).__name__)
         self.channel_axes = tuple(channel_axes)
         if self.power_of_two and num_bits < 3:
@@ -105,7 +112,9 @@ class LearnedKernelQuantizer(KernelQuantizer):
         """
         if not float(weights["started"].numpy()):
             closest = self.num_bits < grids.BITS and not self.power_of_two
-            first = closest_scale(kernel, self.grid) if closest else self._first(kernel)
+            first = self._first(kernel)
+            if closest:
+                first = closest_scale(kernel, self.grid) * self._row.unit(self.grid)
             weights["learned"].assign(first)
             weights["started"].assign(1.0)
 
@@ -133,7 +142,8 @@ class LearnedKernelQuantizer(KernelQuantizer):
     @property
     def _row(self) -> arithmetic.Method:
         row = arithmetic.METHODS[self.method]
-        return arithmetic.Method(row.kernel_start, power_of_two=row.power_of_two)  # no offset
+        rooted = self.rooted and not row.power_of_two
+        return arithmetic.Method(row.kernel_start, False, row.power_of_two, rooted)
 
     def _first(self, kernel: Any) -> Any:
         return tf.stop_gradient(arithmetic.kernel_start(kernel, self._row, self.grid))
@@ -148,7 +158,13 @@ class LearnedKernelQuantizer(KernelQuantizer):
             "method": self.method,
             "num_bits": self.num_bits,
             "channel_axes": list(self.channel_axes),
+            "rooted": self.rooted,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LearnedKernelQuantizer:
+        """Models that were saved before there was a choice hold scales."""
+        return cls(**{"rooted": False, **config})
 
 
 class LearnedRangeQuantizer(RangeQuantizer):
@@ -232,9 +248,12 @@ class LearnedRangeQuantizer(RangeQuantizer):
         before: Any = None,
     ) -> tuple[Any, Any]:
         """As :meth:`RangeQuantizer.switch`; in phase ``quantize`` on the learned grid."""
-        # In float and while observing, all else is as of an observed range.
+        # In float and while observing, all else is as of an observed range; after that it is still.
         known = tf.get_static_value(phase)
-        still = tf.minimum(phase, OBSERVE) if known is None else tf.constant(min(known, OBSERVE))
+        if known is None:
+            still = tf.where(phase == OBSERVE, phase, FLOAT)
+        else:
+            still = tf.constant(OBSERVE if known == OBSERVE else FLOAT)
         x, seen = super().switch(inputs, still, weights, follow, clamp, before)
         learned, offset, zero = self._values(weights)
         x = kernels.connected(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.kernels.learned import METHODS
 from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
@@ -45,20 +46,27 @@ def kernel(quantizer: Any, method: str) -> LearnedKernelQuantizer:
     return LearnedKernelQuantizer(method, quantizer.num_bits, quantizer.channel_axes)
 
 
-def activation(quantizer: Any, method: str, calibration: str | None) -> LearnedRangeQuantizer:
+def activation(
+    quantizer: Any, method: str, calibration: str | None, given: bool = False
+) -> RangeQuantizer:
     """As :func:`kernel`, of activations.
 
     Args:
       quantizer: says the width.
       method: one of those that learn.
       calibration: the method of calibration to start from; None: the one that suits it.
+      given: an input of the model keeps its calibrated range, but below 8 bits, and with a method
+        whose scales are powers of two.
 
     Raises:
       RecipeError: the quantizer is not ours.
     """
     if not isinstance(quantizer, RangeQuantizer):
         raise _foreign(quantizer, method, "activation_quantizer")
-    return LearnedRangeQuantizer(method, quantizer.num_bits, calibration or CALIBRATION[method])
+    bits, calibration = quantizer.num_bits, calibration or CALIBRATION[method]
+    if given and bits == grids.BITS and not METHODS[method].power_of_two:
+        return RangeQuantizer(bits, calibration=calibration, held=False)
+    return LearnedRangeQuantizer(method, bits, calibration)
 
 
 def _foreign(quantizer: Any, method: str, field: str) -> RecipeError:

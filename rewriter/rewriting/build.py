@@ -256,7 +256,8 @@ class Builder:
         if layer is None:
             name = name or self._unique(group.name)
             dtype = self.graph.calls[ref.call].dtypes[ref.index]
-            layer = self.factory.quantize(name, dtype, clamp, group.fixed, group.name)
+            given = ref in self.graph.input_refs()
+            layer = self.factory.quantize(name, dtype, clamp, group.fixed, group.name, given)
             self.taken.add(layer.name)
             self.given.add(layer.name)
             self.quantize_layers[id(group)] = layer

@@ -54,6 +54,7 @@ class LayerFactory:
         clamp: str = "none",
         fixed: tuple[float, float] | None = None,
         owner: str | None = None,
+        given: bool = False,
     ) -> Any:
         """A Quantize layer.
 
@@ -63,12 +64,13 @@ class LayerFactory:
           clamp: the activation that it applies.
           fixed: its range, where it learns none.
           owner: the layer that a recipe may call its tensor by.
+          given: whether it is of an input of the model.
         """
         if fixed is not None:
             bits = activation_widths.carried(self.recipe)
             quantizer = quantizers.FixedQuantizer(*grids.prescribed(fixed, bits), bits)
         else:
-            quantizer = self.recipe.new_activation_quantizer(name, owner)
+            quantizer = self.recipe.new_activation_quantizer(name, owner, given=given)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
 
     def as_read(self, role: Role, value: Any, name: str, free: Callable[[str], str]) -> Any:

@@ -225,8 +225,11 @@ class Recipe:
             return quantizers.PerTensorQuantizer(bits)
         return quantizers.PerChannelQuantizer(bits, kernel.channel_axes)
 
-    def new_activation_quantizer(self, *names: str | None) -> Any:
+    def new_activation_quantizer(self, *names: str | None, given: bool = False) -> Any:
         """A quantizer for one activation range, that of a layer with these names.
+
+        ``given``: whether it is an input of the model, which learns no range of 8 bits: that would
+        cost the gradient for the input, a third of a step, for a range that data do not change.
 
         Raises:
           RecipeError: what the recipe says for it cannot be together; it names the layer.
@@ -247,7 +250,7 @@ class Recipe:
         if ranges == range_kinds.OBSERVED:
             return made
         with _of_layer(names):
-            return range_kinds.activation(made, ranges, calibration)
+            return range_kinds.activation(made, ranges, calibration, given)
 
     def _ranges(self, matching: Iterable[layer_rules.LayerRule]) -> str:
         """What the first of the matching rules that says something about ranges says."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rewriter.checking import interpreter
 from rewriter.errors import RewriterError
 from rewriter.export import export_tflite
 from rewriter.files.replacing import replacing, write_bytes
+from rewriter.training.distillation import without_noise
 from rewriter.workflow import samples
 from rewriter.workflow.tasks import Task
 
@@ -160,11 +162,15 @@ def fine_tune(
         best = judge(0, None)
     try:
         for epoch in range(kept.epochs + 1, epochs + 1):
-            seen = _fit(qat, x, task.labels, batch_size, seed=epoch)
+            # Not around all: models are saved between epochs, with the noise that they have.
+            with without_noise(qat) if task.still else contextlib.nullcontext():
+                seen = _fit(qat, x, task.labels, batch_size, seed=epoch)
             best = judge(epoch, float(seen.history["loss"][-1]))
     except KeyboardInterrupt:
         say(f"interrupted: the best of {kept.epochs} epochs is taken")
     qat.set_weights(best)
+    if task.still:
+        qat.make_train_function(force=True)  # the one at hand was traced without noise
     return Epochs(first, tuple(scores), tuple(losses), task.shown, task.name, task.unit)
 
 

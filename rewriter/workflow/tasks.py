@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rewriter.errors import RewriterError
+from rewriter.training.distillation import distillation_loss
 
 CLASSES, BINARY = "classification", "binary classification"
 REGRESSION, IMITATION = "regression", "imitation of the trained model"
@@ -32,6 +33,7 @@ class Task:
       unit: how scores are drawn: a factor, and what an axis says.
       classes: the class that outputs (N, ...) say, int (N,); None where there are none.
       count: how many classes there are; 0 for none.
+      still: whether layers of noise are switched off in training.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Task:
     unit: tuple[float, str] = (1.0, "score")
     classes: Callable[[np.ndarray], np.ndarray] | None = None
     count: int = 0
+    still: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ def imitation(wanted: np.ndarray) -> Task:
     softmax = is_softmax(wanted)
 
     def loss(keras: Any) -> Any:
-        return keras.losses.KLDivergence() if softmax else keras.losses.MeanSquaredError()
+        return distillation_loss if softmax else keras.losses.MeanSquaredError()
 
     return Task(
         IMITATION,
@@ -124,6 +127,7 @@ def imitation(wanted: np.ndarray) -> Task:
         lambda out, own: _decibels(own, out.reshape(own.shape)),
         lambda score: f"{score:.2f} dB to the trained model",
         (1.0, "dB to the trained model"),
+        still=True,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -116,7 +118,7 @@ def test_activation(name, graph, implementation):
 @ways
 @pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("axes", [(), (-2, -1)], ids=str)
-@pytest.mark.parametrize("method", ["lsq", "tqt"])
+@pytest.mark.parametrize("method", ["lsq", "rooted", "tqt"])
 def test_kernel(method, axes, folded, graph, implementation):
     """With a factor: of ``Q(w * f) / f``, by the chain rule; channel 1 has the factor 0."""
     grid, rng, shape = grids.kernel(4, axes), np.random.default_rng(1), (3, 3, 4, 2)
@@ -147,16 +149,21 @@ def test_kernel(method, axes, folded, graph, implementation):
 
     def function(w, learned_value, factor):
         return learned.kernel(
-            w, learned_value, tf.constant(QUANTIZE), method=learned.METHODS[method], grid=grid,
+            w, learned_value, tf.constant(QUANTIZE), method=row, grid=grid,
             factor=factor if folded else None,
         )  # fmt: skip
 
-    flat = value.reshape([-1] if axes else []).astype(np.float32)
+    # SGD moves the scale by 1 / unit of what it moves this by, so by the same whatever the unit.
+    row, unit = learned.METHODS.get(method), 1.0
+    if method == "rooted":
+        row = dataclasses.replace(learned.METHODS["lsq"], rooted=True)
+        unit = np.sqrt(14)  # steps of 4 bits
+    flat = (unit * value).reshape([-1] if axes else []).astype(np.float32)
     with kernels.using(implementation):
         y, found = gradients(function, graph, w, flat, factor.astype(np.float32), upstream)
     np.testing.assert_allclose(y, quotient, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[0], to_w, rtol=1e-6)
-    expected = (through * to_scale).sum(rest).reshape(flat.shape)
+    expected = unit * (through * to_scale).sum(rest).reshape(flat.shape)
     np.testing.assert_allclose(found[1], expected, rtol=1e-3, atol=1e-5)
     if folded:
         np.testing.assert_allclose(found[2], to_factor, rtol=1e-3, atol=1e-5)
@@ -206,6 +213,8 @@ def test_kernel_start(method, bits):
     }[method]
     np.testing.assert_allclose(np.delete(found, 2), expected, rtol=1e-5)
     assert found[2] == (0 if method == "tqt" else 1)
+    rooted = learned.kernel_start(tf.constant(w), dataclasses.replace(row, rooted=True), grid)
+    np.testing.assert_allclose(rooted, found * np.sqrt(2**bits - 2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("exponent", [-60, -8, 0, 3, 100])

@@ -68,8 +68,14 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     # An offset moves where something lies below the range, or above.
     scales = [v for v in variables if "offset" not in v.name]
     before, offsets = values(scales), values(variables)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(getattr(keras.losses, LOSS)(Y, qat(X, training=True)))
+    found = tape.gradient(loss, [v if isinstance(v, tf.Variable) else v.value for v in scales])
+    assert all(np.abs(each).max() > 0 for each in found)
     qat.fit(X, Y, epochs=3, verbose=0)
-    assert all(moved(before, scales))
+    # A step of 5e-4 times such a gradient may be less than the last bit of a logarithm.
+    assert all(moved(before, scales)) or method == "tqt"
+    assert sum(moved(before, scales)) > len(scales) - 3
     assert sum(moved(offsets, variables)) > len(scales) or method != "lsq+"
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
     before = values(variables)
@@ -283,7 +289,7 @@ def test_three_bits_with_outliers():
         keras.utils.set_random_seed(1)
         qat = builders.calibrated(model, x[:300], recipe)
         qat.compile(keras.optimizers.Adam(2e-3), loss)
-        qat.fit(x[:1300], y[:1300], batch_size=50, epochs=3, verbose=0)
+        qat.fit(x[:1300], y[:1300], batch_size=50, epochs=10, verbose=0)
         found = qat.predict(x[1300:], verbose=0).argmax(-1)
         accuracy[ranges] = np.mean(found == y[1300:])
     assert accuracy["lsq"] > accuracy["observed"] + 0.05, accuracy
@@ -303,7 +309,8 @@ def test_a_real_model(method, shared, tmp_path):
     rewriter.freeze_batch_norm(qat)
     before = values(learned_variables(qat))
     qat.fit(x[:640], y[:640], batch_size=64, verbose=0)
-    assert sum(moved(before, learned_variables(qat))) > 20
+    # Those of 10 kernels and 10 activations; the input's is learned with tqt only.
+    assert sum(moved(before, learned_variables(qat))) >= 20
     rewriter.export_tflite(qat, tmp_path / "model.tflite")
     found = rewriter.verify(qat, tmp_path / "model.tflite", x[:64], progress=False)
     assert found.training.fault is None and not found.comparison.differences
@@ -329,3 +336,40 @@ def test_a_scale_that_training_has_driven_below_zero(keras, what, tmp_path):
     assert not list(tmp_path.iterdir())
     weights["learned"].assign(before)
     rewriter.export_tflite(qat, tmp_path / "model.tflite")
+
+
+def test_kernels_whose_scales_are_kept_by_themselves():
+    """As models have them that were saved before: their configuration says nothing of units."""
+    keras = fresh(keras_of("tf_keras"))
+    config = {"method": "lsq", "num_bits": 4, "channel_axes": [-1]}
+    before = LearnedKernelQuantizer.from_config(config)
+    assert not before.rooted and LearnedKernelQuantizer("lsq", 4).rooted
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 2, 5)), tf.float32)
+    scales, learned = [], []
+    for quantizer in (before, LearnedKernelQuantizer("lsq", 4)):
+        layer = keras.layers.Layer()
+        weights = quantizer.build(kernel.shape, "kernel0", layer)
+        quantizer.start(kernel, weights)
+        learned.append(np.asarray(weights["learned"]))
+        scales.append(np.asarray(quantizer.scales(kernel, weights)))
+    np.testing.assert_allclose(scales[1], scales[0], rtol=1e-6)
+    assert np.array_equal(scales[0], learned[0])
+    np.testing.assert_allclose(learned[1], learned[0] * np.sqrt(14), rtol=1e-6)
+    again = LearnedKernelQuantizer.from_config(LearnedKernelQuantizer("lsq", 4).get_config())
+    assert again.rooted
+
+
+def test_adam_drives_no_kernel_of_eight_bits_to_zero():
+    """Whatever the sign of its gradients: in 200 steps of the same sign at a usual rate."""
+    keras = fresh(keras_of("tf_keras"))
+    kernel = tf.constant(np.random.default_rng(0).normal(0, 0.1, (3, 3, 8, 5)), tf.float32)
+    quantizer, layer = LearnedKernelQuantizer("lsq", 8), keras.layers.Layer()
+    weights = quantizer.build(kernel.shape, "kernel0", layer)
+    quantizer.start(kernel, weights)
+    first = np.asarray(quantizer.scales(kernel, weights))
+    optimizer = keras.optimizers.Adam(1e-4)
+    variable = weights["learned"]
+    for _ in range(200):
+        optimizer.apply_gradients([(tf.ones_like(tf.convert_to_tensor(variable)), variable)])
+    scales = np.asarray(quantizer.scales(kernel, weights))
+    assert (scales > first / 2).all() and (first - scales < 200 * 1e-4).all()

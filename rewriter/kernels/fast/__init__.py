@@ -17,6 +17,8 @@ from rewriter.kernels.fast.fake_quant import (
     clamped,
     fixed_activation,
     quantized_kernel,
+    snapped,
+    snapped_slopes,
 )
 from rewriter.kernels.fast.fused_norm import batch_norm
 from rewriter.kernels.fast.gradients import connect, connected, moved, tensor
@@ -43,5 +45,7 @@ __all__ = [
     "moved",
     "quantized_kernel",
     "read_variable",
+    "snapped",
+    "snapped_slopes",
     "tensor",
 ]

@@ -18,9 +18,10 @@ from rewriter.kernels.codes import QUANTIZE, QUANTIZE_FROZEN
 from rewriter.kernels.fast.gradients import Pending, tensor
 from rewriter.kernels.fast.switch import Switch
 from rewriter.kernels.plain import clamped
-from rewriter.kernels.plain.quantization import on_symmetric_grid, quotient
+from rewriter.kernels.plain.quantization import on_symmetric_grid, quotient, slopes_on_grid
 
 _ANY = tf.TensorSpec(None, tf.float32)
+_ONE = tf.TensorSpec((), tf.float32)
 
 # Of the activations that LiteRT fuses into the operator before them, the gradient from the output.
 # (The input need not be kept for it: a second copy of every activation would cost more time, in
@@ -181,6 +182,51 @@ def fixed_activation(
     """As :func:`activation`, with a range that is known beforehand."""
     found, _ = _activated(_fixed_switch(clamp, grid, low, high), x, phase, clamp)
     return found
+
+
+@functools.cache
+def _snapped_switch(grid: Grid) -> Switch:
+    def in_float(x: Any, low: Any, high: Any) -> tuple[Any]:
+        return (tf.identity(x),)
+
+    def quantized(x: Any, low: Any, high: Any) -> tuple[Any]:
+        return (tf.quantization.fake_quant_with_min_max_vars(x, low, high, **_options(grid)),)
+
+    branches = in_float, in_float, quantized, quantized, quantized
+    return Switch([_ANY, _ONE, _ONE], *branches)  # as rewriter.kernels.codes counts
+
+
+def snapped(x: Any, low: Any, high: Any, phase: Any, grid: Grid) -> Any:
+    """As :func:`rewriter.kernels.plain.snapped`."""
+    (y,) = _snapped_switch(grid)(phase, (x, low, high), (x.shape,))
+    return y
+
+
+@functools.cache
+def _slopes_switch(grid: Grid, wide: bool) -> Switch:
+    def nothing() -> list[Any]:
+        return [tf.constant(0.0) for _ in range(3)]
+
+    def in_float(upstream: Any, *_: Any) -> tuple[Any, ...]:
+        return (tf.identity(upstream), *nothing())
+
+    def learning(*arguments: Any) -> tuple[Any, ...]:
+        return slopes_on_grid(*arguments, grid=grid, wide=wide)
+
+    def frozen(*arguments: Any) -> tuple[Any, ...]:
+        return (learning(*arguments)[0], *nothing())
+
+    branches = in_float, in_float, learning, frozen, frozen
+    return Switch([_ANY, _ANY, _ANY, _ONE, _ONE], *branches)  # as rewriter.kernels.codes counts
+
+
+def snapped_slopes(
+    upstream: Any, x: Any, y: Any, low: Any, high: Any, phase: Any, *, grid: Grid, wide: bool
+) -> tuple[Any, Any, Any, Any]:
+    """As :func:`rewriter.kernels.plain.snapped_slopes`."""
+    arguments = upstream, x, y, low, high
+    dx, inside, below, above = _slopes_switch(grid, wide)(phase, arguments, (x.shape, (), (), ()))
+    return dx, inside, below, above
 
 
 def _steps(kernel: Any, grid: Grid) -> tuple[Any, Any]:

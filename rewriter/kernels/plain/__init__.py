@@ -24,6 +24,8 @@ from rewriter.kernels.plain.quantization import (
     clamped,
     fixed_activation,
     quantized_kernel,
+    snapped,
+    snapped_slopes,
 )
 from rewriter.kernels.plain.tensors import (
     assign_variable,
@@ -49,5 +51,7 @@ __all__ = [
     "moved",
     "quantized_kernel",
     "read_variable",
+    "snapped",
+    "snapped_slopes",
     "tensor",
 ]

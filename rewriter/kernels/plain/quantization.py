@@ -172,6 +172,77 @@ def quantized_kernel(kernel: Any, phase: Any, grid: Grid) -> Any:
     return connect(value, lambda upstream: (upstream,), kernel)
 
 
+def snapped(x: Any, low: Any, high: Any, phase: Any, grid: Grid) -> Any:
+    """The nearest value on the grid over ``[low, high]`` from phase ``quantize`` on; else ``x``.
+
+    Args:
+      x: float32, any shape.
+      low, high: multiples of one step, float32 scalars; ``low <= 0 <= high``.
+      phase: int32 scalar of :mod:`rewriter.kernels.codes`.
+      grid: an affine one.
+
+    Returns:
+      The shape of ``x``. It has no gradient: see :func:`snapped_slopes`.
+    """
+
+    def in_float() -> tuple[Any]:
+        return (tf.identity(x),)
+
+    (y,) = chosen(phase, in_float, in_float, lambda: (on_grid(x, grid, low, high),))
+    return y
+
+
+def snapped_slopes(
+    upstream: Any, x: Any, y: Any, low: Any, high: Any, phase: Any, *, grid: Grid, wide: bool
+) -> tuple[Any, Any, Any, Any]:
+    """What the gradients of :func:`snapped` are made of.
+
+    Args:
+      upstream: the gradient for ``y``.
+      x, y, low, high, phase, grid: its arguments and its value.
+      wide: whether half a step beyond either end counts as inside: what rounds to the end.
+
+    Returns:
+      The gradient for x, ``upstream`` inside and 0 elsewhere; and, in phase ``quantize`` and else
+      0, the sum of ``upstream * (y - x)`` inside, and those of ``upstream`` below and above.
+    """
+
+    def in_float() -> tuple[Any, ...]:
+        return (upstream, *[tf.constant(0.0)] * 3)
+
+    def learning() -> tuple[Any, ...]:
+        return slopes_on_grid(upstream, x, y, low, high, grid=grid, wide=wide)
+
+    def frozen() -> tuple[Any, ...]:
+        return (learning()[0], *[tf.constant(0.0)] * 3)
+
+    dx, inside, below, above = chosen(phase, in_float, in_float, learning, frozen)
+    return dx, inside, below, above
+
+
+def slopes_on_grid(
+    upstream: Any, x: Any, y: Any, low: Any, high: Any, *, grid: Grid, wide: bool
+) -> tuple[Any, Any, Any, Any]:
+    """As :func:`snapped_slopes` in phase ``quantize``, in few passes over the tensors."""
+    off = y - x
+    if not wide:
+        options = {"num_bits": grid.bits, "narrow_range": grid.narrow}
+        gradient = tf.quantization.fake_quant_with_min_max_vars_gradient
+        dx, below, above = gradient(upstream, x, low, high, **options)
+        return dx, _product(dx, off), below, above
+    half = (high - low) / (2 * grid.steps)
+    dx = tf.where(tf.abs(off) <= half, upstream, 0.0)  # rounding moves by no more
+    beyond = upstream - dx
+    total = tf.reduce_sum(beyond)
+    above = (_product(beyond, y) - low * total) / (high - low)  # y is low or high there
+    return dx, _product(dx, off), total - above, above
+
+
+def _product(a: Any, b: Any) -> Any:
+    """The inner product of two tensors of one shape."""
+    return tf.tensordot(tf.reshape(a, [-1]), tf.reshape(b, [-1]), 1)
+
+
 def quotient(x: Any, number: float) -> Any:
     """``x / number`` to the last bit of float32, as a file's scale is.
 
