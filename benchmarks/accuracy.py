@@ -228,11 +228,13 @@ def _bits(bits: int, ranges: str) -> rewriter.Recipe:
 
 FOUR = ("w4a8", "w4a8-small")
 RANGES = ("observed", "lsq+", "lsq")
+AI_EDGE = {8: ai_edge_quantizer(8), 4: ai_edge_quantizer(4)}
+PEERS = (tensorflow_ptq, tfmot, *AI_EDGE.values())
 ROWS: dict[str, tuple[int, Callable[..., dict[str, float]]]] = {
     "float": (1, float_model),
     "TensorFlow PTQ int8": (1, tensorflow_ptq),
-    "ai-edge-quantizer int8": (1, ai_edge_quantizer(8)),
-    "ai-edge-quantizer w4a8": (1, ai_edge_quantizer(4)),
+    "ai-edge-quantizer int8": (1, AI_EDGE[8]),
+    "ai-edge-quantizer w4a8": (1, AI_EDGE[4]),
     **{f"calibrated int8, {m}": (1, calibrated("int8", m)) for m in CALIBRATIONS},
     "calibrated int8-per-tensor, percentile": (1, calibrated("int8-per-tensor", "percentile")),
     **{f"calibrated {r}, percentile": (1, calibrated(r, "percentile")) for r in FOUR},
@@ -329,8 +331,11 @@ def main() -> None:
                 start = time.time()
                 try:
                     values = measure(task, args.work, seed)
-                except ImportError as error:  # of a peer that is not installed
-                    tqdm.write(f"{label}: {error}")
+                except Exception as error:
+                    if measure not in PEERS:
+                        raise
+                    # It is not installed, or does not take the model.
+                    tqdm.write(f"{name}, {label}: {type(error).__name__}: {str(error)[:200]}")
                     break
                 rows.append({"task": name, "row": label, "seed": seed, **values})
                 with args.rows.open("a") as file:
