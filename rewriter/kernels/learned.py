@@ -210,7 +210,7 @@ def kernel(
     value.set_shape(w.shape)
 
     def slopes(upstream: Any) -> tuple[Any, ...]:
-        inside, slope, _ = _slopes(folded / spread, n, p, method, False)
+        inside, slope = _slopes(folded / spread, n, p, method)
         to_scale = upstream if factor is None else tf.math.divide_no_nan(upstream, factor)
         learns = tf.reshape(tf.reduce_sum(to_scale * slope * share, rest, keepdims=True), [-1])
         found = upstream * inside, tf.reshape(learns, tf.shape(learned))
@@ -265,17 +265,12 @@ def _either(condition: Callable[[Any], Any], phase: Any, yes: Any, no: Any) -> A
     return tf.where(condition(phase), yes, no)
 
 
-def _slopes(v: Any, n: Any, p: Any, method: Method, offset: bool) -> tuple[Any, Any, Any]:
-    """Where a value is not clipped (1 or 0), the slope by the scale, and the largest such slope.
-
-    ``v``: the values in steps, less the zero point; ``n``, ``p``: the integers, less the zero
-    point. With an offset the integers are counted from the smallest.
-    """
+def _slopes(v: Any, n: Any, p: Any, method: Method) -> tuple[Any, Any]:
+    """Where a kernel's value is not clipped (1 or 0), and the slope by the scale; v in steps."""
     rounded = tf.round(v)
     inside = (rounded >= n) & (rounded <= p) if method.power_of_two else (v > n) & (v < p)
-    bottom, top = (tf.zeros_like(n), p - n) if offset else (n, p)
-    slope = tf.where(inside, rounded - v, tf.where(v <= n, bottom, top))
-    return tf.cast(inside, tf.float32), slope, top
+    slope = tf.where(inside, rounded - v, tf.where(v <= n, n, p))
+    return tf.cast(inside, tf.float32), slope
 
 
 def _axes(kernel: Any, grid: Grid) -> tuple[list[int], list[int]]:

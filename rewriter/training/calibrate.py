@@ -39,8 +39,7 @@ def calibrate(
     no level lies half-way between two integers. With ``Recipe(bias_correction=True)`` the data are
     read a second time, for the biases. Where the moving statistics of the model's
     normalizations are far from those of the data, a warning says so: training would use the latter.
-    The ranges then hold the activations with either, which takes up to twice the time. Only where
-    the activations in training fill less than four steps of such a range it is theirs alone.
+    The ranges then hold the activations with either, which takes up to twice the time.
 
     Args:
       model: a model that :func:`rewriter.rewrite` returned.

@@ -29,7 +29,6 @@ from rewriter.training.histograms import Recorder
 Methods = str | Mapping[str, str] | None
 
 _GROWN = 0.25  # of a range, in the second half of the data: it is not known yet
-_STEPS = 4  # of the grid: with fewer for what training has, it goes nowhere
 
 
 class Collector:
@@ -104,11 +103,8 @@ class Collector:
             found = self._made(layer, seen, self._recorders)
             if id(layer) in self._apart:
                 trained = _range(self._apart[id(layer)])
-                found = _joined(
-                    found,
-                    self._made(layer, trained, self._apart_recorders),
-                    layer.quantizer.grid.steps,
-                )
+                other = self._made(layer, trained, self._apart_recorders)
+                found = min(found[0], other[0]), max(found[1], other[1])
             if found != seen:
                 layer.set_range(*found)
         for (layer, _), finder in zip(self._inputs, self._finders, strict=True):
@@ -162,20 +158,6 @@ class Collector:
 
 def _range(variables: Mapping[str, Any]) -> range_methods.Range:
     return float(variables["min_var"].numpy()), float(variables["max_var"].numpy())
-
-
-def _joined(
-    inference: range_methods.Range, training: range_methods.Range, steps: int
-) -> range_methods.Range:
-    """The range of a tensor that is not the same in training.
-
-    One that holds both, unless training would have a few of its steps only. Then that of training:
-    what a model computes so far from what it was trained to is of no use, and training is what can
-    be done with it.
-    """
-    both = min(inference[0], training[0]), max(inference[1], training[1])
-    width = training[1] - training[0]
-    return training if 0 < width * steps < _STEPS * (both[1] - both[0]) else both
 
 
 def _named(graph: Graph, layers: Sequence[Any]) -> list[tuple[Any, str]]:

@@ -136,13 +136,18 @@ class InTraining:
         if not self._norms:
             return
         if self._gathered and not _alike(self._gathered[0], inputs):
-            self.finish()
+            self._see()
         self._gathered.append(list(inputs))
         if sum(len(each[0]) for each in self._gathered) >= self._size:
-            self.finish()
+            self._see()
 
     def finish(self) -> None:
-        """See what has been gathered."""
+        """See what is left; if that is all and fewer than 32 samples, only find out."""
+        if self._step is None and sum(len(each[0]) for each in self._gathered) < self._size:
+            self._trace = None
+        self._see()
+
+    def _see(self) -> None:
         if not self._norms or not self._gathered:
             return
         flat = [tf.concat(parts, 0) for parts in zip(*self._gathered, strict=True)]
@@ -172,7 +177,7 @@ class InTraining:
             f"{name!r} are not those of the calibration data: in {worst.name!r} a batch's variance "
             f"is {worst.quotient:.3g} times the moving one, and the means are "
             f"{worst.distance:.3g} standard deviations apart. Inference uses the moving ones, "
-            f"training the batch's. {_ALONE if self._trace is None else _BOTH} Make sure that the "
+            f"training the batch's. {_ALONE if self._step is None else _BOTH} Make sure that the "
             "data are as in training. Then, before training, run rewriter.set_phase(model, "
             "'float') and rewriter.reestimate_batch_norm(model, data), or freeze the statistics, "
             "rewriter.freeze_batch_norm(model), and calibrate again.",
@@ -182,10 +187,9 @@ class InTraining:
 
 
 _BOTH = (
-    "The activations were observed with both, and the ranges hold both (only what training has "
-    "where that is less than a few steps of them): a file will be coarser than need be until the "
-    "model is calibrated again with statistics that agree, or training has moved the ranges, which "
-    "it does with those of method 'minmax'."
+    "The activations were observed with both, and the ranges hold both: a file will be coarser "
+    "than need be until the model is calibrated again with statistics that agree, or training has "
+    "moved the ranges, which it does with those of method 'minmax'."
 )
 _ALONE = "The ranges are those of inference alone: training by the batch would be clipped by them."
 

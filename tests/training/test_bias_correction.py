@@ -135,13 +135,15 @@ def test_means_are_restored_from_saved_model_to_file(
     made = model(flavour)
     wanted = made.predict(X, verbose=0).mean(0)
     plain = rewritten(flavour, made=made, ranges=ranges)
-    rewriter.calibrate(plain, X, progress=False)
+    rewriter.calibrate(plain, X, progress=False, for_training=False)
     own = corrections(plain)
     off = np.abs(plain.predict(X, verbose=0).mean(0) - wanted).max()
     for layer in hosts(plain).values():
         layer.correction.assign(np.zeros(layer.correction.shape, np.float32))
-    assert off < 0.2 * np.abs(plain.predict(X, verbose=0).mean(0) - wanted).max()
-    rewriter.calibrate(plain, X, progress=False)
+    # What is left is of grids: learned scales of 8 bits start coarser.
+    share = {"observed": 0.1, "lsq": 0.3}[ranges]
+    assert off < share * np.abs(plain.predict(X, verbose=0).mean(0) - wanted).max()
+    rewriter.calibrate(plain, X, progress=False, for_training=False)
     for name, found in corrections(plain).items():  # as the first time
         np.testing.assert_allclose(found, own[name], atol=1e-5)
 
