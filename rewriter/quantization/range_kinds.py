@@ -55,8 +55,8 @@ def activation(
       quantizer: says the width.
       method: one of those that learn.
       calibration: the method of calibration to start from; None: the one that suits it.
-      given: an input of the model keeps its calibrated range, but below 8 bits, and with a method
-        whose scales are powers of two.
+      given: of an input of the model, which learns no range but below 8 bits, and with a method
+        whose scales are powers of two. Its range is as one of ``OBSERVED``.
 
     Raises:
       RecipeError: the quantizer is not ours.
@@ -65,7 +65,7 @@ def activation(
         raise _foreign(quantizer, method, "activation_quantizer")
     bits, calibration = quantizer.num_bits, calibration or CALIBRATION[method]
     if given and bits == grids.BITS and not METHODS[method].power_of_two:
-        return RangeQuantizer(bits, calibration=calibration, held=False)
+        return RangeQuantizer(bits, quantizer.momentum, calibration, held=False)
     return LearnedRangeQuantizer(method, bits, calibration)
 
 

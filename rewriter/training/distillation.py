@@ -37,8 +37,9 @@ def distillation_loss(wanted: Any, found: Any, temperature: float = TEMPERATURE)
         qat.compile(keras.optimizers.Adam(1e-4), rewriter.distillation_loss)
         qat.fit(x, model.predict(x))
 
-    Of models that end in logits use the mean squared error, its limit for high temperatures. A
-    model with dropout is its own noise; :func:`rewriter.finetune` with ``teacher`` trains without.
+    Of models that end in logits use the mean squared error, its limit for high temperatures.
+    Dropout in the model that is trained is only noise here: :func:`rewriter.finetune` with
+    ``teacher`` trains without.
 
     Args:
       wanted: probabilities of the trained model, float (N, ..., classes).

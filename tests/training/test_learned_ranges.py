@@ -373,3 +373,19 @@ def test_adam_drives_no_kernel_of_eight_bits_to_zero():
         optimizer.apply_gradients([(tf.ones_like(tf.convert_to_tensor(variable)), variable)])
     scales = np.asarray(quantizer.scales(kernel, weights))
     assert (scales > first / 2).all() and (first - scales < 200 * 1e-4).all()
+
+
+@pytest.mark.parametrize(("method", "bits", "learns"), [
+    ("lsq", 8, False), ("lsq+", 8, False), ("lsq", 4, True), ("tqt", 8, True),
+])  # fmt: skip
+def test_the_range_of_an_input(method, bits, learns):
+    """One that is not learned follows the data as the recipe says."""
+    recipe = Recipe(
+        ranges=method, activation_quantizer=RangeQuantizer(bits, momentum=0.7), calibration="minmax"
+    )
+    found = recipe.new_activation_quantizer("image", given=True)
+    assert isinstance(found, LearnedRangeQuantizer) == learns
+    assert isinstance(recipe.new_activation_quantizer("relu"), LearnedRangeQuantizer)
+    assert found.num_bits == bits and found.calibration == "minmax"
+    if not learns:
+        assert found.momentum == 0.7 and not found.held
