@@ -103,16 +103,16 @@ class LearnedKernelQuantizer(KernelQuantizer):
     def start(self, kernel: Any, weights: dict[str, Any]) -> None:
         """Give what is learned its first value, unless it has one.
 
-        That of ``"lsq"`` and ``"lsq+"`` is the scale with the smallest squared error; what stands
-        for it before, in graphs, is that of their papers, which takes one pass. A scale that is
-        learned as it is, not ``rooted``, keeps that of 8 bits: Adam drives a smaller one to 0.
+        That of ``"lsq"`` and, below 8 bits, of ``"lsq+"`` is the scale with the smallest squared
+        error; what stands for it before, in graphs, is that of their papers, which takes one pass.
+        A scale that is not ``rooted`` keeps that of 8 bits: Adam drives a smaller one to 0.
 
         Args:
           kernel: float32, with the normalization folded in where this is quantized so.
           weights: what :meth:`build` returned.
         """
         if not float(weights["started"].numpy()):
-            closest = self.num_bits < grids.BITS or self.rooted
+            closest = self.num_bits < grids.BITS or (self.rooted and self.method == "lsq")
             first = self._first(kernel)
             if closest and not self.power_of_two:
                 first = closest_scale(kernel, self.grid) * self._row.unit(self.grid)

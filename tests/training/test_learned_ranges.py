@@ -427,8 +427,7 @@ def test_eight_bits_of_activations_stay_as_calibrated(kind):
     assert np.array_equal(found["observed"], found["lsq+"])
 
 
-@pytest.mark.parametrize("method", ["lsq", "lsq+"])
-@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize(("method", "bits"), [("lsq", 3), ("lsq", 8), ("lsq+", 3)])
 def test_kernels_start_where_their_error_is_smallest(method, bits):
     keras = fresh(keras_of("tf_keras"))
     kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 8, 5)), tf.float32)
