@@ -103,17 +103,18 @@ class LearnedKernelQuantizer(KernelQuantizer):
     def start(self, kernel: Any, weights: dict[str, Any]) -> None:
         """Give what is learned its first value, unless it has one.
 
-        That of ``"lsq"`` and ``"lsq+"`` below 8 bits is the scale with the smallest squared error;
-        what stands for it before, in graphs, is that of their papers, which takes one pass.
+        That of ``"lsq"`` and, below 8 bits, of ``"lsq+"`` is the scale with the smallest squared
+        error; what stands for it before, in graphs, is that of their papers, which takes one pass.
+        A scale that is not ``rooted`` keeps that of 8 bits: Adam drives a smaller one to 0.
 
         Args:
           kernel: float32, with the normalization folded in where this is quantized so.
           weights: what :meth:`build` returned.
         """
         if not float(weights["started"].numpy()):
-            closest = self.num_bits < grids.BITS and not self.power_of_two
+            closest = self.num_bits < grids.BITS or (self.rooted and self.method == "lsq")
             first = self._first(kernel)
-            if closest:
+            if closest and not self.power_of_two:
                 first = closest_scale(kernel, self.grid) * self._row.unit(self.grid)
             weights["learned"].assign(first)
             weights["started"].assign(1.0)

@@ -51,22 +51,33 @@ def activation(
 ) -> RangeQuantizer:
     """As :func:`kernel`, of activations.
 
+    Of 8 bits, an activation's range is learned with ``"tqt"`` only, or where ``quantizer`` learns
+    one: what calibration finds is then as good as what training makes of it, and better with few
+    samples (docs/accuracy-log.md).
+
     Args:
       quantizer: says the width.
       method: one of those that learn.
       calibration: the method of calibration to start from; None: the one that suits it.
-      given: of an input of the model, which learns no range but below 8 bits, and with a method
-        whose scales are powers of two. Its range is as one of ``OBSERVED``.
+      given: of an input of the model, whose range of 8 bits is learned with ``"tqt"`` only: the
+        gradient for it costs up to a third of a step, and data do not change.
+
+    Returns:
+      The quantizer; one whose range is not learned is as of ``OBSERVED``.
 
     Raises:
       RecipeError: the quantizer is not ours.
     """
     if not isinstance(quantizer, RangeQuantizer):
         raise _foreign(quantizer, method, "activation_quantizer")
-    bits, calibration = quantizer.num_bits, calibration or CALIBRATION[method]
-    if given and bits == grids.BITS and not METHODS[method].power_of_two:
-        return RangeQuantizer(bits, quantizer.momentum, calibration, held=False)
-    return LearnedRangeQuantizer(method, bits, calibration)
+    bits = quantizer.num_bits
+    if bits == grids.BITS and not METHODS[method].power_of_two:
+        if not isinstance(quantizer, LearnedRangeQuantizer):
+            return quantizer
+        if given:
+            found = calibration or CALIBRATION[OBSERVED]
+            return RangeQuantizer(bits, quantizer.momentum, found, held=False)
+    return LearnedRangeQuantizer(method, bits, calibration or CALIBRATION[method])
 
 
 def _foreign(quantizer: Any, method: str, field: str) -> RecipeError:

@@ -59,7 +59,8 @@ class Recipe:
       ranges: ``"observed"``, or learned by gradients: ``"lsq"`` (Esser et al. 2020,
         arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
-        quantizers of the other fields must then be ours, which say the width.
+        quantizers of the other fields must then be ours, which say the width. Of activations of 8
+        bits ``"lsq"`` and ``"lsq+"`` learn nothing, unless the quantizer itself does.
       activation_bits: of all activations, beside no ``activation_quantizer``: 8, or 16 (symmetric).
       preserve: what training keeps of kernels that have it: ``"sparsity"`` (weights that are 0 stay
         0: pruned), ``"clusters"`` (equal weights stay equal: clustered, up to 256 values a
@@ -228,8 +229,8 @@ class Recipe:
     def new_activation_quantizer(self, *names: str | None, given: bool = False) -> Any:
         """A quantizer for one activation range, that of a layer with these names.
 
-        ``given``: whether it is an input of the model, which learns no range of 8 bits: that would
-        cost the gradient for the input, a third of a step, for a range that data do not change.
+        ``given``: whether it is an input of the model; see :func:`range_kinds.activation`, which
+        says what is learned.
 
         Raises:
           RecipeError: what the recipe says for it cannot be together; it names the layer.

@@ -39,6 +39,11 @@ def values(variables):
     return [np.asarray(v).copy() for v in variables]  # not a view of what training changes
 
 
+def all_learned(method, **fields):
+    """Ranges of 8 bits, too, which ``lsq`` and ``lsq+`` learn only where they are asked for."""
+    return Recipe(ranges=method, activation_quantizer=LearnedRangeQuantizer(method), **fields)
+
+
 def moved(before, variables):
     return [not np.array_equal(a, b) for a, b in zip(before, values(variables), strict=True)]
 
@@ -48,7 +53,7 @@ def moved(before, variables):
 def test_from_float_to_the_file(keras, method, tmp_path):
     """The original model before, every scale trained in phase quantize, and kept to the file."""
     model = builders.trained_residual(keras)
-    qat = rewriter.rewrite(model, Recipe(ranges=method))
+    qat = rewriter.rewrite(model, all_learned(method))
     plain = rewriter.rewrite(model)
     for each in (qat, plain):
         each.compile(keras.optimizers.SGD(5e-4, momentum=0.9), LOSS)
@@ -73,8 +78,9 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     found = tape.gradient(loss, [v if isinstance(v, tf.Variable) else v.value for v in scales])
     assert all(np.abs(each).max() > 0 for each in found)
     qat.fit(X, Y, epochs=3, verbose=0)
-    # A step of 5e-4 times such a gradient may be less than the last bit of a logarithm.
-    assert all(moved(before, scales)) or method == "tqt"
+    # A step of 5e-4 times such a gradient may be less than the last bit, of a logarithm in most.
+    still = [v.name for v, m in zip(scales, moved(before, scales), strict=True) if not m]
+    assert len(still) < 2 or method == "tqt", still
     assert sum(moved(before, scales)) > len(scales) - 3
     assert sum(moved(offsets, variables)) > len(scales) or method != "lsq+"
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
@@ -142,7 +148,7 @@ def test_mixed_precision(kind):
         model = builders.trained_residual(keras)
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    qat = builders.calibrated(model, X, Recipe(ranges="lsq+"))
+    qat = builders.calibrated(model, X, all_learned("lsq+"))
     variables = learned_variables(qat)
     assert {np.asarray(v).dtype for v in variables} == {np.dtype("float32")}
     before = values(variables)
@@ -159,7 +165,7 @@ def test_mixed_precision(kind):
 def test_a_schedule_starts_what_is_learned(kind):
     """Observed while training in float: no calibration is needed."""
     keras = fresh(keras_of(kind))
-    qat = rewriter.rewrite(builders.trained_residual(keras), Recipe(ranges="lsq"))
+    qat = rewriter.rewrite(builders.trained_residual(keras), all_learned("lsq"))
     qat.compile(keras.optimizers.SGD(1e-3), LOSS)
     with pytest.raises(CalibrationError, match=r"range of '\w+' is learned \(lsq\).*calibrate"):
         rewriter.set_phase(qat, "quantize")
@@ -303,7 +309,7 @@ def test_a_real_model(method, shared, tmp_path):
     keras = fresh(keras_of("tf_keras"))
     model = real_models.load(shared, "kws01", "tf_keras")
     x, y = real_models.kws_extra(shared)
-    recipe = Recipe(ranges=method, layers=[{"kind": "pointwise", "kernel_bits": 4}])
+    recipe = all_learned(method, layers=[{"kind": "pointwise", "kernel_bits": 4}])
     qat = builders.calibrated(model, x[::10], recipe)
     qat.compile(keras.optimizers.Adam(1e-4), LOSS)
     rewriter.freeze_batch_norm(qat)
@@ -321,7 +327,7 @@ def test_a_real_model(method, shared, tmp_path):
 @pytest.mark.parametrize("what", ["kernel", "activation"])
 def test_a_scale_that_training_has_driven_below_zero(keras, what, tmp_path):
     """It is not an outlier in the data, which is what LiteRT's refusal of the file looked like."""
-    qat = rewriter.rewrite(builders.residual(keras), Recipe(ranges="lsq"))
+    qat = rewriter.rewrite(builders.residual(keras), all_learned("lsq"))
     rewriter.calibrate(qat, X, progress=False)
     weights = {
         "kernel": lambda: builders.hosts(qat)[1].kernel_weights[0],
@@ -360,7 +366,7 @@ def test_kernels_whose_scales_are_kept_by_themselves():
 
 
 def test_adam_drives_no_kernel_of_eight_bits_to_zero():
-    """Whatever the sign of its gradients: in 200 steps of the same sign at a usual rate."""
+    """In 200 steps of the same sign at a usual rate; what is learned is 0.03 here."""
     keras = fresh(keras_of("tf_keras"))
     kernel = tf.constant(np.random.default_rng(0).normal(0, 0.1, (3, 3, 8, 5)), tf.float32)
     quantizer, layer = LearnedKernelQuantizer("lsq", 8), keras.layers.Layer()
@@ -372,20 +378,70 @@ def test_adam_drives_no_kernel_of_eight_bits_to_zero():
     for _ in range(200):
         optimizer.apply_gradients([(tf.ones_like(tf.convert_to_tensor(variable)), variable)])
     scales = np.asarray(quantizer.scales(kernel, weights))
-    assert (scales > first / 2).all() and (first - scales < 200 * 1e-4).all()
+    assert (scales > first / 4).all() and (first - scales < 200 * 1e-4).all()
 
 
 @pytest.mark.parametrize(("method", "bits", "learns"), [
     ("lsq", 8, False), ("lsq+", 8, False), ("lsq", 4, True), ("tqt", 8, True),
 ])  # fmt: skip
-def test_the_range_of_an_input(method, bits, learns):
-    """One that is not learned follows the data as the recipe says."""
-    recipe = Recipe(
-        ranges=method, activation_quantizer=RangeQuantizer(bits, momentum=0.7), calibration="minmax"
-    )
-    found = recipe.new_activation_quantizer("image", given=True)
-    assert isinstance(found, LearnedRangeQuantizer) == learns
-    assert isinstance(recipe.new_activation_quantizer("relu"), LearnedRangeQuantizer)
-    assert found.num_bits == bits and found.calibration == "minmax"
-    if not learns:
-        assert found.momentum == 0.7 and not found.held
+def test_which_ranges_are_learned(method, bits, learns):
+    """One that is not learned is as it would be without: it follows the data as the recipe says."""
+    recipe = Recipe(ranges=method, activation_quantizer=RangeQuantizer(bits, momentum=0.7))
+    for given in (False, True):
+        found = recipe.new_activation_quantizer("relu", given=given)
+        assert isinstance(found, LearnedRangeQuantizer) == learns
+        assert found.num_bits == bits
+        if not learns:
+            without = Recipe(activation_quantizer=RangeQuantizer(bits, momentum=0.7))
+            expected = without.new_activation_quantizer("relu")
+            assert type(found) is type(expected) and found.get_config() == expected.get_config()
+    asked = all_learned(method)
+    assert Recipe.from_json(asked.to_json()).to_json() == asked.to_json()
+    assert isinstance(asked.new_activation_quantizer("relu"), LearnedRangeQuantizer)
+    of_input = asked.new_activation_quantizer("image", given=True)
+    assert isinstance(of_input, LearnedRangeQuantizer) == (method == "tqt")
+
+
+@both
+def test_eight_bits_of_activations_stay_as_calibrated(kind):
+    """Their ranges are those of a model without learned ones, before and after training."""
+    keras = fresh(keras_of(kind))
+    model = builders.trained_residual(keras)
+    found = {}
+    for ranges in ("observed", "lsq", "lsq+"):
+        recipe = Recipe(ranges=ranges, calibration="percentile")
+        qat = builders.calibrated(model, X, recipe)
+        layers = [q for q in claims.quantize_layers(qat) if q.range_is_set]
+        before = [values([q.range_variables[k] for k in ("min_var", "max_var")]) for q in layers]
+        if ranges != "observed":
+            kernels = learned_variables(qat)
+            assert len(kernels) == sum(len(h.kernel_quantizers) for h in builders.hosts(qat))
+            start = values(kernels)
+            qat.compile(keras.optimizers.Adam(1e-4), LOSS)
+            qat.fit(X, Y, verbose=0)
+            assert all(moved(start, kernels))
+            after = [values([q.range_variables[k] for k in ("min_var", "max_var")]) for q in layers]
+            assert np.array_equal(before, after)
+        found[ranges] = before
+    assert np.array_equal(found["observed"], found["lsq"])
+    assert np.array_equal(found["observed"], found["lsq+"])
+
+
+@pytest.mark.parametrize(("method", "bits"), [("lsq", 3), ("lsq", 8), ("lsq+", 3)])
+def test_kernels_start_where_their_error_is_smallest(method, bits):
+    keras = fresh(keras_of("tf_keras"))
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 8, 5)), tf.float32)
+    quantizer, layer = LearnedKernelQuantizer(method, bits), keras.layers.Layer()
+    weights = quantizer.build(kernel.shape, "kernel0", layer)
+    papers = np.asarray(quantizer.scales(kernel, weights))
+    quantizer.start(kernel, weights)
+    closest = np.asarray(quantizer.scales(kernel, weights))
+
+    def error(scales):
+        top = 2 ** (bits - 1) - 1
+        w = np.asarray(kernel, np.float64)
+        return ((np.clip(np.rint(w / scales), -top, top) * scales - w) ** 2).sum((0, 1, 2))
+
+    assert (error(closest) < error(papers)).all()
+    steps = np.abs(np.asarray(kernel)).max((0, 1, 2)) / (2 ** (bits - 1) - 1)
+    assert (error(closest) <= error(steps)).all()

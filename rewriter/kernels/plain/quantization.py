@@ -224,13 +224,15 @@ def slopes_on_grid(
     upstream: Any, x: Any, y: Any, low: Any, high: Any, *, grid: Grid, wide: bool
 ) -> tuple[Any, Any, Any, Any]:
     """As :func:`snapped_slopes` in phase ``quantize``, in few passes over the tensors."""
-    off = y - x
-    if not wide:
+    off, half = y - x, (high - low) / (2 * grid.steps)
+    if not wide or grid.bits <= grids.BITS:
         options = {"num_bits": grid.bits, "narrow_range": grid.narrow}
+        if wide:
+            # Of 16 bits, which move the ends, so that 0 is exact, by a 500th of a step at most.
+            low, high, options = low - half, high + half, {"num_bits": 16}
         gradient = tf.quantization.fake_quant_with_min_max_vars_gradient
         dx, below, above = gradient(upstream, x, low, high, **options)
         return dx, _product(dx, off), below, above
-    half = (high - low) / (2 * grid.steps)
     dx = tf.where(tf.abs(off) <= half, upstream, 0.0)  # rounding moves by no more
     beyond = upstream - dx
     total = tf.reduce_sum(beyond)
