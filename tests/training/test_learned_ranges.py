@@ -78,9 +78,8 @@ def test_from_float_to_the_file(keras, method, tmp_path):
     found = tape.gradient(loss, [v if isinstance(v, tf.Variable) else v.value for v in scales])
     assert all(np.abs(each).max() > 0 for each in found)
     qat.fit(X, Y, epochs=3, verbose=0)
-    # A step of 5e-4 times such a gradient may be less than the last bit, of a logarithm in most.
-    still = [v.name for v, m in zip(scales, moved(before, scales), strict=True) if not m]
-    assert len(still) < 2 or method == "tqt", still
+    # A step of 5e-4 times such a gradient may be less than the last bit of a logarithm.
+    assert all(moved(before, scales)) or method == "tqt"
     assert sum(moved(before, scales)) > len(scales) - 3
     assert sum(moved(offsets, variables)) > len(scales) or method != "lsq+"
     rewriter.set_phase(qat, "quantize", freeze_ranges=True)
