@@ -144,7 +144,14 @@ ROWS: dict[str, Row] = {
         ),
         layout=Layout((1, 0)),  # IO to OI
     ),
-    "ADD": Row("Add", fields.addition, versions=fields.by_bits(2, "1.14.0", 3, "2.4.0")),
+    "ADD": Row(
+        "Add",
+        fields.addition,
+        versions=(
+            Version(1, "1.5.0", fields.counts),
+            *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
+        ),
+    ),
     "SUB": Row(
         "Sub",
         fields.addition,

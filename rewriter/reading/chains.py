@@ -23,23 +23,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from rewriter.keras_compat import Flavour
-from rewriter.reading import row_counts, stock_activations, stock_functions, whole_numbers
-from rewriter.reading.graph import Call, Graph, Ref, map_refs
-from rewriter.reading.operations import Operation, is_floating
+from rewriter.reading import (
+    function_chains,
+    functions,
+    row_counts,
+    stock_activations,
+    stock_functions,
+    whole_numbers,
+)
+from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.operations import Operation, guards, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
 from rewriter.reading.stock_moves import SECOND
-from rewriter.reading.traces import trace
+from rewriter.reading.traces import Trace, trace
 
 # What is worth an operator of its own, though each of its parts has one.
 _BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
 _LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
 _ROOTS = frozenset({"sqrt", "rsqrt"})
 _LONGEST = 16
-# What is added to a number, or is the least that it may be, for no other reason than that.
-_GUARD = 0.01
 
 
 def join(graph: Graph) -> None:
@@ -58,6 +61,7 @@ def join(graph: Graph) -> None:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
     _reciprocal_roots(graph)
+    function_chains.join(graph, finder)
     _keep_guards(graph)
     row_counts.settle(graph)
     whole_numbers.settle(graph)
@@ -68,7 +72,7 @@ def _reciprocal_roots(graph: Graph) -> None:
     readers, outputs = graph.consumers(), set(graph.output_refs())
     for index, call in enumerate(graph.calls):
         below = None
-        if isinstance(call.role, Opaque):
+        if isinstance(call.role, Operation) and call.role.name == functions.NAME:
             below = stock_functions.reciprocal(graph.flavour, call)
         if below is None or below in outputs or readers[below] != [index]:
             continue
@@ -83,20 +87,13 @@ def _keep_guards(graph: Graph) -> None:
     for call in graph.calls:
         if isinstance(call.role, Operation) and call.role.name in _ROOTS:
             before = graph.calls[call.role.operands[0].call].role
-            call.role = Opaque() if _guards(before) else call.role
+            call.role = Opaque() if guards(before) else call.role
     for index, call in enumerate(graph.calls):
         read = readers.get(Ref(index), ())
-        if not read or Ref(index) in outputs or not _guards(call.role):
+        if not read or Ref(index) in outputs or not guards(call.role):
             continue
         if all(isinstance(graph.calls[each].role, Opaque) for each in read):
             call.role = Opaque()
-
-
-def _guards(role: Role) -> bool:
-    if not isinstance(role, Operation) or role.name not in ("affine", "clamp"):
-        return False
-    least = np.asarray(role.options["offset" if role.name == "affine" else "low"])
-    return bool(np.all((least > 0) & (least <= _GUARD)))
 
 
 def _settle(graph: Graph) -> None:
@@ -154,30 +151,32 @@ class _Finder:
         read = set(self._readers.get(ref, ()))
         return self._able[ref.call] and ref not in self._outputs and read <= members
 
-    def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
-        """The function of a chain, if it is one that has an operator."""
+    def trace(self, members: set[int], source: Ref, last: int) -> Trace | None:
+        """What a chain computes, as a function of one row of numbers."""
         calls = self._graph.calls
 
         def function(x: Any) -> Any:
             values = {source: x}
             for index in sorted(members):
-                call = calls[index]
-                kwargs = {k: v for k, v in call.kwargs.items() if k not in ("mask", "training")}
-                args, given = map_refs((call.args, kwargs), values.__getitem__)
-                values[Ref(index)] = _function(call.layer)(*args, **given)
+                values[Ref(index)] = functions.run(calls[index], values)
             return values[Ref(last)]
 
-        traced = trace(function, [(None,)])
+        return trace(function, [(None,)])
+
+    def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
+        """The function of a chain, if it is one that has an operator."""
+        calls = self._graph.calls
+        traced = self.trace(members, source, last)
         found = None if traced is None else stock_activations.scalar(traced, source)
         if found is None or found.name in ("identity", "clamp"):
             return None
-        opaque = any(isinstance(calls[index].role, Opaque) for index in members)
+        opaque = any(_without_operator(calls[index].role) for index in members)
         return (found, members) if opaque or found.name in _BETTER else None
 
 
-def _function(layer: Any) -> Any:
-    # Without the casts of a layer of 16 bits.
-    return layer.call if hasattr(layer, "call") else layer
+def _without_operator(role: Role) -> bool:
+    table = isinstance(role, Operation) and role.name == functions.NAME
+    return table or isinstance(role, Opaque)
 
 
 def _able(flavour: Flavour, call: Call) -> bool:

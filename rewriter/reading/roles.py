@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts, inside, stock_activations, stock_layers
+from rewriter.reading import functions, hosts, inside, stock_activations, stock_layers
 from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
 
@@ -108,7 +108,10 @@ def classify(flavour: Flavour, call: Call) -> Role:
         row, inner, distributed = found
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
-    return stock_layers.read(flavour, call) or inside.operation(flavour, call) or Opaque()
+    operation = stock_layers.read(flavour, call) or inside.operation(flavour, call)
+    if operation is None and flavour.class_name(layer) not in ("", "Lambda"):
+        operation = functions.of_call(flavour, call)  # users' own may be several calls
+    return operation or Opaque()
 
 
 def opaque(calls: Sequence[Call], refs: Iterable[Ref], start: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import scalar_functions
+from rewriter.reading import functions, scalar_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import Operation, clamp, softmax
 from rewriter.reading.traces import Trace, trace
@@ -80,7 +80,9 @@ def function(flavour: Flavour, call: Call, activation: Any, x: Any) -> Operation
     if name in FUNCTIONS:
         return FUNCTIONS[name](x)
     traced = trace(activation, [(None,)]) if callable(activation) else None
-    return None if traced is None else scalar(traced, x)
+    if traced is None:
+        return None
+    return scalar(traced, x) or functions.of_trace(traced, x)
 
 
 def scalar(traced: Trace, x: Any) -> Operation | None:
