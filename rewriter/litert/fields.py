@@ -90,6 +90,12 @@ def by_bits(number: int, runtime: str, wider: int, later: str) -> tuple[Version,
     return Version(wider, later, wide), Version(number, runtime)
 
 
+def narrow(operator: Operator, shapes: Shapes) -> bool:
+    """An input of 8 bits."""
+    source = operator.inputs[0]
+    return source is not None and source.bits == BITS
+
+
 def counts(operator: Operator, shapes: Shapes) -> bool:
     """Whole numbers."""
     return operator.output is not None and operator.output.whole

@@ -12,9 +12,9 @@ attention is often written. LiteRT's tensors here have the batch first, so the t
 lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second axis. That is right
 where nothing else reads it.
 
-And what keeps a number from 0 for a function in float: ``x / (total + 1e-7)``. The grid of the sum
-would round that constant away, and the function divide by 0; so the sum stays in float with it. A
-root of such a sum, whose gradient at 0 is infinite, stays in float for that. ``1 / sqrt(x)`` is a
+And what keeps a number from 0 for a function in float. The grid of the sum would round that constant
+away; so the sum stays in float with it. A root of such a sum, whose gradient at 0 is infinite, is in
+one table with it, or, where something else reads the sum too, in float. ``1 / sqrt(x)`` is a
 reciprocal root.
 """
 
@@ -27,6 +27,7 @@ from rewriter.keras_compat import Flavour
 from rewriter.reading import (
     function_chains,
     functions,
+    inside,
     row_counts,
     stock_activations,
     stock_functions,
@@ -34,7 +35,7 @@ from rewriter.reading import (
 )
 from rewriter.reading.graph import Call, Graph, Ref
 from rewriter.reading.operations import Operation, guards, is_floating
-from rewriter.reading.roles import Opaque, Role, Within
+from rewriter.reading.roles import Opaque, Ours, Role, Within
 from rewriter.reading.stock_moves import SECOND
 from rewriter.reading.traces import Trace, trace
 
@@ -86,8 +87,10 @@ def _keep_guards(graph: Graph) -> None:
     readers, outputs = graph.consumers(), set(graph.output_refs())
     for call in graph.calls:
         if isinstance(call.role, Operation) and call.role.name in _ROOTS:
-            before = graph.calls[call.role.operands[0].call].role
-            call.role = Opaque() if guards(before) else call.role
+            before = graph.calls[call.role.operands[0].call]
+            while isinstance(before.role, Ours) and before.role.quantizes:
+                before = graph.calls[before.refs[0].call]
+            call.role = Opaque() if guards(before.role) else call.role
     for index, call in enumerate(graph.calls):
         read = readers.get(Ref(index), ())
         if not read or Ref(index) in outputs or not guards(call.role):
@@ -183,10 +186,24 @@ def _able(flavour: Flavour, call: Call) -> bool:
     """Whether a call may be a part of such a chain: it has no state, and acts on one tensor."""
     layer = call.layer
     name = flavour.class_name(layer)
-    if not (name in _LAYERS or name.startswith("ops.")) or len(call.dtypes) != 1:
+    stock = name in _LAYERS or name.startswith("ops.")
+    if not (stock or _users(flavour, call)) or len(call.dtypes) != 1:
         return False
     if getattr(layer, "activity_regularizer", None) is not None or not call.refs:
         return False
     return all(
         is_floating(dtype) or dtype == "bool" for dtype in (*call.dtypes, *call.input_dtypes)
+    )
+
+
+def _users(flavour: Flavour, call: Call) -> bool:
+    """Whether it is of a user's, or an operator that was lifted, and has no state."""
+    layer = call.layer
+    return (
+        flavour.is_layer(layer)
+        and inside.may_be_read(flavour, call)
+        and not inside.masks(flavour, layer)
+        and not flavour.own_variables(layer)
+        and not flavour.sublayers(layer)
+        and "training" not in inside.parameters(layer)
     )

@@ -14,19 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
-
 from rewriter.grid import FUSED_ACTIVATIONS
-from rewriter.reading import functions
+from rewriter.reading import functions, inside
 from rewriter.reading.graph import Graph, Ref
-from rewriter.reading.operations import GUARD, Operation, guards, is_floating
+from rewriter.reading.operations import Operation, guards, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
 from rewriter.reading.traces import Trace
 
 _ROOTS = ("sqrt", "rsqrt")
 TIMES = "times_function"
-# How large a function is at 0 that has, or as good as has, a pole there.
-_STEEP = 1 / GUARD
 
 _Members = tuple[set[int], Ref]
 
@@ -76,12 +72,15 @@ class _Joiner:
     def single(self, index: int) -> None:
         """A function or a layer of a user's, which could not be read as several calls."""
         call = self._calls[index]
-        if isinstance(call.role, Opaque):
+        if isinstance(call.role, Opaque) and "training" not in inside.parameters(call.layer):
             call.role = functions.of_call(self._graph.flavour, call) or call.role
 
     def _give(self, found: Operation, members: set[int], last: int) -> None:
+        source = functions.pole(found)
+        pole = None if source is None else (source, functions.width(found.options["function"]))
         for member in members:
-            self._calls[member].role = Within()
+            reads = source in self._calls[member].refs
+            self._calls[member].role = Within(pole if reads else None)
         self._calls[last].role = found
 
     def _wants_table(self, members: set[int]) -> bool:
@@ -123,17 +122,15 @@ class _Joiner:
             if chain is None:
                 continue
             members, source, function = chain
-            for member in members:
-                self._calls[member].role = Within()
             if division is not None:
                 function = _composed(division.options["function"], function)
-            call.role = Operation(TIMES, (x, source), {"function": function})
+            self._give(Operation(TIMES, (x, source), {"function": function}), members, index)
 
     def _pair(self, index: int) -> tuple[Ref, Ref] | None:
         """A tensor, and the one that the other factor is made of."""
         role = self._calls[index].role
         operation = _named(role, TIMES) or _named(role, "multiply")
-        if operation is None or len({*operation.operands}) != 2:
+        if operation is None or len({*operation.operands}) != 2 or len(operation.operands) != 2:
             return None
         first, second = operation.operands
         if operation.name == TIMES:
@@ -146,9 +143,7 @@ class _Joiner:
         table = _named(role, functions.NAME)
         if table is None:
             return _named(role, "rsqrt") is not None
-        with np.errstate(all="ignore"):
-            at_zero = abs(float(table.options["function"](np.zeros(1, np.float32))[0]))
-        return not at_zero < _STEEP  # nor is what is no number
+        return functions.steep(table.options["function"])
 
     def _chain(
         self, y: Ref, factors: Mapping[int, tuple[Ref, Ref]]

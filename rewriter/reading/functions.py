@@ -19,6 +19,8 @@ from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.traces import Trace, trace
 
 NAME = "function"
+# How large a function is at 0 that has, or as good as has, a pole there.
+_STEEP = 10.0
 Function = Callable[[np.ndarray], np.ndarray]  # of a row of float32
 
 
@@ -62,3 +64,31 @@ def run(call: Call, values: dict[Ref, Any]) -> Any:
     args, given = map_refs((call.args, kwargs), values.__getitem__)
     layer = call.layer
     return (layer.call if hasattr(layer, "call") else layer)(*args, **given)
+
+
+def steep(function: Function) -> bool:
+    """Whether a function has a pole at 0, or as good as one."""
+    return not abs(_at(function, 0.0)) < _STEEP  # nor is what is no number
+
+
+def width(function: Function) -> float:
+    """How far from 0 a function is less than a quarter of what it is there; infinite: nowhere.
+
+    A grid with a coarser step has no room for what keeps the function from being infinite.
+    """
+    most = abs(_at(function, 0.0))
+    if not np.isfinite(most):
+        return 0.0
+    places = (2.0**power for power in range(-60, 20))
+    return next((x for x in places if abs(_at(function, x)) * 4 < most), np.inf)
+
+
+def pole(operation: Operation) -> Ref | None:
+    """The operand that an operation's function has a pole at 0 of; None if there is none."""
+    function = operation.options.get("function")
+    return operation.operands[-1] if function is not None and steep(function) else None
+
+
+def _at(function: Function, x: float) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.asarray(function(np.full(1, x, np.float32)))[0])

@@ -71,11 +71,19 @@ class Ours:
 
 # Classes of ours, of which only the names are known here.
 _QUANTIZE, _FINAL = "Quantize", ("IntegerOperator", "QuantizeInput")
+_OFF_ZERO = "OffZero"
 
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """A part of a chain of calls that is one operation: that of the last of them."""
+    """A part of a chain of calls that is one operation: that of the last of them.
+
+    Attributes:
+      pole: the tensor that it reads, and that a function in the operation has a pole at 0 of, with
+        the width of that, see :func:`rewriter.reading.functions.width`.
+    """
+
+    pole: tuple[Ref, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +101,8 @@ def classify(flavour: Flavour, call: Call) -> Role:
         return BatchNorm()
     if flavour.is_ours(layer):
         name = type(layer).__name__
+        if name == _OFF_ZERO:
+            return Operation("identity", tuple(call.refs))
         quantized = name == _QUANTIZE or getattr(layer, "output_quantizer", None) is not None
         host = getattr(layer, "host", None)
         activation = (

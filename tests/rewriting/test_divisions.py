@@ -120,7 +120,7 @@ def _ranged(recipe: str, low: float, high: float) -> Any:
     keras = KERASES["keras"]
     inputs = keras.Input((8,))
     x = keras.layers.Dense(8, name="dense")(inputs)
-    model = keras.Model(inputs, keras.ops.log(keras.ops.sqrt(x - 0.5)))
+    model = keras.Model(inputs, keras.ops.sqrt(x - 0.5) ** 1.5)
     model.get_layer("dense").set_weights([np.eye(8, dtype=np.float32), np.zeros(8, np.float32)])
     qat = rewriter.rewrite(model, recipe)
     data = np.random.default_rng(0).uniform(0.6, 2, (32, 8)).astype(np.float32)
@@ -135,7 +135,7 @@ def _ranged(recipe: str, low: float, high: float) -> Any:
 @pytest.mark.parametrize("recipe", ["int8", "int16x8"])
 def test_what_is_no_number_is_what_is_next_to_it(recipe: str) -> None:
     """The root of a number below 0 is that of the first one that has a root."""
-    step, table = _table(lower(_ranged(recipe, -2.0, 2.0)))
+    _, table = _table(lower(_ranged(recipe, -2.0, 2.0)))
     assert table.size == 2 ** (8 if recipe == "int8" else 16)
     real = np.linspace(-2, 2, table.size)
     assert len({*table[real < 0.49].tolist()}) == 1

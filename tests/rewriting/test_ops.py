@@ -241,7 +241,7 @@ both_ways("rsqrt_power", lambda x, y: (tf.nn.relu(x) + 0.5) ** -0.5,
           lambda o, x, y: o.power(o.relu(x) + 0.5, -0.5))  # fmt: skip
 case("rsqrt_Lambda", lambda k, x, y: k.layers.Lambda(tf.math.rsqrt)(k.layers.ReLU()(x) + 0.5))
 # Functions of a number that LiteRT has no operator for, and products with steep ones.
-for _name in ("cos", "sin", "erf", "floor", "sign", "reciprocal"):
+for _name in ("cos", "sin", "erf"):
     both_ways(f"function_{_name}", lambda x, y, f=_name: getattr(tf.math, f)(x),
               lambda o, x, y, f=_name: getattr(o, f)(x))  # fmt: skip
 both_ways("function_softplus", lambda x, y: tf.nn.softplus(x), lambda o, x, y: o.softplus(x))
@@ -258,7 +258,7 @@ for _name in ("softsign", "softplus", "selu", "mish"):
 layer("ELU", 0.5, label="function_ELU")
 case("function_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: tf.sin(t) * t + 1)(x))
 case("divide_tensors", lambda k, x, y: x / (k.layers.ReLU()(y) + 0.3))
-case("divide_number_by", lambda k, x, y: 3.0 / (k.layers.ReLU()(y) + 0.3))
+case("divide_number_by", lambda k, x, y: 3.0 / (k.layers.ReLU()(x) + 0.3))
 case("divide_guarded", lambda k, x, y: x / (
     k.layers.GlobalAveragePooling2D(keepdims=True)(y * y) + 1e-6))  # fmt: skip
 case("divide_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: t[0] / (t[1] * t[1] + 0.2))([x, y]))

@@ -23,11 +23,13 @@ import numpy as np
 
 from rewriter.errors import ExportError
 from rewriter.grid import BITS, WIDE, activation
+from rewriter.layers.off_zero import SHARE
 from rewriter.litert import affine
 from rewriter.lowering.operators.rows import Row
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Operator, Quantization, whole
+from rewriter.reading import functions
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
 
@@ -93,13 +95,16 @@ def _results(
 ) -> np.ndarray:
     """What a function makes of each value of a grid, float32, infinite where it is.
 
-    Where it is not a number, as the root of one below 0, it is what it is at the nearest value.
+    Where it is not a number, as the root of one below 0, it is what it is at the nearest value. 0
+    is as ``OffZero`` has it for a function with a pole there.
 
     Raises:
       ExportError: it is a number nowhere.
     """
     steps = np.arange(source.lowest, source.qmax + 1) - source.zero_point
     real = steps.astype(np.float32) * np.float32(source.scale)
+    if functions.steep(function) and source.scale > functions.width(function):
+        real[steps == 0] = np.float32(source.scale) * np.float32(SHARE)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = np.asarray(function(real), np.float32)
@@ -110,8 +115,11 @@ def _results(
             f"{real[-1]:g}, the range of its input. Calibrate with other data, or use another "
             "layer."
         )
-    nearest = np.abs(np.arange(found.size)[:, None] - known).argmin(axis=1)
-    return found[known[nearest]]
+    above = np.searchsorted(known, np.arange(found.size)).clip(0, known.size - 1)
+    below = (above - 1).clip(0)
+    place = np.arange(found.size)
+    nearer = np.abs(known[below] - place) < np.abs(known[above] - place)
+    return found[known[np.where(nearer, below, above)]]
 
 
 def _table(results: np.ndarray, output: Quantization) -> np.ndarray:
