@@ -12,10 +12,10 @@ attention is often written. LiteRT's tensors here have the batch first, so the t
 lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second axis. That is right
 where nothing else reads it.
 
-And what keeps a number from 0 for a function in float. The grid of the sum would round that constant
-away; so the sum stays in float with it. A root of such a sum, whose gradient at 0 is infinite, is in
-one table with it, or, where something else reads the sum too, in float. ``1 / sqrt(x)`` is a
-reciprocal root.
+And what keeps a number from 0 for a function in float. The grid of the sum would round that
+constant away; so the sum stays in float with it. A root of such a sum, whose gradient at 0 is
+infinite, is in one table with it, or, where something else reads the sum too, in float.
+``1 / sqrt(x)`` is a reciprocal root.
 """
 
 from __future__ import annotations
@@ -205,5 +205,5 @@ def _users(flavour: Flavour, call: Call) -> bool:
         and not inside.masks(flavour, layer)
         and not flavour.own_variables(layer)
         and not flavour.sublayers(layer)
-        and "training" not in inside.parameters(layer)
+        and not inside.asks(flavour, layer)
     )

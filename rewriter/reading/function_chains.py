@@ -11,14 +11,17 @@ and the program holds it in 16 bits.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
+
+import numpy as np
 
 from rewriter.grid import FUSED_ACTIVATIONS
 from rewriter.reading import functions, inside
 from rewriter.reading.graph import Graph, Ref
-from rewriter.reading.operations import Operation, guards, is_floating
-from rewriter.reading.roles import Opaque, Role, Within
+from rewriter.reading.operations import MOVES, Operation, guards, is_floating
+from rewriter.reading.roles import Host, Opaque, Role, Within
 from rewriter.reading.traces import Trace
 
 _ROOTS = ("sqrt", "rsqrt")
@@ -46,6 +49,7 @@ def join(graph: Graph, finder: Finder) -> None:
     for index in calls:
         joiner.single(index)
     joiner.products()
+    joiner.poles()
 
 
 class _Joiner:
@@ -72,14 +76,13 @@ class _Joiner:
     def single(self, index: int) -> None:
         """A function or a layer of a user's, which could not be read as several calls."""
         call = self._calls[index]
-        if isinstance(call.role, Opaque) and "training" not in inside.parameters(call.layer):
+        if isinstance(call.role, Opaque) and not inside.asks(self._graph.flavour, call.layer):
             call.role = functions.of_call(self._graph.flavour, call) or call.role
 
     def _give(self, found: Operation, members: set[int], last: int) -> None:
-        source = functions.pole(found)
-        pole = None if source is None else (source, functions.width(found.options["function"]))
+        pole = self._pole(found)
         for member in members:
-            reads = source in self._calls[member].refs
+            reads = pole is not None and pole.ref in self._calls[member].refs
             self._calls[member].role = Within(pole if reads else None)
         self._calls[last].role = found
 
@@ -108,6 +111,33 @@ class _Joiner:
         if not isinstance(role, Operation) or role.name != "clamp":
             return False
         return (role.options["low"], role.options["high"]) in FUSED_ACTIVATIONS.values()
+
+    # Poles
+
+    def poles(self) -> None:
+        """Note of which tensors they are, with the operations."""
+        for call in self._calls:
+            operation = _named(call.role, functions.NAME) or _named(call.role, TIMES)
+            if operation is not None:
+                options = {**operation.options, "pole": self._pole(operation)}
+                call.role = dataclasses.replace(operation, options=options)
+
+    def _pole(self, operation: Operation) -> functions.Pole | None:
+        function, ref = operation.options["function"], operation.operands[-1]
+        if not functions.steep(function):
+            return None
+        width = functions.width(function) if self._has_zeros(ref) else 0.0
+        return functions.Pole(ref, width) if np.isfinite(width) else None
+
+    def _has_zeros(self, ref: Ref) -> bool:
+        """Whether a tensor has zeros that no rounding makes: those of a ReLU."""
+        role = self._calls[ref.call].role
+        if isinstance(role, Host):
+            return _named(role.activation, "clamp") is not None
+        if not isinstance(role, Operation) or role.name == "clamp":
+            return isinstance(role, Operation)
+        moved = role.name in MOVES | {"multiply", "pool", "max", "maximum"}
+        return moved and any(map(self._has_zeros, role.operands))
 
     # Products with a function
 
@@ -169,7 +199,7 @@ class _Joiner:
         return [({last}, refs[0]), *found] if plain else found
 
 
-def _named(role: Role, name: str) -> Operation | None:
+def _named(role: Role | None, name: str) -> Operation | None:
     """A role as an operation of this name; None of any other."""
     return role if isinstance(role, Operation) and role.name == name else None
 

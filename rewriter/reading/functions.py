@@ -7,6 +7,7 @@ kind; constants inside are no tensors, and nothing rounds them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,20 @@ NAME = "function"
 # How large a function is at 0 that has, or as good as has, a pole there.
 _STEEP = 10.0
 Function = Callable[[np.ndarray], np.ndarray]  # of a row of float32
+
+
+@dataclasses.dataclass(frozen=True)
+class Pole:
+    """Where a function has a pole at 0, or as good as one.
+
+    Attributes:
+      ref: the tensor that it is a function of.
+      width: the largest step of that tensor's grid on which 0 is 0; on a coarser one it stands for
+        what rounds to it.
+    """
+
+    ref: Ref
+    width: float
 
 
 def of_trace(traced: Trace | None, x: Any) -> Operation | None:
@@ -81,12 +96,6 @@ def width(function: Function) -> float:
         return 0.0
     places = (2.0**power for power in range(-60, 20))
     return next((x for x in places if abs(_at(function, x)) * 4 < most), np.inf)
-
-
-def pole(operation: Operation) -> Ref | None:
-    """The operand that an operation's function has a pole at 0 of; None if there is none."""
-    function = operation.options.get("function")
-    return operation.operands[-1] if function is not None and steep(function) else None
 
 
 def _at(function: Function, x: float) -> float:

@@ -120,6 +120,11 @@ def parameters(layer: Any) -> tuple[str, ...]:
         return ()
 
 
+def asks(flavour: Flavour, layer: Any) -> bool:
+    """Whether a user's layer may do something else in training."""
+    return "training" in parameters(layer) and not flavour.is_lambda(layer)
+
+
 def in_inference(flavour: Flavour, call: Call, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a call that is made outside of its model, in inference.
 

@@ -79,11 +79,10 @@ class Within:
     """A part of a chain of calls that is one operation: that of the last of them.
 
     Attributes:
-      pole: the tensor that it reads, and that a function in the operation has a pole at 0 of, with
-        the width of that, see :func:`rewriter.reading.functions.width`.
+      pole: of a function in the operation, if this is a call that reads its tensor.
     """
 
-    pole: tuple[Ref, float] | None = None
+    pole: functions.Pole | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def classify(flavour: Flavour, call: Call) -> Role:
     if flavour.is_ours(layer):
         name = type(layer).__name__
         if name == _OFF_ZERO:
-            return Operation("identity", tuple(call.refs))
+            return Operation("off_zero", tuple(call.refs), {"width": layer.width})
         quantized = name == _QUANTIZE or getattr(layer, "output_quantizer", None) is not None
         host = getattr(layer, "host", None)
         activation = (

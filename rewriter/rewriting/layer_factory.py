@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from rewriter import grid as grids
@@ -14,7 +13,6 @@ from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.variables import read
 from rewriter.layers import preserved
 from rewriter.quantization import quantizers
-from rewriter.reading import functions
 from rewriter.reading.graph import Ref
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Host, Role, Within
@@ -93,13 +91,12 @@ class LayerFactory:
           name: of the layer that is called.
           free: of a name: one that no layer has.
         """
-        found = role.pole if isinstance(role, Within) else None
-        if isinstance(role, Operation) and (source := functions.pole(role)) is not None:
-            found = source, functions.width(role.options["function"])
-        if found is not None and found[0] == ref and np.isfinite(found[1]):
+        pole = role.pole if isinstance(role, Within) else None
+        if isinstance(role, Operation):
+            pole = role.options.get("pole")
+        if pole is not None and pole.ref == ref:
             dtype = tf.as_dtype(value.dtype).name
-            new = self.classes.OffZero(found[1], name=free(f"{name}_input"), dtype=dtype)
-            return new(value)
+            return self.classes.OffZero(pole.width, name=free(f"{name}_input"), dtype=dtype)(value)
         if not isinstance(role, Operation) or role.name != "normalize":
             return value
         options = {key: role.options[key] for key in ("centred", "epsilon", "outer", "groups")}

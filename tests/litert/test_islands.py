@@ -216,7 +216,7 @@ def test_layers_of_other_precisions(name, policy, tmp_path):
     image = keras.Input((*island_models.SIZE, 3), name="image", dtype="float32")
     x = builders.conv_bn_relu(keras.layers, image, "before", island_models.CHANNELS)
     y = keras.layers.GroupNormalization(2, name="groups", dtype=policy)(x)
-    y = keras.layers.Activation(ACTIVATION, name="shares", dtype=policy)(y)
+    y = keras.layers.Activation("selu", name="selu", dtype=policy)(y)
     y = keras.layers.Activation("linear", dtype="float32")(y)
     x = builders.conv_bn_relu(keras.layers, y, "after", 5)
     data = builders.normal(8, *island_models.SIZE, 3)

@@ -15,6 +15,7 @@ half a step of the output.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,6 @@ from rewriter.lowering.operators.rows import Row
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Value, batched
 from rewriter.program import Operator, Quantization, whole
-from rewriter.reading import functions
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
 
@@ -40,7 +40,7 @@ _PLACES = "int32"
 
 def _function(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     source, shape = low.grid(x[0]), x[0].shape
-    results = _results(call, operation.options["function"], source)
+    results = _results(call, operation.options["function"], source, x[0].off_zero)
     places = _counted(low, call, low.apply("CAST", call, x, shape, whole(_PLACES)), source)
 
     def finish(output: Quantization, fused: str) -> Operator:
@@ -59,7 +59,7 @@ def _times(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Va
             'recipe "int8", or another layer.'
         )
     shape = batched(call.shapes[0])
-    results = _results(call, operation.options["function"], grid)
+    results = _results(call, operation.options["function"], grid, factors.off_zero)
 
     def finish(output: Quantization, fused: str) -> Operator:
         return Operator("CAST", (grid,), whole(_PLACES))
@@ -83,6 +83,10 @@ def _times(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Va
     return value
 
 
+def _off_zero(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    return dataclasses.replace(x[0], off_zero=operation.options["width"])
+
+
 def _counted(low: ProgramBuilder, call: Call, places: Value, source: Quantization) -> Value:
     """The integers of a grid, which are in ``places``, from 0 on."""
     grid = {"scale": 1.0, "zero_point": 0, "bits": whole(_PLACES).bits}
@@ -91,19 +95,19 @@ def _counted(low: ProgramBuilder, call: Call, places: Value, source: Quantizatio
 
 
 def _results(
-    call: Call, function: Callable[[np.ndarray], np.ndarray], source: Quantization
+    call: Call, function: Callable[[np.ndarray], np.ndarray], source: Quantization, width: float
 ) -> np.ndarray:
     """What a function makes of each value of a grid, float32, infinite where it is.
 
     Where it is not a number, as the root of one below 0, it is what it is at the nearest value. 0
-    is as ``OffZero`` has it for a function with a pole there.
+    is as ``OffZero`` has it where a step is more than ``width``.
 
     Raises:
       ExportError: it is a number nowhere.
     """
     steps = np.arange(source.lowest, source.qmax + 1) - source.zero_point
     real = steps.astype(np.float32) * np.float32(source.scale)
-    if functions.steep(function) and source.scale > functions.width(function):
+    if source.scale > width:
         real[steps == 0] = np.float32(source.scale) * np.float32(SHARE)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,4 +132,8 @@ def _table(results: np.ndarray, output: Quantization) -> np.ndarray:
     return np.asarray(stored, np.int8 if output.bits == BITS else np.int16)
 
 
-ROWS: dict[str, Row] = {"function": _function, "times_function": _times}
+ROWS: dict[str, Row] = {
+    "function": _function,
+    "times_function": _times,
+    "off_zero": _off_zero,
+}
