@@ -23,7 +23,7 @@ from rewriter.reading.graph import Call, Ref, map_refs
 from rewriter.reading.operations import LOOKS_UP, MOVES, PLACES, Operation, affine, is_floating
 from rewriter.reading.traces import Node, Trace, trace
 
-_STOCK = ("Lambda", "Activation")  # these hold a user's function
+STOCK = ("Lambda", "Activation")  # these hold a user's function
 # Nodes of a weighted sum.
 _LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "Sub", "Sum"})
 
@@ -33,7 +33,7 @@ def may_be_read(flavour: Flavour, call: Call) -> bool:
     layer = call.layer
     if flavour.is_ours(layer) or flavour.is_added_loss(layer) or flavour.is_model(layer):
         return False
-    if flavour.class_name(layer) not in ("", *_STOCK) or not hasattr(layer, "call"):
+    if flavour.class_name(layer) not in ("", *STOCK) or not hasattr(layer, "call"):
         return False
     masked = call.masked and flavour.class_name(layer) != "Activation"
     given = all(is_floating(d) or d in BYTES or d in WHOLE for d in call.input_dtypes)

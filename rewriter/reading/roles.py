@@ -118,8 +118,8 @@ def classify(flavour: Flavour, call: Call) -> Role:
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
     operation = stock_layers.read(flavour, call) or inside.operation(flavour, call)
-    if operation is None and flavour.class_name(layer) not in ("", "Lambda"):
-        operation = functions.of_call(flavour, call)  # users' own may be several calls
+    if operation is None and flavour.class_name(layer) not in ("", *inside.STOCK):
+        operation = functions.of_call(flavour, call)  # users' functions may be several calls
     return operation or Opaque()
 
 

@@ -110,6 +110,7 @@ def test_a_table_has_the_function_of_each_value() -> None:
     source, output = cast.operator.inputs[0], step.operator.output
     assert source is not None and output is not None and table.dtype == np.int8
     values = source.scale * (np.arange(-128, 128) - source.zero_point)
+    values[values == 0] = source.scale / 4  # which is rounded to it
     wanted = (2 / (values + 0.003) - 1) / output.scale + output.zero_point
     assert np.abs(table - np.clip(wanted, -128, 127)).max() <= 0.501
     assert counted.operator.attributes["constant"] == [128]
@@ -201,3 +202,80 @@ def test_operators_keep_their_own_functions(flavour: str) -> None:
         return keras.layers.Multiply()([gate, keras.layers.Activation("gelu")(y)])
 
     assert "function" not in _roles(_model(flavour, function))
+
+
+@both
+@pytest.mark.parametrize("guard", ["none", "small"])
+def test_zeros_that_rounding_makes_are_none(flavour: str, guard: str, tmp_path: Path) -> None:
+    """Model and file agree on what they are, and no gradient is infinite."""
+
+    def function(keras: Any, x: Any, y: Any) -> Any:
+        below = keras.layers.Activation("exponential")(y * 12.0 - 18.0)
+        below = keras.layers.MaxPooling2D(1)(below)  # ends the chain of functions
+        return x / (below + 1e-7) if guard == "small" else x / below
+
+    model = _model(flavour, function)
+    qat = rewriter.calibrate(rewriter.rewrite(model), X, progress=False)
+    (off,) = [layer for layer in qat.layers if type(layer).__name__ == "OffZero"]
+    given, made = KERASES[flavour].Model(qat.inputs, [off.input, off.output])(X)
+    zeros = np.asarray(given) == 0
+    assert zeros.mean() > 0.01 and (np.asarray(made)[zeros] > 0).all()
+    rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    found = rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False)
+    assert found.parts_at is None and not found.comparison.differences, str(found)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(qat(X, training=True) ** 2)
+    variables = [getattr(v, "value", v) if flavour == "keras" else v
+                 for v in qat.trainable_variables]  # fmt: skip
+    assert all(np.isfinite(g).all() for g in tape.gradient(loss, variables) if g is not None)
+    saved = tmp_path / "m.keras"
+    qat.save(saved)
+    again = rewriter.load_model(saved)
+    np.testing.assert_array_equal(call(again, [X])[0], call(qat, [X])[0])
+
+
+@both
+def test_zeros_of_a_relu_stay(flavour: str) -> None:
+    """Behind a constant that a grid has room for; half of the values are such."""
+    model = _model(flavour, lambda keras, x, y: 1.0 / (keras.layers.ReLU()(x) + 0.05))
+    qat = rewriter.calibrate(rewriter.rewrite(model), X, progress=False)
+    twin = call(rewriter.fold(qat), [X])[0]
+    exact = call(model, [X])[0]
+    assert np.isclose(exact, 20).mean() > 0.2
+    assert np.isclose(twin[np.isclose(exact, 20)], 20, atol=0.1).mean() > 0.9
+    assert decibels(exact, twin) > 25
+
+
+@both
+def test_a_layer_with_variables_is_its_operators(flavour: str, tmp_path: Path) -> None:
+    """EvoNorm-S0 (arXiv:2004.02967): by the deviation of groups of channels."""
+    keras = KERASES[flavour]
+
+    class EvoNorm(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            def weight(name: str, mean: float) -> Any:
+                start = keras.initializers.RandomNormal(mean, 0.2, seed=4)
+                return self.add_weight(name=name, shape=(1, 1, 1, 8), initializer=start)
+
+            self.gamma, self.beta, self.v = weight("g", 1), weight("b", 0), weight("v", 1)
+
+        def call(self, x: Any) -> Any:
+            grouped = tf.reshape(x, [-1, 4, 4, 2, 4])
+            _, variance = tf.nn.moments(grouped, [1, 2, 4], keepdims=True)
+            root = tf.reshape(tf.repeat(tf.sqrt(variance + 1e-5), 4, axis=-1), [-1, 1, 1, 8])
+            return x * tf.sigmoid(self.v * x) / root * self.gamma + self.beta
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((4, 4, 3))
+    x = EvoNorm()(keras.layers.Conv2D(8, 3, padding="same")(inputs))
+    model = keras.Model(inputs, keras.layers.Conv2D(3, 1)(x))
+    assert rewriter.plan(model).float_layers == ()
+    qat = rewriter.calibrate(rewriter.rewrite(model), X, progress=False)
+    assert len(qat.trainable_variables) >= len(model.trainable_variables)
+    rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    found = rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False)
+    assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
+    assert decibels(call(model, [X])[0], call(rewriter.fold(qat), [X])[0]) > 25

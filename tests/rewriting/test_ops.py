@@ -263,7 +263,7 @@ case("divide_guarded", lambda k, x, y: x / (
     k.layers.GlobalAveragePooling2D(keepdims=True)(y * y) + 1e-6))  # fmt: skip
 case("divide_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: t[0] / (t[1] * t[1] + 0.2))([x, y]))
 both_ways("divide_root", lambda x, y: x / tf.sqrt(tf.reduce_mean(y * y, -1, keepdims=True) + 0.1),
-          lambda o, x, y: x / o.sqrt(o.mean(y * y, -1, keepdims=True) + 1e-5))  # fmt: skip
+          lambda o, x, y: x / o.sqrt(o.mean(y * y, -1, keepdims=True) + 0.1))  # fmt: skip
 both_ways("divide_rsqrt", lambda x, y: x * tf.math.rsqrt(tf.reduce_mean(y * y, 1, True) + 0.1),
           lambda o, x, y: x * o.rsqrt(o.mean(y * y, 1, True) + 0.1), "line")  # fmt: skip
 both_ways("unit", lambda x, y: tf.math.l2_normalize(x, -1), lambda o, x, y: o.normalize(x, -1))
