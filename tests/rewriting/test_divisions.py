@@ -121,7 +121,7 @@ def _ranged(recipe: str, low: float, high: float) -> Any:
     keras = KERASES["keras"]
     inputs = keras.Input((8,))
     x = keras.layers.Dense(8, name="dense")(inputs)
-    model = keras.Model(inputs, keras.ops.sqrt(x - 0.5) ** 1.5)
+    model = keras.Model(inputs, keras.ops.sqrt(x - 0.5) ** 1.5 + 1.0)
     model.get_layer("dense").set_weights([np.eye(8, dtype=np.float32), np.zeros(8, np.float32)])
     qat = rewriter.rewrite(model, recipe)
     data = np.random.default_rng(0).uniform(0.6, 2, (32, 8)).astype(np.float32)
@@ -140,12 +140,26 @@ def test_what_is_no_number_is_what_is_next_to_it(recipe: str) -> None:
     assert table.size == 2 ** (8 if recipe == "int8" else 16)
     real = np.linspace(-2, 2, table.size)
     assert len({*table[real < 0.49].tolist()}) == 1
+    assert table[0] >= table[np.searchsorted(real, 0.52)] - 2
     assert np.all(np.diff(table.astype(int)) >= 0) and table[-1] > table[0]
 
 
 def test_a_number_nowhere_is_refused() -> None:
     with pytest.raises(ExportError, match="Layer .* computes what is not a number of all values"):
         lower(_ranged("int8", -2.0, 0.1))
+
+
+def test_a_factor_reaches_as_far_as_the_output() -> None:
+    """What takes a step of the other tensor beyond it saturates: there is no room for more."""
+    qat = rewriter.rewrite(_model("keras", lambda keras, x, y: x / y))
+    program = lower(rewriter.calibrate(qat, X, progress=False))
+    (_, gather, source, product, output) = (step.operator for step in program.steps[-5:])
+    kinds = [each.kind for each in (gather, source, product, output)]
+    assert kinds == ["GATHER", "QUANTIZE", "MUL", "QUANTIZE"]
+    grids = source.inputs[0], gather.output, output.output
+    one, factor, made = (grid for grid in grids if grid is not None)
+    reach = max(abs(end) for end in made.range)
+    np.testing.assert_allclose(one.scale * factor.range[1], reach, rtol=1e-3)
 
 
 def test_a_division_of_16_bits_is_refused() -> None:

@@ -247,8 +247,8 @@ for _name in ("cos", "sin", "erf"):
 both_ways("function_softplus", lambda x, y: tf.nn.softplus(x), lambda o, x, y: o.softplus(x))
 both_ways("function_power", lambda x, y: (tf.nn.relu(x) + 0.1) ** 1.5,
           lambda o, x, y: o.power(o.relu(x) + 0.1, 1.5))  # fmt: skip
-both_ways("function_guarded_root", lambda x, y: tf.sqrt(tf.nn.relu(x) + 1e-6),
-          lambda o, x, y: o.sqrt(o.relu(x) + 1e-6))  # fmt: skip
+both_ways("function_guarded_root", lambda x, y: tf.sqrt(tf.nn.relu(x) + 0.01),
+          lambda o, x, y: o.sqrt(o.relu(x) + 0.01))  # fmt: skip
 both_ways("function_of_both", lambda x, y: tf.cos(x) * 2.0 + y,
           lambda o, x, y: o.cos(x) * 2.0 + y)  # fmt: skip
 for _name in ("softsign", "softplus", "selu", "mish"):
