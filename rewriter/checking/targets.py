@@ -18,8 +18,8 @@ from rewriter.litert.file_model import FileModel, FileOperator
 
 _KERNELS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1}
 _NORMALIZED = (
-    "a LayerNormalization, GroupNormalization or RMSNormalization computes in 16 bits: use a "
-    "BatchNormalization in its place, or another target"
+    "a LayerNormalization, GroupNormalization or RMSNormalization, and a division by a tensor, "
+    "compute in 16 bits: use another layer (a BatchNormalization), or another target"
 )
 _WIDE = (
     'rewrite with the recipe "int8": activations of 16 bits (the recipe "int16x8") are in the file'
@@ -73,7 +73,7 @@ TARGETS: dict[str, Target] = {
         narrow=("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"),
         channels=_CONVOLUTIONS,
         activations=("INT8", "INT16"),
-        eight=("RESIZE_BILINEAR", "REDUCE_MAX"),
+        eight=("RESIZE_BILINEAR", "REDUCE_MAX", "GATHER"),
         floating=True,
     ),
     "ethos-u": Target(

@@ -17,6 +17,7 @@ from rewriter.layers.fake_quantize import FakeQuantizeMixin
 from rewriter.layers.host import QuantizedHostMixin
 from rewriter.layers.layer_norm import QuantizedLayerNormalizationMixin
 from rewriter.layers.model_part import ModelPartMixin
+from rewriter.layers.off_zero import OffZeroMixin
 from rewriter.layers.operator import IntegerOperatorMixin, QuantizeInputMixin
 from rewriter.layers.quantize import QuantizeMixin
 from rewriter.layers.still_rows import StillRowsMixin
@@ -35,6 +36,7 @@ class Layers:
     FakeQuantize: Any
     ModelPart: Any
     StillRows: Any
+    OffZero: Any
 
 
 def _define(flavour: Flavour) -> Layers:
@@ -48,6 +50,7 @@ def _define(flavour: Flavour) -> Layers:
         FakeQuantizeMixin,
         ModelPartMixin,
         StillRowsMixin,
+        OffZeroMixin,
     )
     base = flavour.keras.layers.Layer
     classes = {}

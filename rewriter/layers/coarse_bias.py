@@ -112,7 +112,7 @@ def _shift(operator: _Operator, kernel: Any, phase: Any) -> Any | None:
     if not rounded_twice.any():  # the output's grid does not matter
         output = source
     layers = [layer for layer in (source, output) if layer is not None]
-    ends = [each for layer in layers for each in _range(layer)]
+    ends = [each for layer in layers for each in neighbours.range_of(layer)]
     if scales is None or len(ends) < 4:
         return None
     twice = tf.constant(rounded_twice, tf.float32)
@@ -171,22 +171,6 @@ def _reach(operator: _Operator) -> Any:
     variables = operator.host.kernel_range_variables(operator.index)
     low, high = (tf.convert_to_tensor(variable) for variable in variables)
     return tf.reshape(tf.maximum(tf.abs(low), tf.abs(high)), [-1])
-
-
-def _range(layer: Any) -> list[Any]:
-    """The ends of a Quantize layer's range, as tensors; none for a quantizer without one."""
-    quantizer, variables = layer.quantizer, layer.range_variables
-    if layer.learned_grid is not None:
-        scale, zero = layer.learned_grid
-        grid = grids.of(quantizer)
-        return [tf.stop_gradient(scale * (end - zero)) for end in (grid.qmin, grid.qmax)]
-    if isinstance(quantizer, quantizers.FixedQuantizer):
-        return [tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)]
-    return [
-        arithmetic.read_variable(variables[key])
-        for key in ("min_var", "max_var")
-        if key in variables
-    ]
 
 
 def _rounded_twice(operator: _Operator) -> np.ndarray:

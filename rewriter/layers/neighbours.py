@@ -9,7 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import tensorflow as tf
+
+from rewriter import grid as grids
+from rewriter import kernels
 from rewriter.keras_compat import Flavour
+from rewriter.quantization import quantizers
 
 
 def quantizer_before(flavour: Flavour, layer: Any) -> Any | None:
@@ -49,3 +54,17 @@ def _one(
         else:
             todo += neighbours(call)
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+def range_of(layer: Any) -> list[Any]:
+    """The ends of a Quantize layer's range, as tensors; none for a quantizer without one."""
+    quantizer, variables = layer.quantizer, layer.range_variables
+    if layer.learned_grid is not None:
+        scale, zero = layer.learned_grid
+        grid = grids.of(quantizer)
+        return [tf.stop_gradient(scale * (end - zero)) for end in (grid.qmin, grid.qmax)]
+    if isinstance(quantizer, quantizers.FixedQuantizer):
+        return [tf.constant(quantizer.minimum), tf.constant(quantizer.maximum)]
+    return [
+        kernels.read_variable(variables[key]) for key in ("min_var", "max_var") if key in variables
+    ]

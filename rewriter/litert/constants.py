@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rewriter.grid import BITS
@@ -34,8 +36,8 @@ def beside(
     if "constant" in operator.attributes:
         numbers, grid = constant(operator)
         stored = np.atleast_1d(numbers.astype(_type(grid.bits)))
-        name = f"{step.name}/constant"
-        inputs.append(file.constant(name, stored, grid.scale, zero_point=grid.zero_point))
+        name, scale = f"{step.name}/constant", None if grid.whole else grid.scale
+        inputs.append(file.constant(name, stored, scale, zero_point=grid.zero_point))
     rest = row.constants(operator)
     if operator.kind == "RESHAPE":
         first, *sizes = made
@@ -49,8 +51,8 @@ def beside(
     return found
 
 
-def _type(bits: int) -> type[np.signedinteger]:
-    return np.int8 if bits == BITS else np.int16
+def _type(bits: int) -> np.dtype[Any]:
+    return np.dtype(f"int{bits}")
 
 
 def _kernel(

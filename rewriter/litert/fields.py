@@ -90,6 +90,17 @@ def by_bits(number: int, runtime: str, wider: int, later: str) -> tuple[Version,
     return Version(wider, later, wide), Version(number, runtime)
 
 
+def narrow(operator: Operator, shapes: Shapes) -> bool:
+    """An input of 8 bits."""
+    source = operator.inputs[0]
+    return source is not None and source.bits == BITS
+
+
+def counts(operator: Operator, shapes: Shapes) -> bool:
+    """Whole numbers."""
+    return operator.output is not None and operator.output.whole
+
+
 # Options and constants.
 
 
@@ -161,7 +172,7 @@ def resize(operator: Operator) -> dict[str, Any]:
 
 
 def _type(grid: Quantization | None) -> int:
-    """The type of a tensor that is not quantized: of whole numbers, or of float."""
+    """The type of a tensor: of integers, or of float."""
     kind = "FLOAT32" if grid is None else f"INT{grid.bits}"
     return int(getattr(schema.TensorType, kind))
 

@@ -24,7 +24,10 @@ from rewriter.program import Operator, Quantization
 
 
 def add(operator: Operator, *q: tf.Tensor) -> tf.Tensor:
-    """``ADD``."""
+    """``ADD``; of whole numbers in int32."""
+    if operator.output is not None and operator.output.whole:
+        values, _, _ = operands(operator, *q)
+        return values[0] + values[1]
     return _add(operator, 1, *q)
 
 

@@ -38,8 +38,13 @@ def gather(operator: Operator, q: tf.Tensor) -> tf.Tensor:
 
 
 def cast(operator: Operator, q: tf.Tensor) -> tf.Tensor:
-    """``CAST``: whole numbers as float32, or as others. Raises RewriterError for other tensors."""
+    """``CAST``: whole numbers as float32, or as others; the integers of a grid as whole numbers.
+
+    Raises:
+      RewriterError: it would make something else.
+    """
     grids = (operator.inputs[0], operator.output)
-    if any(grid is not None and not grid.whole for grid in grids):
-        raise RewriterError(f"CAST takes and returns whole numbers or float. Received: {grids}.")
+    given, made = ("float" if g is None else "whole" if g.whole else "grid" for g in grids)
+    if made == "grid" or (given == "grid" and made != "whole"):
+        raise RewriterError(f"CAST makes whole numbers, or float of them. Received: {grids}.")
     return tf.cast(q, tf.float32 if operator.output is None else tf.int32)

@@ -144,7 +144,14 @@ ROWS: dict[str, Row] = {
         ),
         layout=Layout((1, 0)),  # IO to OI
     ),
-    "ADD": Row("Add", fields.addition, versions=fields.by_bits(2, "1.14.0", 3, "2.4.0")),
+    "ADD": Row(
+        "Add",
+        fields.addition,
+        versions=(
+            Version(1, "1.5.0", fields.counts),
+            *fields.by_bits(2, "1.14.0", 3, "2.4.0"),
+        ),
+    ),
     "SUB": Row(
         "Sub",
         fields.addition,
@@ -254,7 +261,11 @@ ROWS: dict[str, Row] = {
     ),
     "GELU": Row("Gelu", fields.flag("approximate", "approximate"), versions=(Version(2, "2.9.0"),)),
     "HARD_SWISH": Row("HardSwish", versions=(Version(1, "1.15.0"),)),
-    "CAST": Row("Cast", fields.cast),
+    "CAST": Row(
+        "Cast",
+        fields.cast,
+        versions=(Version(3, "2.8.0", fields.narrow), Version(1, "1.5.0")),
+    ),
     "QUANTIZE": Row("Quantize", versions=fields.by_bits(1, "1.14.0", 2, "1.15.0")),
     "DEQUANTIZE": Row("Dequantize", versions=fields.by_bits(2, "1.14.0", 3, "1.15.0")),
 }

@@ -33,6 +33,8 @@ class Value:
       grid: for pending: the operator's own output quantization, given the final one.
       fusable: for pending: whether LiteRT fuses activations into the operator.
       low, high: for pending: bounds of the clamps so far.
+      off_zero: where it is read by a function with a pole at 0: the largest step that leaves zeros
+        as they are, see ``OffZero``.
     """
 
     shape: Shape
@@ -46,6 +48,7 @@ class Value:
     fusable: bool = True
     low: float = -math.inf
     high: float = math.inf
+    off_zero: float = math.inf
 
     def clamp(self, low: float, high: float) -> None:
         """Add a clamp to a pending operator."""

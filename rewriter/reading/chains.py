@@ -12,10 +12,10 @@ attention is often written. LiteRT's tensors here have the batch first, so the t
 lowered as ``(0, 2, 3, 1, 4)``, and what reads it takes the places of the second axis. That is right
 where nothing else reads it.
 
-And what keeps a number from 0 for a function in float: ``x / (total + 1e-7)``. The grid of the sum
-would round that constant away, and the function divide by 0; so the sum stays in float with it. A
-root of such a sum, whose gradient at 0 is infinite, stays in float for that. ``1 / sqrt(x)`` is a
-reciprocal root.
+And what keeps a number from 0 for a function in float. The grid of the sum would round that
+constant away; so the sum stays in float with it. A root of such a sum, whose gradient at 0 is
+infinite, is in one table with it, or, where something else reads the sum too, in float.
+``1 / sqrt(x)`` is a reciprocal root.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from rewriter.keras_compat import Flavour
-from rewriter.reading import row_counts, stock_activations, stock_functions, whole_numbers
-from rewriter.reading.graph import Call, Graph, Ref, map_refs
-from rewriter.reading.operations import Operation, is_floating
-from rewriter.reading.roles import Opaque, Role, Within
+from rewriter.reading import (
+    function_chains,
+    functions,
+    inside,
+    row_counts,
+    stock_activations,
+    stock_functions,
+    whole_numbers,
+)
+from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.operations import Operation, guards, is_floating
+from rewriter.reading.roles import Opaque, Ours, Role, Within
 from rewriter.reading.stock_moves import SECOND
-from rewriter.reading.traces import trace
+from rewriter.reading.traces import Trace, trace
 
 # What is worth an operator of its own, though each of its parts has one.
 _BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
 _LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
 _ROOTS = frozenset({"sqrt", "rsqrt"})
 _LONGEST = 16
-# What is added to a number, or is the least that it may be, for no other reason than that.
-_GUARD = 0.01
 
 
 def join(graph: Graph) -> None:
@@ -58,6 +62,7 @@ def join(graph: Graph) -> None:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
     _reciprocal_roots(graph)
+    function_chains.join(graph, finder)
     _keep_guards(graph)
     row_counts.settle(graph)
     whole_numbers.settle(graph)
@@ -68,7 +73,7 @@ def _reciprocal_roots(graph: Graph) -> None:
     readers, outputs = graph.consumers(), set(graph.output_refs())
     for index, call in enumerate(graph.calls):
         below = None
-        if isinstance(call.role, Opaque):
+        if isinstance(call.role, Operation) and call.role.name == functions.NAME:
             below = stock_functions.reciprocal(graph.flavour, call)
         if below is None or below in outputs or readers[below] != [index]:
             continue
@@ -82,21 +87,16 @@ def _keep_guards(graph: Graph) -> None:
     readers, outputs = graph.consumers(), set(graph.output_refs())
     for call in graph.calls:
         if isinstance(call.role, Operation) and call.role.name in _ROOTS:
-            before = graph.calls[call.role.operands[0].call].role
-            call.role = Opaque() if _guards(before) else call.role
+            before = graph.calls[call.role.operands[0].call]
+            while isinstance(before.role, Ours) and before.role.quantizes:
+                before = graph.calls[before.refs[0].call]
+            call.role = Opaque() if guards(before.role) else call.role
     for index, call in enumerate(graph.calls):
         read = readers.get(Ref(index), ())
-        if not read or Ref(index) in outputs or not _guards(call.role):
+        if not read or Ref(index) in outputs or not guards(call.role):
             continue
         if all(isinstance(graph.calls[each].role, Opaque) for each in read):
             call.role = Opaque()
-
-
-def _guards(role: Role) -> bool:
-    if not isinstance(role, Operation) or role.name not in ("affine", "clamp"):
-        return False
-    least = np.asarray(role.options["offset" if role.name == "affine" else "low"])
-    return bool(np.all((least > 0) & (least <= _GUARD)))
 
 
 def _settle(graph: Graph) -> None:
@@ -154,40 +154,56 @@ class _Finder:
         read = set(self._readers.get(ref, ()))
         return self._able[ref.call] and ref not in self._outputs and read <= members
 
-    def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
-        """The function of a chain, if it is one that has an operator."""
+    def trace(self, members: set[int], source: Ref, last: int) -> Trace | None:
+        """What a chain computes, as a function of one row of numbers."""
         calls = self._graph.calls
 
         def function(x: Any) -> Any:
             values = {source: x}
             for index in sorted(members):
-                call = calls[index]
-                kwargs = {k: v for k, v in call.kwargs.items() if k not in ("mask", "training")}
-                args, given = map_refs((call.args, kwargs), values.__getitem__)
-                values[Ref(index)] = _function(call.layer)(*args, **given)
+                values[Ref(index)] = functions.run(calls[index], values)
             return values[Ref(last)]
 
-        traced = trace(function, [(None,)])
+        return trace(function, [(None,)])
+
+    def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
+        """The function of a chain, if it is one that has an operator."""
+        calls = self._graph.calls
+        traced = self.trace(members, source, last)
         found = None if traced is None else stock_activations.scalar(traced, source)
         if found is None or found.name in ("identity", "clamp"):
             return None
-        opaque = any(isinstance(calls[index].role, Opaque) for index in members)
+        opaque = any(_without_operator(calls[index].role) for index in members)
         return (found, members) if opaque or found.name in _BETTER else None
 
 
-def _function(layer: Any) -> Any:
-    # Without the casts of a layer of 16 bits.
-    return layer.call if hasattr(layer, "call") else layer
+def _without_operator(role: Role) -> bool:
+    table = isinstance(role, Operation) and role.name == functions.NAME
+    return table or isinstance(role, Opaque)
 
 
 def _able(flavour: Flavour, call: Call) -> bool:
     """Whether a call may be a part of such a chain: it has no state, and acts on one tensor."""
     layer = call.layer
     name = flavour.class_name(layer)
-    if not (name in _LAYERS or name.startswith("ops.")) or len(call.dtypes) != 1:
+    stock = name in _LAYERS or name.startswith("ops.")
+    if not (stock or _users(flavour, call)) or len(call.dtypes) != 1:
         return False
     if getattr(layer, "activity_regularizer", None) is not None or not call.refs:
         return False
     return all(
         is_floating(dtype) or dtype == "bool" for dtype in (*call.dtypes, *call.input_dtypes)
+    )
+
+
+def _users(flavour: Flavour, call: Call) -> bool:
+    """Whether it is of a user's, or an operator that was lifted, and has no state."""
+    layer = call.layer
+    return (
+        flavour.is_layer(layer)
+        and inside.may_be_read(flavour, call)
+        and not inside.masks(flavour, layer)
+        and not flavour.own_variables(layer)
+        and not flavour.sublayers(layer)
+        and not inside.asks(flavour, layer)
     )

@@ -23,7 +23,7 @@ from rewriter.reading.graph import Call, Ref, map_refs
 from rewriter.reading.operations import LOOKS_UP, MOVES, PLACES, Operation, affine, is_floating
 from rewriter.reading.traces import Node, Trace, trace
 
-_STOCK = ("Lambda", "Activation")  # these hold a user's function
+STOCK = ("Lambda", "Activation")  # these hold a user's function
 # Nodes of a weighted sum.
 _LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "Sub", "Sum"})
 
@@ -33,7 +33,7 @@ def may_be_read(flavour: Flavour, call: Call) -> bool:
     layer = call.layer
     if flavour.is_ours(layer) or flavour.is_added_loss(layer) or flavour.is_model(layer):
         return False
-    if flavour.class_name(layer) not in ("", *_STOCK) or not hasattr(layer, "call"):
+    if flavour.class_name(layer) not in ("", *STOCK) or not hasattr(layer, "call"):
         return False
     masked = call.masked and flavour.class_name(layer) != "Activation"
     given = all(is_floating(d) or d in BYTES or d in WHOLE for d in call.input_dtypes)
@@ -51,9 +51,9 @@ def masks(flavour: Flavour, layer: Any) -> bool:
 
 
 def may_be_replaced(flavour: Flavour, call: Call) -> bool:
-    """Whether a user's function or layer is nothing but the calls inside it.
+    """Whether a user's function or layer is nothing but the calls inside it, and makes no mask.
 
-    It has no variables of its own, and makes no mask.
+    Variables of its own become weights of those.
     """
     layer = call.layer
     return (
@@ -62,7 +62,6 @@ def may_be_replaced(flavour: Flavour, call: Call) -> bool:
         and {*call.input_dtypes} <= {*WHOLE, getattr(layer, "compute_dtype", call.input_dtypes[0])}
         and flavour.is_layer(layer)
         and not isinstance(layer, GraphOperatorMixin)  # the call inside it is itself
-        and not flavour.own_variables(layer)
         and not masks(flavour, layer)
     )
 
@@ -119,6 +118,11 @@ def parameters(layer: Any) -> tuple[str, ...]:
         return tuple(inspect.signature(layer.call).parameters)
     except (AttributeError, TypeError, ValueError):
         return ()
+
+
+def asks(flavour: Flavour, layer: Any) -> bool:
+    """Whether a user's layer may do something else in training."""
+    return "training" in parameters(layer) and not flavour.is_lambda(layer)
 
 
 def in_inference(flavour: Flavour, call: Call, kwargs: Mapping[str, Any]) -> dict[str, Any]:

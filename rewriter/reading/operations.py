@@ -43,6 +43,8 @@ MOVES = words(
 )
 PLACES = words("argmax argmin")
 LOOKS_UP = words("look_up")
+# What is added to a number, or is the least that it may be, to keep it from 0 and nothing else.
+GUARD = 0.01
 
 
 def constant(value: Any) -> np.ndarray | None:
@@ -77,6 +79,14 @@ def affine(x: Any, scale: Any = 1.0, offset: Any = 0.0) -> Operation | None:
 def clamp(x: Any, low: float = -math.inf, high: float = math.inf) -> Operation:
     """``min(max(x, low), high)``."""
     return Operation("clamp", (x,), {"low": float(low), "high": float(high)})
+
+
+def guards(role: Any) -> bool:
+    """Whether an operation only keeps numbers from 0, by a constant of at most ``GUARD``."""
+    if not isinstance(role, Operation) or role.name not in ("affine", "clamp"):
+        return False
+    least = np.asarray(role.options["offset" if role.name == "affine" else "low"])
+    return bool(np.all((least > 0) & (least <= GUARD)))
 
 
 def axes_of(axis: Any, rank: int) -> list[int]:

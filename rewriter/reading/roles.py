@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import hosts, inside, stock_activations, stock_layers
+from rewriter.reading import functions, hosts, inside, stock_activations, stock_layers
 from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
 
@@ -71,11 +71,18 @@ class Ours:
 
 # Classes of ours, of which only the names are known here.
 _QUANTIZE, _FINAL = "Quantize", ("IntegerOperator", "QuantizeInput")
+_OFF_ZERO = "OffZero"
 
 
 @dataclasses.dataclass(frozen=True)
 class Within:
-    """A part of a chain of calls that is one operation: that of the last of them."""
+    """A part of a chain of calls that is one operation: that of the last of them.
+
+    Attributes:
+      pole: of a function in the operation, if this is a call that reads its tensor.
+    """
+
+    pole: functions.Pole | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +100,8 @@ def classify(flavour: Flavour, call: Call) -> Role:
         return BatchNorm()
     if flavour.is_ours(layer):
         name = type(layer).__name__
+        if name == _OFF_ZERO:
+            return Operation("off_zero", tuple(call.refs), {"width": layer.width})
         quantized = name == _QUANTIZE or getattr(layer, "output_quantizer", None) is not None
         host = getattr(layer, "host", None)
         activation = (
@@ -108,7 +117,10 @@ def classify(flavour: Flavour, call: Call) -> Role:
         row, inner, distributed = found
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
-    return stock_layers.read(flavour, call) or inside.operation(flavour, call) or Opaque()
+    operation = stock_layers.read(flavour, call) or inside.operation(flavour, call)
+    if operation is None and flavour.class_name(layer) not in ("", *inside.STOCK):
+        operation = functions.of_call(flavour, call)  # users' functions may be several calls
+    return operation or Opaque()
 
 
 def opaque(calls: Sequence[Call], refs: Iterable[Ref], start: int) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import scalar_functions
+from rewriter.reading import functions, scalar_functions
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import Operation, clamp, softmax
 from rewriter.reading.traces import Trace, trace
@@ -58,6 +58,7 @@ FUNCTIONS: dict[str, Callable[[Any], Operation]] = {
     "hard_sigmoid_fifth": lambda x: Operation("hard_sigmoid", (x,), {"slope": 0.2}),
     "sigmoid": lambda x: Operation("sigmoid", (x,)),
     "tanh": lambda x: Operation("tanh", (x,)),
+    "exponential": lambda x: Operation("exp", (x,)),
 }
 
 # Layers without weights that users give as an activation.
@@ -69,8 +70,13 @@ LAYERS: dict[str, Reader] = {
 }
 
 
-def function(flavour: Flavour, call: Call, activation: Any, x: Any) -> Operation | None:
-    """The operation of an activation function or of a layer used as one; None if it has none."""
+def function(
+    flavour: Flavour, call: Call, activation: Any, x: Any, tables: bool = True
+) -> Operation | None:
+    """The operation of an activation function or of a layer used as one; None if it has none.
+
+    ``tables``: whether a function without an operator is one, too.
+    """
     if flavour.is_layer(activation):
         name = flavour.class_name(activation)
         return LAYERS[name](activation, call, (x,)) if name in LAYERS else None
@@ -80,7 +86,9 @@ def function(flavour: Flavour, call: Call, activation: Any, x: Any) -> Operation
     if name in FUNCTIONS:
         return FUNCTIONS[name](x)
     traced = trace(activation, [(None,)]) if callable(activation) else None
-    return None if traced is None else scalar(traced, x)
+    if traced is None:
+        return None
+    return scalar(traced, x) or (functions.of_trace(traced, x) if tables else None)
 
 
 def scalar(traced: Trace, x: Any) -> Operation | None:

@@ -96,7 +96,7 @@ def _two(
     def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
         x, y = arguments["x"], arguments["y"]
         if is_tensor(x) and is_tensor(y):
-            return Operation(name, (x, y)) if name else None
+            return Operation(name, (x, y))
         if is_tensor(x):
             number = constant(y)
             return None if number is None else left(x, number)
@@ -125,6 +125,15 @@ def _extreme(low: bool) -> Callable[[Any, np.ndarray], Operation | None]:
 def _reciprocal(number: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore"):
         return 1.0 / number
+
+
+def _divide(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    """By a constant; or by a tensor, which is the product with a function of that."""
+    x, y = arguments["x"], arguments["y"]
+    if is_tensor(x) and is_tensor(y):
+        return Operation("times_function", (x, y), {"function": _reciprocal})
+    number = constant(y)
+    return None if number is None or not is_tensor(x) else affine(x, _reciprocal(number))
 
 
 def _power(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
@@ -183,26 +192,6 @@ def _reduction(name: str) -> Reader:
     return reader
 
 
-def _place(name: str, otherwise: int | None = None) -> Reader:
-    """The place of the largest or the smallest value along an axis that is not the batch.
-
-    ``otherwise``: the axis where none is given.
-    """
-
-    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-        axis = next((arguments[k] for k in ("axis", "dimension") if arguments.get(k) is not None),
-                    otherwise)  # fmt: skip
-        shape, made = call.input_shapes[0], call.dtypes[0]
-        if axis is None or made not in WHOLE or not is_floating(call.input_dtypes[0]):
-            return None
-        place = int(np.reshape(axis, ())) % len(shape)
-        if place == 0 or shape[place] is None:
-            return None
-        return Operation(name, (arguments["x"],), {"axis": place, "dtype": made})
-
-    return reader
-
-
 def _unit(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     """By the root of the sum of squares."""
     if arguments.get("order", 2) != 2:
@@ -251,7 +240,7 @@ _READERS: dict[str, Reader] = {
         "subtract", lambda x, c: affine(x, offset=-c), lambda c, x: affine(x, -1.0, c)
     ),
     "multiply": _two("multiply", affine, lambda c, x: affine(x, c)),
-    "divide": _two("", lambda x, c: affine(x, _reciprocal(c)), lambda c, x: None),
+    "divide": _divide,
     "maximum": _two("maximum", _extreme(True), lambda c, x: _extreme(True)(x, c)),
     "minimum": _two("minimum", _extreme(False), lambda c, x: _extreme(False)(x, c)),
     "negative": lambda call, arguments: affine(arguments["x"], -1.0),
@@ -265,10 +254,6 @@ _READERS: dict[str, Reader] = {
     "sum": _reduction("sum"),
     "max": _reduction("max"),
     "min": _reduction("min"),
-    "argmax": _place("argmax"),
-    "argmin": _place("argmin"),
-    "argmax_last": _place("argmax", -1),
-    "argmin_last": _place("argmin", -1),
     "unit": _unit,
     "abs": _one("abs"),
     "exp": _one("exp"),

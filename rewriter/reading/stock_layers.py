@@ -261,7 +261,7 @@ def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
     if name.startswith("ops."):
         return stock_functions.read(flavour, call)
     if name == "Activation":
-        return stock_activations.function(flavour, call, layer.activation, call.refs[0])
+        return stock_activations.function(flavour, call, layer.activation, call.refs[0], False)
     reader = LAYERS.get(name)
     if reader is None or (name in _HEED_MASKS and _under_mask(call)):
         return None

@@ -103,10 +103,36 @@ def _repeat_each(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return _places(call, arguments["x"], axis, lambda places: np.repeat(places, counts))
 
 
+def _place(
+    name: str, otherwise: int | None = None
+) -> Callable[[Call, Mapping[str, Any]], Operation | None]:
+    """The place of the largest or the smallest value along an axis that is not the batch.
+
+    ``otherwise``: the axis where none is given.
+    """
+
+    def reader(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+        axis = next((arguments[k] for k in ("axis", "dimension") if arguments.get(k) is not None),
+                    otherwise)  # fmt: skip
+        shape, made = call.input_shapes[0], call.dtypes[0]
+        if axis is None or made not in WHOLE or not is_floating(call.input_dtypes[0]):
+            return None
+        place = int(np.reshape(axis, ())) % len(shape)
+        if place == 0 or shape[place] is None:
+            return None
+        return Operation(name, (arguments["x"],), {"axis": place, "dtype": made})
+
+    return reader
+
+
 READERS: dict[str, Callable[[Call, Mapping[str, Any]], Operation | None]] = {
     "take": _take,
     "flip": _flip,
     "roll": _roll,
     "tile": _tile,
     "repeat_each": _repeat_each,
+    "argmax": _place("argmax"),
+    "argmin": _place("argmin"),
+    "argmax_last": _place("argmax", -1),
+    "argmin_last": _place("argmin", -1),
 }

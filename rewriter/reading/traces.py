@@ -38,10 +38,12 @@ _FOLDED = words(
 
 # Each element of the output is a function of the same element of the inputs.
 _ELEMENTWISE = words(
-    """Abs Add AddV2 Cast ClipByValue Div DivNoNan Elu Equal Erf Erfc Exp Expm1 Greater GreaterEqual
-    LeakyRelu Less LessEqual Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum Mul MulNoNan
-    Neg OnesLike Pow RealDiv Reciprocal Relu Relu6 Rsqrt Select SelectV2 Selu Sigmoid Sign Softplus
-    Softsign Sqrt Square SquaredDifference Sub Tanh Xdivy ZerosLike"""
+    """Abs Acos Acosh Add AddV2 Asin Asinh Atan Atan2 Atanh Cast Ceil ClipByValue Cos Cosh Digamma
+    Div DivNoNan Elu Equal Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Greater GreaterEqual
+    Inv LeakyRelu Less LessEqual Lgamma Log Log1p LogicalAnd LogicalNot LogicalOr Maximum Minimum
+    Mod Mul MulNoNan Neg NotEqual OnesLike Pow RealDiv Reciprocal Relu Relu6 Rint Round Rsqrt Select
+    SelectV2 Selu Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Square SquaredDifference Sub Tan Tanh
+    Xdivy Xlog1py Xlogy ZerosLike"""
 )
 
 

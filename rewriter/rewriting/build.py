@@ -238,9 +238,9 @@ class Builder:
     def _arguments(self, job: _Job) -> tuple[tuple, dict[str, Any]]:
         def tensor(ref: Ref) -> Any:
             group = self.placement.edges.get((job.call, ref))
-            value = self.tensors[ref]
+            value, name = self.tensors[ref], self.names[id(job.layer)]
             value = value if group is None else self._quantize_layer(group, ref)(value)
-            return self.factory.as_read(job.role, value, self.names[id(job.layer)], self._named)
+            return self.factory.as_read(job.role, ref, value, name, self._named)
 
         args, kwargs = map_refs((job.args, dict(job.kwargs)), tensor)
         kept = _ARGUMENTS.get(type(job.role))

@@ -21,8 +21,9 @@ from rewriter.reading.roles import BatchNorm, Within
 
 # Each element of their output is computed from the same element of their inputs.
 _ELEMENTWISE = words(
-    """abs add affine average bytes cast clamp elu exp gelu hard_sigmoid hard_silu identity
-    leaky_relu log maximum minimum multiply sigmoid silu squared_difference subtract tanh"""
+    """abs add affine average bytes cast clamp elu exp function gelu hard_sigmoid hard_silu identity
+    leaky_relu log maximum minimum multiply sigmoid silu squared_difference subtract tanh
+    times_function"""
 )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
 from rewriter import grid as grids
 from rewriter import layers
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.variables import read
 from rewriter.layers import preserved
 from rewriter.quantization import quantizers
+from rewriter.reading.graph import Ref
 from rewriter.reading.operations import Operation
-from rewriter.reading.roles import Host, Role
+from rewriter.reading.roles import Host, Role, Within
 from rewriter.rewriting import activation_widths, copies
 from rewriter.rewriting.recipe import Recipe
 
@@ -73,15 +76,27 @@ class LayerFactory:
             quantizer = self.recipe.new_activation_quantizer(name, owner, given=given)
         return self.classes.Quantize(quantizer, clamp, name=name, dtype=dtype)
 
-    def as_read(self, role: Role, value: Any, name: str, free: Callable[[str], str]) -> Any:
-        """An input of a call as it reads it: those of normalizations of samples have a layer.
+    def as_read(
+        self, role: Role, ref: Ref, value: Any, name: str, free: Callable[[str], str]
+    ) -> Any:
+        """An input of a call as it reads it.
+
+        Those of normalizations of samples have a layer, and so has what a function with a pole at
+        0 is of.
 
         Args:
           role: of the call.
+          ref: which tensor it is.
           value: the tensor, on its grid.
           name: of the layer that is called.
           free: of a name: one that no layer has.
         """
+        pole = role.pole if isinstance(role, Within) else None
+        if isinstance(role, Operation):
+            pole = role.options.get("pole")
+        if pole is not None and pole.ref == ref:
+            dtype = tf.as_dtype(value.dtype).name
+            return self.classes.OffZero(pole.width, name=free(f"{name}_input"), dtype=dtype)(value)
         if not isinstance(role, Operation) or role.name != "normalize":
             return value
         options = {key: role.options[key] for key in ("centred", "epsilon", "outer", "groups")}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import builders
 import layer_norms
@@ -17,6 +16,7 @@ import real_models
 import residuals
 import rewriter
 from builders import HOST_CASES, KERASES, NormOptions, keras_of, prepared
+from no_integers import sine
 from rewriter.checking import emulation
 from rewriter.checking.training_agreement import (
     LOW_SNR_DB,
@@ -143,7 +143,7 @@ def test_float_layers_are_compared_relatively(keras, tmp_path):
     layers = keras.layers
     image = keras.Input((6, 6, 3), name="image")
     x = builders.conv_bn_relu(layers, image, "a")
-    x = layers.Lambda(lambda t: tf.sin(t) + 1, name="lambda", output_shape=(6, 6, 6))(x)
+    x = layers.Lambda(lambda t: sine(t) + 1, name="lambda", output_shape=(6, 6, 6))(x)
     model = keras.Model(image, builders.conv_bn_relu(layers, x, "b"))
     data = builders.normal(8, 6, 6, 3)
     found = verified(builders.calibrated(model, data), data, tmp_path, allow_float=True)

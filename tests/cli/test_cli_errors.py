@@ -14,6 +14,7 @@ import commands
 import rewriter
 from commands import error_of, output_of
 from folders import listing
+from no_integers import ACTIVATION
 from rewriter_command import main
 from saved_models import X, build, custom_layer, save
 
@@ -116,7 +117,7 @@ def test_failures_keep_the_old_output(
 
 
 def test_layers_without_an_integer_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = build(keras, keras.layers.Activation("softplus", name="no_integers"))
+    model = build(keras, keras.layers.Activation(ACTIVATION, name="no_integers"))
     qat = save(rewriter.rewrite(model, calibration_data=X), tmp_path / "q.keras")
     before = listing(tmp_path)
     arguments = ["export", qat, "-o", tmp_path / "m.tflite"]

@@ -51,18 +51,33 @@ def test_a_grid_with_numbers_below_zero(name: str, flavour: str, tmp_path: Path)
 
 @both
 @pytest.mark.parametrize("name", ["sqrt", "rsqrt"])
-def test_a_guard_against_zero_stays_in_float(name: str, flavour: str, tmp_path: Path) -> None:
-    """Its grid would round the constant away, and the gradient of a root at 0 is infinite."""
+def test_a_guard_against_zero_is_part_of_the_root(name: str, flavour: str, tmp_path: Path) -> None:
+    """A grid between them would round the constant away."""
     keras = KERASES[flavour]
     inputs = keras.Input((12,))
     squares = keras.layers.Dense(4)(inputs) ** 2
-    model = keras.Model(inputs, keras.layers.Dense(3)(_of(keras, name)(squares + 1e-6)))
-    assert len(rewriter.plan(model).float_layers) == 2
-    with pytest.raises(ExportError, match="no integer form"):
-        _exported(model, tmp_path / "m.tflite")
-    qat, _ = _exported(model, tmp_path / "m.tflite", allow_float=True)
+    model = keras.Model(inputs, keras.layers.Dense(3)(_of(keras, name)(squares + 0.01)))
+    assert rewriter.plan(model).float_layers == ()
+    qat, report = _exported(model, tmp_path / "m.tflite")
+    assert report.ops["GATHER"] == 1 and name.upper() not in report.ops
+    result = rewriter.verify(qat, tmp_path / "m.tflite", _data(), progress=False)
+    assert result.comparison.differences == () and result.comparison.skipped == {}
+    assert all(row.identical == 1.0 for row in result.comparison.operator_by_operator)
+    assert decibels(call(model, [_data()])[0], call(rewriter.fold(qat), [_data()])[0]) > 20
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(qat(_data(), training=True) ** 2)
     variables = [getattr(v, "value", v) if flavour == "keras" else v
                  for v in qat.trainable_variables]  # fmt: skip
     assert all(np.isfinite(g).all() for g in tape.gradient(loss, variables) if g is not None)
+
+
+@both
+def test_a_guard_that_others_read_too_stays_in_float(flavour: str, tmp_path: Path) -> None:
+    keras = KERASES[flavour]
+    inputs = keras.Input((12,))
+    guarded = keras.layers.Dense(4)(inputs) ** 2 + 1e-6
+    root = keras.layers.Concatenate()([_of(keras, "sqrt")(guarded), guarded])
+    model = keras.Model(inputs, keras.layers.Dense(3)(root))
+    assert len(rewriter.plan(model).float_layers) == 1
+    with pytest.raises(ExportError, match="no integer form"):
+        _exported(model, tmp_path / "m.tflite")

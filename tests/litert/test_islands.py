@@ -12,6 +12,7 @@ from ai_edge_litert.interpreter import Interpreter
 import builders
 import island_models
 import rewriter
+from no_integers import ACTIVATION, sine
 from rewriter.errors import ExportError
 
 KERASES = pytest.mark.parametrize("name", builders.KERASES)
@@ -154,9 +155,9 @@ def test_a_layer_at_the_border_of_the_model(name, float_io, tmp_path):
     keras = builders.fresh(builders.keras_of(name))
     image = keras.Input((*island_models.SIZE, 3), name="image")
     shape = (*island_models.SIZE, 3)
-    x = island_models.layer_of(keras, tf.sin, name="at_the_start")(image)
+    x = island_models.layer_of(keras, sine, name="at_the_start")(image)
     x = builders.conv_bn_relu(keras.layers, x, "conv", 3)
-    several = [lambda t, i=i: tf.sin(t * i) for i in range(12)]
+    several = [lambda t, i=i: sine(t * i) for i in range(12)]
     ends = island_models.layer_of(
         keras, lambda t: [f(t) for f in several], [shape] * 12, name="at_the_end"
     )(x)
@@ -245,7 +246,7 @@ def test_errors_of_the_converter_name_the_layers(name, tmp_path):
     keras = builders.keras_of(name)
 
     def build(k, x):
-        x = island_models.layer_of(k, tf.sin, name="fine")(x)
+        x = island_models.layer_of(k, sine, name="fine")(x)
         return island_models.layer_of(
             k, lambda t: tf.math.igamma(1 + t * t, t * t), name="not_in_litert"
         )(x)
@@ -286,18 +287,18 @@ def test_a_layer_that_returns_its_variable(name, tmp_path):
 
 def _spectral(k, x):
     if k.__name__ == "tf_keras":  # whose own cannot be built beside Keras 3
-        return k.layers.UnitNormalization()(k.layers.Activation("selu", name="selu")(x))
+        return k.layers.UnitNormalization()(k.layers.Activation(ACTIVATION, name="shares")(x))
     x = k.layers.SpectralNormalization(k.layers.Conv2D(8, 3, padding="same"), name="spectral")(x)
     return k.layers.BatchNormalization()(x)
 
 
 def _depth_to_space(k, x):
-    x = k.layers.BatchNormalization()(k.layers.Activation("selu", name="selu")(x))
+    x = k.layers.BatchNormalization()(k.layers.Activation(ACTIVATION, name="shares")(x))
     return k.layers.Lambda(lambda t: tf.nn.depth_to_space(t, 2), output_shape=(12, 8, 2))(x)
 
 
 def _unit_of_zeros(k, x):
-    x = k.layers.ReLU()(k.layers.Activation("selu", name="selu")(x * 0.0))
+    x = k.layers.ReLU()(k.layers.Activation(ACTIVATION, name="shares")(x * 0.0))
     return k.layers.UnitNormalization()(x)
 
 

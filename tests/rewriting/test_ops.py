@@ -437,6 +437,34 @@ def _gate(layers: Any, x: Any) -> Any:
     return layers.Conv2D(4, 1, activation="sigmoid")(y)
 
 
+# Functions of a number that LiteRT has no operator for, and products with steep ones.
+for _name in ("cos", "sin", "erf"):
+    both_ways(f"function_{_name}", lambda x, y, f=_name: getattr(tf.math, f)(x),
+              lambda o, x, y, f=_name: getattr(o, f)(x))  # fmt: skip
+both_ways("function_softplus", lambda x, y: tf.nn.softplus(x), lambda o, x, y: o.softplus(x))
+both_ways("function_power", lambda x, y: (tf.nn.relu(x) + 0.1) ** 1.5,
+          lambda o, x, y: o.power(o.relu(x) + 0.1, 1.5))  # fmt: skip
+both_ways("function_guarded_root", lambda x, y: tf.sqrt(tf.nn.relu(x) + 0.01),
+          lambda o, x, y: o.sqrt(o.relu(x) + 0.01))  # fmt: skip
+both_ways("function_of_both", lambda x, y: tf.cos(x) * 2.0 + y,
+          lambda o, x, y: o.cos(x) * 2.0 + y)  # fmt: skip
+for _name in ("softsign", "softplus", "selu", "mish"):
+    case(f"function_{_name}_Activation", lambda k, x, y, n=_name: k.layers.Activation(n)(x))
+    case(f"function_{_name}_host", lambda k, x, y, n=_name: k.layers.Conv2D(
+        3, 2, activation=n)(x))  # fmt: skip
+layer("ELU", 0.5, label="function_ELU")
+case("function_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: tf.sin(t) * t + 1)(x))
+case("divide_tensors", lambda k, x, y: x / (k.layers.ReLU()(y) + 0.3))
+case("divide_number_by", lambda k, x, y: 3.0 / (k.layers.ReLU()(x) + 0.3))
+case("divide_guarded", lambda k, x, y: x / (
+    k.layers.GlobalAveragePooling2D(keepdims=True)(y * y) + 1e-6))  # fmt: skip
+case("divide_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: t[0] / (t[1] * t[1] + 0.2))([x, y]))
+both_ways("divide_root", lambda x, y: x / tf.sqrt(tf.reduce_mean(y * y, -1, keepdims=True) + 0.1),
+          lambda o, x, y: x / o.sqrt(o.mean(y * y, -1, keepdims=True) + 0.1))  # fmt: skip
+both_ways("divide_rsqrt", lambda x, y: x * tf.math.rsqrt(tf.reduce_mean(y * y, 1, True) + 0.1),
+          lambda o, x, y: x * o.rsqrt(o.mean(y * y, 1, True) + 0.1), "line")  # fmt: skip
+
+
 def _groups(size: int = 16) -> dict[str, list[str]]:
     """Cases of one rank and one Keras together, a few at a time."""
     groups: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from no_integers import ACTIVATION, sine
 from topologies import SHAPE, Case, block, fused
 
 
@@ -35,20 +36,20 @@ def _bidirectional(k: Any) -> Any:
 
 def _lambda(k: Any) -> Any:
     inputs = k.Input(SHAPE)
-    x = k.layers.Lambda(lambda t: tf.sin(t), name="lambda")(block(k, inputs, "a"))
+    x = k.layers.Lambda(lambda t: sine(t), name="lambda")(block(k, inputs, "a"))
     return k.Model(inputs, block(k, x, "b"))
 
 
 def _unknown_activation(k: Any) -> Any:
     inputs = k.Input(SHAPE)
-    x = k.layers.Conv2D(3, 2, activation="softplus", name="soft")(inputs)
+    x = k.layers.Conv2D(3, 2, activation=ACTIVATION, name="soft")(inputs)
     return k.Model(inputs, block(k, x, "b"))
 
 
 def _unknown_operation(k: Any) -> Any:
     inputs = k.Input(SHAPE)
-    sin = tf.sin if k.__name__ == "tf_keras" else k.ops.sin
-    return k.Model(inputs, block(k, sin(block(k, inputs, "a") * -0.5), "b"))
+    cumsum = tf.cumsum if k.__name__ == "tf_keras" else k.ops.cumsum
+    return k.Model(inputs, block(k, cumsum(block(k, inputs, "a") * -0.5, -1), "b"))
 
 
 def _custom(k: Any) -> Any:
@@ -61,7 +62,7 @@ def _custom(k: Any) -> Any:
             self.scale = self.add_weight(name="scale", shape=(4,), initializer="ones")
 
         def call(self, inputs: Any) -> Any:
-            return tf.sin(inputs) * self.factor * self.scale
+            return sine(inputs) * self.factor * self.scale
 
         def compute_output_shape(self, input_shape: Any) -> Any:
             return input_shape

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 import builders
+from no_integers import ACTIVATION, cosine, sine
 
 SIZE, CHANNELS = (6, 4), 8
 
@@ -58,14 +59,12 @@ def bidirectional(k: Any, x: Any) -> Any:
 
 
 def odd(k: Any, x: Any) -> Any:
-    return layer_of(k, lambda t: tf.sin(t) + tf.cumsum(t, axis=1) * 0.1, name="odd")(x)
+    return layer_of(k, lambda t: sine(t) + tf.cumsum(t, axis=1) * 0.1, name="odd")(x)
 
 
 def two_outputs(k: Any, x: Any) -> Any:
     half = [(*SIZE, 4), (*SIZE, 4)]
-    split = layer_of(
-        k, lambda t: [tf.sin(t[..., 4:]), tf.exp(-(t[..., :4] ** 2))], half, name="two"
-    )
+    split = layer_of(k, lambda t: [sine(t[..., 4:]), tf.exp(-(t[..., :4] ** 2))], half, name="two")
     a, b = split(x)
     a = k.layers.ReLU()(a)
     return k.layers.Concatenate()([a, b])
@@ -73,10 +72,10 @@ def two_outputs(k: Any, x: Any) -> Any:
 
 def two_islands(k: Any, x: Any) -> Any:
     """The second reads what the first made, beside an integer tensor that comes of it."""
-    first = layer_of(k, tf.sin, name="first")(x)
-    y = layer_of(k, tf.cos, name="also_first")(first)
+    first = layer_of(k, sine, name="first")(x)
+    y = layer_of(k, cosine, name="also_first")(first)
     y = builders.conv_bn_relu(k.layers, y, "between", CHANNELS)
-    y = layer_of(k, lambda a, b: tf.cos(a) * b, name="second")([y, first])
+    y = layer_of(k, lambda a, b: cosine(a) * b, name="second")([y, first])
     return k.layers.Add()([x, y])
 
 
@@ -117,8 +116,8 @@ def group_norm(k: Any, x: Any) -> Any:
     return k.layers.Multiply()([x, gate])
 
 
-def selu(k: Any, x: Any) -> Any:
-    y = k.layers.Activation("selu", name="selu")(x)
+def shares(k: Any, x: Any) -> Any:
+    y = k.layers.Activation(ACTIVATION, name="shares")(x)
     return k.layers.Permute((1, 2, 3))(k.layers.Conv2D(CHANNELS, 1, name="pointwise")(y))
 
 
@@ -134,11 +133,11 @@ def windows(size: int) -> Any:
         def apart(t: Any) -> Any:
             t = tf.reshape(t, [-1, SIZE[0], count, size, CHANNELS])
             t = tf.transpose(t, [0, 2, 1, 3, 4])
-            return tf.sin(tf.reshape(t, [-1, SIZE[0] * size, CHANNELS]))
+            return sine(tf.reshape(t, [-1, SIZE[0] * size, CHANNELS]))
 
         def together(t: Any) -> Any:
             t = tf.reshape(t, [-1, count, SIZE[0], size, CHANNELS])
-            return tf.sin(tf.reshape(tf.transpose(t, [0, 2, 1, 3, 4]), [-1, *SIZE, CHANNELS]))
+            return sine(tf.reshape(tf.transpose(t, [0, 2, 1, 3, 4]), [-1, *SIZE, CHANNELS]))
 
         def attend(a: Any) -> Any:
             shares = tf.exp(tf.nn.log_softmax(tf.matmul(a, a, transpose_b=True)))
@@ -156,7 +155,7 @@ def windows(size: int) -> Any:
 
 
 def shared(k: Any, x: Any) -> Any:
-    dense = k.layers.Dense(CHANNELS, activation="selu", name="shared")
+    dense = k.layers.Dense(CHANNELS, activation=ACTIVATION, name="shared")
     a = dense(x)
     b = dense(k.layers.ReLU()(k.layers.Conv2D(CHANNELS, 1, name="other")(x)))
     return k.layers.Add()([a, b])
@@ -169,9 +168,9 @@ def shared_layer(k: Any, x: Any) -> Any:
 
 
 def adjacent(k: Any, x: Any) -> Any:
-    y = layer_of(k, tf.sin, name="one")(x)
-    z = layer_of(k, lambda a, b: (a + 1) * tf.cos(b), name="three")(
-        [y, layer_of(k, tf.sin, name="two")(y)]
+    y = layer_of(k, sine, name="one")(x)
+    z = layer_of(k, lambda a, b: (a + 1) * cosine(b), name="three")(
+        [y, layer_of(k, sine, name="two")(y)]
     )
     return k.layers.Add()([x, z])
 
@@ -179,19 +178,19 @@ def adjacent(k: Any, x: Any) -> Any:
 def unchanged(k: Any, x: Any) -> Any:
     y = layer_of(k, tf.identity, name="same")(x)
     a, b = layer_of(k, lambda t: [t, t], [(*SIZE, CHANNELS)] * 2, name="twice")(x)
-    c, d = layer_of(k, lambda t: [tf.sin(t)] * 2, [(*SIZE, CHANNELS)] * 2, name="sines")(x)
+    c, d = layer_of(k, lambda t: [sine(t)] * 2, [(*SIZE, CHANNELS)] * 2, name="sines")(x)
     return k.layers.Concatenate()([k.layers.ReLU()(y), a, k.layers.ReLU()(b), c, d])
 
 
 def unread(k: Any, x: Any) -> Any:
     y = k.layers.Conv2D(CHANNELS, 1, name="for_nothing")(x)
-    return layer_of(k, lambda a, b, c: tf.sin(c) - tf.exp(b), name="second_and_third")([y, x, x])
+    return layer_of(k, lambda a, b, c: sine(c) - tf.exp(b), name="second_and_third")([y, x, x])
 
 
 def constant(k: Any, x: Any) -> Any:
     """Outputs that do not depend on the input: of its shape, and of one sample."""
     places = tf.reshape(tf.sin(tf.range(192.0)), [1, *SIZE, CHANNELS])
-    a = layer_of(k, tf.zeros_like, name="zeros")(x)
+    a = layer_of(k, lambda t: tf.zeros_like(tf.cumsum(t, -1)), name="zeros")(x)
     b = layer_of(k, lambda t: places, name="places")(x)
     return k.layers.Add()([k.layers.Add()([x, a]), b])
 
@@ -216,12 +215,12 @@ def dropout(k: Any, x: Any) -> Any:
             self.drop = k.layers.Dropout(0.5)
 
         def call(self, inputs: Any, training: Any = None) -> Any:
-            return tf.sin(self.drop(inputs, training=training))
+            return sine(self.drop(inputs, training=training))
 
         def compute_output_shape(self, shape: Any) -> Any:
             return shape
 
-    y = k.layers.Dropout(0.5)(layer_of(k, tf.sin, name="one")(x))
+    y = k.layers.Dropout(0.5)(layer_of(k, sine, name="one")(x))
     return Drops(name="drops")(y)
 
 
@@ -235,7 +234,7 @@ CASES = {
     "attention": (attention, ["attend"]),
     "multi_head": (multi_head, ["attention"]),
     "group_norm": (group_norm, ["groups"]),
-    "selu": (selu, ["selu"]),
+    "shares": (shares, ["shares"]),
     "one_window": (windows(4), ["apart", "attend", "together"]),
     "two_windows": (windows(2), ["apart", "attend", "together"]),
     "four_windows": (windows(1), ["apart", "attend", "together"]),

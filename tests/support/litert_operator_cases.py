@@ -293,6 +293,13 @@ CASES |= {
     "gather_int64": _gather("int64"),
     "wide_gather": _gather("int32", 16),
     "cast": _whole("CAST", "int64", "int32"),
+    "cast_of_a_grid": lambda rng: Case(
+        Operator("CAST", (random_quantization(rng),), whole("int32")), [IMAGE]
+    ),
+    "add_whole": _whole(
+        "ADD", "int32", "int32", constant=[128],
+        constant_quantization={"scale": 1.0, "zero_point": 0, "bits": 32},
+    ),
     "cast_to_float": _whole("CAST", "int32", None),
     "reshape_whole": _whole("RESHAPE", "int64", "int64", shape=[33, 24]),
     "transpose_whole": _whole("TRANSPOSE", "int32", "int32", perm=[0, 3, 1, 2]),

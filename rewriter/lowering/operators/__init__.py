@@ -10,19 +10,24 @@ from rewriter.lowering.operators import (
     activations,
     arithmetic,
     contractions,
+    functions,
     indexes,
     moves,
     normalizations,
     pooling,
     roots,
 )
-from rewriter.lowering.operators.activations import activate
 from rewriter.lowering.operators.rows import Row
+from rewriter.lowering.program_builder import ProgramBuilder
+from rewriter.lowering.values import Value
+from rewriter.reading.graph import Call
+from rewriter.reading.operations import Operation
 
 ROWS: dict[str, Row] = {
     **activations.ROWS,
     **arithmetic.ROWS,
     **contractions.ROWS,
+    **functions.ROWS,
     **indexes.ROWS,
     **moves.ROWS,
     **normalizations.ROWS,
@@ -30,4 +35,8 @@ ROWS: dict[str, Row] = {
     **roots.ROWS,
 }
 
-__all__ = ["ROWS", "activate"]
+
+def activate(low: ProgramBuilder, call: Call, operation: Operation, x: Value) -> Value:
+    """The activation that a host applies."""
+    made: Value = ROWS[operation.name](low, call, operation, [x])
+    return made

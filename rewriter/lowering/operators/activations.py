@@ -18,12 +18,6 @@ from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
 
 
-def activate(low: ProgramBuilder, call: Call, operation: Operation, x: Value) -> Value:
-    """The activation that a host applies."""
-    made: Value = ROWS[operation.name](low, call, operation, [x])
-    return made
-
-
 def _identity(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     return x[0]
 

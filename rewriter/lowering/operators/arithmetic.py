@@ -175,20 +175,28 @@ def _per_channel(x: Value, numbers: np.ndarray) -> bool:
 def _collapsed(
     low: ProgramBuilder, call: Call, operation: Operation, x: Value
 ) -> tuple[Value, list[int]]:
-    """The reduced axes of ranks over 4 as one: LiteRT's kernels reduce up to rank 4."""
+    """Of ranks over 4: neighbours that are all reduced, or all kept, as one axis.
+
+    LiteRT's kernels reduce up to rank 4.
+    """
     axes = list(operation.options["axes"])
     if len(x.shape) <= 4:
         return x, axes
-    start, stop = axes[0], axes[-1] + 1
-    if axes != list(range(start, stop)):
+    merged: list[int] = []
+    reduced: list[bool] = []
+    for axis, size in enumerate(low.static(x.shape, call), 1):
+        if reduced and reduced[-1] == (axis in axes):
+            merged[-1] *= size
+        else:
+            merged.append(size)
+            reduced.append(axis in axes)
+    if len(merged) > 3:
         raise ExportError(
-            f"Layer {call.path!r} reduces the axes {axes} of a tensor of rank {len(x.shape)}; "
-            "LiteRT reduces neighbouring axes only. Reduce them one after the other."
+            f"Layer {call.path!r} reduces the axes {axes} of a tensor of rank {len(x.shape)}, "
+            "which lie too far apart for LiteRT's kernels. Reduce them one after the other."
         )
-    sizes = low.static(x.shape, call)
-    merged = int(np.prod(sizes[start - 1 : stop - 1]))
-    shape = (None, *sizes[: start - 1], merged, *sizes[stop - 1 :])
-    return low.reshape(call, x, shape), [start]
+    places = [axis for axis, inside in enumerate(reduced, 1) if inside]
+    return low.reshape(call, x, (None, *merged)), places
 
 
 def _reduce(
