@@ -259,6 +259,31 @@ both_ways("depth", lambda x, y: tf.nn.depth_to_space(x, 2),
 both_ways("patches", lambda x, y: tf.image.extract_patches(
     x, [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], "VALID"),
     lambda o, x, y: o.image.extract_patches(x, 2))  # fmt: skip
+for _name, (_size, _strides, _rates, _padding) in {
+    "overlapping": ([3, 3], [1, 1], [1, 1], "SAME"),
+    "apart": ([2, 3], [3, 4], [1, 1], "VALID"),
+    "uneven": ([4, 3], [3, 2], [1, 1], "SAME"),
+    "dilated": ([2, 3], [1, 1], [2, 3], "SAME"),
+    "cut": ([4, 4], [4, 4], [1, 1], "VALID"),
+    "beyond": ([4, 4], [4, 4], [1, 1], "SAME"),
+}.items():
+    both_ways(
+        f"patches_{_name}",
+        lambda x, y, n=_size, s=_strides, r=_rates, p=_padding: tf.image.extract_patches(
+            images=x, sizes=[1, *n, 1], strides=[1, *s, 1], rates=[1, *r, 1], padding=p),
+        lambda o, x, y, n=_size, s=_strides, r=_rates, p=_padding: o.image.extract_patches(
+            x, n, s, r, p.lower()))  # fmt: skip
+    case(f"patches_{_name}_Lambda", lambda k, x, y, n=_size, s=_strides, r=_rates, p=_padding:
+         k.layers.Lambda(lambda t: tf.image.extract_patches(
+             t, [1, *n, 1], [1, *s, 1], [1, *r, 1], p))(x))  # fmt: skip
+case("patches_old", lambda k, x, y: tf.compat.v1.extract_image_patches(
+    x, [1, 3, 3, 1], [1, 2, 1, 1], [1, 1, 1, 1], "SAME"), only="tf_keras")  # fmt: skip
+both_ways("patches_volume", lambda x, y: tf.extract_volume_patches(
+    x, [1, 2, 3, 2, 1], [1, 1, 2, 1, 1], "SAME"),
+    lambda o, x, y: o.image.extract_patches(x, (2, 3, 2), (1, 2, 1), padding="same"),
+    "volume")  # fmt: skip
+case("patches_volume_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: tf.extract_volume_patches(
+    t, [1, 2, 3, 2, 1], [1, 1, 2, 1, 1], "SAME"))(x), "volume")  # fmt: skip
 both_ways("max_pool", lambda x, y: tf.nn.max_pool2d(x, 2, 1, "SAME"),
           lambda o, x, y: o.max_pool(x, 2, 1, "same"))  # fmt: skip
 both_ways("average_pool", lambda x, y: tf.nn.avg_pool2d(x, (3, 2), 2, "SAME"),
