@@ -40,8 +40,8 @@ TENSORFLOW: dict[str, str] = {
     "compat.v1.depth_to_space": "depth_to_space input:x block_size name data_format",
     "compat.v1.space_to_depth": "space_to_depth input:x block_size name data_format",
     "image.extract_patches": "patches images:x sizes:size strides rates padding",
-    "compat.v1.image.extract_image_patches": "patches images:x ksizes:size strides rates padding name "
-    "sizes:size",
+    "compat.v1.image.extract_image_patches": "patches images:x ksizes:size strides rates padding "
+    "name sizes:size",
     "extract_volume_patches": "patches input:x ksizes:size strides padding",
     "nn.max_pool2d": "max_pool input:x size strides padding data_format",
     "nn.avg_pool2d": "average_pool input:x size strides padding data_format",
@@ -132,6 +132,11 @@ TENSORFLOW |= {
     "raw.ExtractVolumePatches": "patches x ksizes:size strides padding",
     "raw.DepthToSpace": "depth_to_space x block_size data_format",
     "raw.SpaceToDepth": "space_to_depth x block_size data_format",
+    **dict.fromkeys(
+        ("raw.BatchMatMul", "raw.BatchMatMulV2", "raw.BatchMatMulV3"),
+        "matmul x y adj_x:transpose_x adj_y:transpose_y",
+    ),
+    "raw.Einsum": "einsum x y equation",
     "raw.Reshape": "reshape x",
     "raw.ExpandDims": "reshape x",
     "raw.Squeeze": "reshape x",

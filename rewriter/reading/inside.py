@@ -51,9 +51,9 @@ def masks(flavour: Flavour, layer: Any) -> bool:
 
 
 def may_be_replaced(flavour: Flavour, call: Call) -> bool:
-    """Whether a user's function or layer is nothing but the calls inside it.
+    """Whether a user's function or layer may be nothing but the calls inside it.
 
-    It has no variables of its own, and makes no mask.
+    It makes no mask. Variables of its own become the weights of the calls that read them.
     """
     layer = call.layer
     return (
@@ -62,7 +62,6 @@ def may_be_replaced(flavour: Flavour, call: Call) -> bool:
         and {*call.input_dtypes} <= {*WHOLE, getattr(layer, "compute_dtype", call.input_dtypes[0])}
         and flavour.is_layer(layer)
         and not isinstance(layer, GraphOperatorMixin)  # the call inside it is itself
-        and not flavour.own_variables(layer)
         and not masks(flavour, layer)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rewriter.errors import ExportError
@@ -153,6 +154,18 @@ def _repeat(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
     return low.reshape(call, value, batched(call.shapes[0]))
 
 
+def _repeat_samples(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
+    """Every sample several times, one after the other: rows of one sample, then samples."""
+    count, sizes = operation.options["count"], low.static(x[0].shape, call)
+    if count == 1:
+        return x[0]
+    value = low.reshape(call, x[0], (None, 1, 1, math.prod(sizes)))
+    value = _resized(low, call, value, [count, 1], "RESIZE_NEAREST_NEIGHBOR")
+    return low.reshape(call, value, (None, *sizes))
+
+
 def _unstack(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> list[Value]:
@@ -253,4 +266,5 @@ ROWS: dict[str, Row] = {
     "resize": _resize,
     "upsample": _upsample,
     "repeat": _repeat,
+    "repeat_samples": _repeat_samples,
 }
