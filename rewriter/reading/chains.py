@@ -20,13 +20,13 @@ reciprocal root.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from rewriter.keras_compat import Flavour
-from rewriter.reading import roles, row_counts, stock_activations, stock_functions, whole_numbers
+from rewriter.reading import row_counts, stock_activations, stock_functions, whole_numbers
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import Opaque, Role, Within
@@ -61,27 +61,6 @@ def join(graph: Graph) -> None:
     _keep_guards(graph)
     row_counts.settle(graph)
     whole_numbers.settle(graph)
-
-
-def opaque(
-    flavour: Flavour, layer: Any, calls: Sequence[Call], refs: Sequence[Ref] | None, start: int
-) -> bool:
-    """Whether the calls from ``start`` on, those inside a layer, are integers in part only.
-
-    Args:
-      flavour: of the layer.
-      layer: it; one with variables of its own, such as a normalization written out, is left whole
-        where a root in it will stay in float.
-      calls: all so far.
-      refs: what is returned.
-      start: the first of the calls inside.
-    """
-    guarded = bool(flavour.own_variables(layer)) and any(
-        _guards(calls[call.role.operands[0].call].role)
-        for call in calls[start:]
-        if isinstance(call.role, Operation) and call.role.name in _ROOTS
-    )
-    return guarded or roles.opaque(calls, refs or [], start)
 
 
 def _reciprocal_roots(graph: Graph) -> None:

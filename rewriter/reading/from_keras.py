@@ -210,7 +210,7 @@ class _Reader:
         refs = self._traced(layer, call.path, call.args, call.kwargs, losses=False, function=stock)
         added = [each.role for each in self.calls[before:]]
         normalizes = stock is not None and any(isinstance(r, roles.BatchNorm) for r in added)
-        whole = normalizes or not chains.opaque(flavour, layer, self.calls, refs, before)
+        whole = normalizes or not roles.opaque(self.calls, refs or [], before)
         if refs is not None and whole and len(refs) == len(call.shapes):
             return refs
         del self.calls[before:], self.regularized[regularized:]

@@ -395,23 +395,6 @@ def _user_layer(k: Any, function: Callable[..., Any], *shapes: tuple[int, ...]) 
     return Own()
 
 
-def _sometimes(k: Any) -> Any:
-    """A layer of the user's that does nothing in inference, and does not know its output's size."""
-
-    class Sometimes(k.layers.Layer):  # type: ignore[name-defined]
-        def call(self, x: Any, training: Any = None) -> Any:
-            return tf.nn.dropout(x, 1e-9) if training else x
-
-        def compute_output_shape(self, shape: Any) -> Any:
-            return (shape[0], None, shape[-1])
-
-    return Sometimes()
-
-
-case("only_in_training", lambda k, x, y: k.layers.Add()([x, _sometimes(k)(x)]), "line",
-     only="keras")  # fmt: skip
-
-
 def _relative(logits: Any, places: int) -> Any:
     """(rows, places, 2 * places - 1), by distances, as (rows, places, places), by places."""
     flat = tf.reshape(logits, (-1, places * (2 * places - 1)))[:, places - 1 : -1]
