@@ -187,8 +187,8 @@ class Flavour(Names, Calls, Cloning):
         """Whether this stock layer puts the n/(n-1) corrected variance into its average."""
         raise NotImplementedError
 
-    def attention(self, layer: Any) -> Any:
-        """What a ``MultiHeadAttention`` of tensors of rank 3 does, by layers that are saved."""
+    def attention(self, layer: Any, rank: int) -> Any:
+        """What a ``MultiHeadAttention`` of tensors of this rank does, by layers that are saved."""
         raise NotImplementedError
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from rewriter.keras_compat import references, symbols
+from rewriter.keras_compat import attention, references, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
 from rewriter.keras_compat.calls import flat_layers
 
@@ -118,8 +118,9 @@ class Keras3(Flavour):
     def bessel_correction(self, batch_norm: Any) -> bool:
         return False
 
-    def attention(self, layer: Any) -> Any:
-        return layer.call
+    def attention(self, layer: Any, rank: int) -> Any:
+        plain = rank == 3 or layer._use_gate or layer._sliding_window is not None
+        return layer.call if plain else attention.attend(layer, self.function)
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return True

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import tensorflow as tf
 
-from rewriter.keras_compat import private_tensorflow, symbols
+from rewriter.keras_compat import attention, private_tensorflow, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
 
 # By the names of ``keras.ops``: it puts an operation of its own around each.
@@ -20,6 +20,7 @@ _FUNCTIONS: dict[str, Any] = {
     "clip": tf.clip_by_value,
     "einsum": tf.einsum,
     "gelu_tanh": functools.partial(tf.nn.gelu, approximate=True),
+    "matmul": tf.matmul,
     "max": tf.reduce_max,
     "maximum": tf.maximum,
     "mean": tf.reduce_mean,
@@ -32,6 +33,7 @@ _FUNCTIONS: dict[str, Any] = {
     "square": tf.square,
     "stack": tf.stack,
     "sum": tf.reduce_sum,
+    "transpose": tf.transpose,
 }
 
 
@@ -134,29 +136,9 @@ class TfKeras(Flavour):
     def bessel_correction(self, batch_norm: Any) -> bool:
         return bool(batch_norm.fused)
 
-    def attention(self, layer: Any) -> Any:
+    def attention(self, layer: Any, rank: int) -> Any:
         # By tf.matmul: a model with tf.einsum of two tensors is saved, but not loaded again.
-        heads = [0, 2, 1, 3]
-
-        def attend(
-            query: Any,
-            value: Any,
-            key: Any = None,
-            attention_mask: Any = None,
-            return_attention_scores: bool = False,
-            use_causal_mask: bool = False,
-        ) -> Any:
-            if attention_mask is not None or use_causal_mask or layer._attention_axes != (1,):
-                raise NotImplementedError
-            query = layer._query_dense(query) * (float(layer._key_dim) ** -0.5)
-            keys = tf.transpose(layer._key_dense(value if key is None else key), [0, 2, 3, 1])
-            scores = layer._softmax(tf.matmul(tf.transpose(query, heads), keys))
-            values = tf.transpose(layer._value_dense(value), heads)
-            given = tf.matmul(layer._dropout_layer(scores), values)
-            output = layer._output_dense(tf.transpose(given, heads))
-            return (output, scores) if return_attention_scores else output
-
-        return attend
+        return attention.attend(layer, self.function)
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return bool(batch) and not wrapper._always_use_reshape

@@ -44,8 +44,10 @@ def _own_call(flavour: Flavour, call: Call) -> Function | None:
 
 
 def _attention(flavour: Flavour, call: Call) -> Function | None:
-    fits = {len(shape) for shape in call.input_shapes} == {3}
-    return flavour.attention(call.layer) if fits else None
+    ranks = {len(shape) for shape in call.input_shapes}
+    static = all(None not in shape[1:] for shape in call.input_shapes)
+    fits = len(ranks) == 1 and (ranks == {3} or (min(ranks) > 3 and static))
+    return flavour.attention(call.layer, min(ranks)) if fits else None
 
 
 def _scaled_product(flavour: Flavour, call: Call) -> Function | None:

@@ -197,7 +197,7 @@ class _Reader:
         """The calls inside a layer that is several, the last call so far, in its place.
 
         Only where each of them has an integer form, or a stock layer has normalizations among
-        them, and the layer does nothing else, and has no variables of its own.
+        them, and the layer does nothing else.
         """
         layer, flavour = call.layer, self.flavour
         if not isinstance(call.role, roles.Opaque):

@@ -51,9 +51,9 @@ def masks(flavour: Flavour, layer: Any) -> bool:
 
 
 def may_be_replaced(flavour: Flavour, call: Call) -> bool:
-    """Whether a user's function or layer is nothing but the calls inside it, and makes no mask.
+    """Whether a user's function or layer may be nothing but the calls inside it.
 
-    Variables of its own become weights of those.
+    It makes no mask. Variables of its own become the weights of the calls that read them.
     """
     layer = call.layer
     return (
@@ -89,6 +89,8 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
     if traced is None:
         return None
     floats = dtypes == ["float32"]
+    if floats and traced.result < traced.arguments:  # a dropout of a user's, in inference
+        return Operation("identity", (refs[traced.result],))
     if floats and call.shapes[0] == call.input_shapes[0]:
         found = stock_activations.scalar(traced, refs[0])
         if found is not None:

@@ -25,6 +25,8 @@ def settle(graph: Graph) -> None:
             count *= _more(call)
             if count.denominator != 1:
                 call.role = Opaque()
+        if isinstance(call.role, Operation) and call.role.name == "repeat_samples":
+            count *= call.role.options["count"]
         counts.update((Ref(index, i), count) for i in range(len(call.shapes)))
 
 

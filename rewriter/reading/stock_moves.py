@@ -152,24 +152,30 @@ def _blocks(name: str) -> Reader:
 
 
 def _patches(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
-    """Square patches side by side, which cover the image: channels last, rows of a patch first."""
-    shape = call.input_shapes[0]
-    size = list(np.ravel(arguments["size"]))
-    if len(size) == 4:
-        size = size[1:3]
-    strides = arguments.get("strides")
-    strides = size if strides is None else list(np.ravel(strides))
-    strides = strides[1:3] if len(strides) == 4 else strides
-    rates = set(np.ravel(1 if arguments.get("rates") is None else arguments["rates"]).tolist())
-    if arguments.get("data_format") not in (None, "channels_last") or len(shape) != 4:
+    """Patches of an image or a volume, one after the other: channels last, rows of a patch first.
+
+    They may overlap, leave gaps, be dilated, and reach over the edges, where there are zeros.
+    """
+    rank = len(call.input_shapes[0])
+    if arguments.get("data_format") not in (None, "channels_last") or rank not in (4, 5):
         return None
-    sizes = {int(n) for n in (*size, *strides)}
-    if len(sizes) != 1 or rates != {1}:
+
+    def numbers(value: Any) -> list[int]:
+        """One for each axis but the batch and the channels."""
+        found = [int(n) for n in np.ravel(value)]
+        found = found[1:-1] if len(found) == rank else found
+        return found * (rank - 2) if len(found) == 1 else found
+
+    size = numbers(arguments["size"])
+    strides, rates = (
+        default if arguments.get(key) is None else numbers(arguments[key])
+        for key, default in (("strides", size), ("rates", [1] * len(size)))
+    )
+    padding = str(arguments.get("padding") or "valid").upper()
+    if {len(size), len(strides), len(rates)} != {rank - 2} or padding not in ("SAME", "VALID"):
         return None
-    (block,) = sizes
-    if any(n is None or n % block for n in shape[1:3]):
-        return None
-    return Operation("space_to_depth", (arguments["x"],), {"block": block})
+    options = {"size": size, "strides": strides, "rates": rates, "padding": padding}
+    return Operation("patches", (arguments["x"],), options)
 
 
 def _pool(kind: str) -> Reader:

@@ -98,6 +98,9 @@ def _repeat_each(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     if counts is None or axis is None or counts.min(initial=0) < 0 or not counts.any():
         return None
     counts = counts.ravel()
+    if axis % len(call.input_shapes[0]) == 0 and counts.size == 1:  # each sample by itself
+        name, options = "repeat_samples", {"count": int(counts[0])}
+        return Operation(name, (arguments["x"],), options)
     if counts.size not in (1, call.input_shapes[0][axis]):
         return None
     return _places(call, arguments["x"], axis, lambda places: np.repeat(places, counts))

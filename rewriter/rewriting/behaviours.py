@@ -72,7 +72,8 @@ _KINDS = {
     "hard_silu abs exp log sqrt rsqrt squared_difference contract normalize "
     "concatenate_constants look_up function times_function",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad mirror_pad slice split "
-    "repeat upsample min unstack take tile depth_to_space space_to_depth",
+    "repeat upsample min unstack take tile depth_to_space space_to_depth patches "
+    "repeat_samples",
     ROUNDED: "rounded_pool",
     WHOLE: "argmax argmin convert",
 }

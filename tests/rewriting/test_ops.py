@@ -249,6 +249,10 @@ both_ways("tile", lambda x, y: tf.tile(x, [1, 2, 1, 3]), lambda o, x, y: o.tile(
 both_ways("repeat", lambda x, y: tf.repeat(x, 2, axis=2), lambda o, x, y: o.repeat(x, 2, axis=2))
 both_ways("repeat_some", lambda x, y: tf.repeat(x, [1, 0, 3, 1], axis=-1),
           lambda o, x, y: o.repeat(x, [1, 0, 3, 1], axis=-1))  # fmt: skip
+both_ways("repeat_samples", lambda x, y: tf.reshape(tf.repeat(x, 3, axis=0), (-1, 18, 8, 4)),
+          lambda o, x, y: o.reshape(o.repeat(x, 3, axis=0), (-1, 18, 8, 4)))  # fmt: skip
+both_ways("repeat_samples_once", lambda x, y: tf.repeat(x, 1, axis=0),
+          lambda o, x, y: o.repeat(x, 1, axis=0))  # fmt: skip
 both_ways("gather", lambda x, y: tf.gather(x, [3, 0, 1, 1], axis=-1),
           lambda o, x, y: o.take(x, [3, 0, 1, -3], axis=-1))  # fmt: skip
 both_ways("reverse", lambda x, y: tf.reverse(x, [1]), lambda o, x, y: o.flip(x, 1))
@@ -259,6 +263,31 @@ both_ways("depth", lambda x, y: tf.nn.depth_to_space(x, 2),
 both_ways("patches", lambda x, y: tf.image.extract_patches(
     x, [1, 2, 2, 1], [1, 2, 2, 1], [1, 1, 1, 1], "VALID"),
     lambda o, x, y: o.image.extract_patches(x, 2))  # fmt: skip
+for _name, (_size, _strides, _rates, _padding) in {
+    "overlapping": ([3, 3], [1, 1], [1, 1], "SAME"),
+    "apart": ([2, 3], [3, 4], [1, 1], "VALID"),
+    "uneven": ([4, 3], [3, 2], [1, 1], "SAME"),
+    "dilated": ([2, 3], [1, 1], [2, 3], "SAME"),
+    "cut": ([4, 4], [4, 4], [1, 1], "VALID"),
+    "beyond": ([4, 4], [4, 4], [1, 1], "SAME"),
+}.items():
+    both_ways(
+        f"patches_{_name}",
+        lambda x, y, n=_size, s=_strides, r=_rates, p=_padding: tf.image.extract_patches(
+            images=x, sizes=[1, *n, 1], strides=[1, *s, 1], rates=[1, *r, 1], padding=p),
+        lambda o, x, y, n=_size, s=_strides, r=_rates, p=_padding: o.image.extract_patches(
+            x, n, s, r, p.lower()))  # fmt: skip
+    case(f"patches_{_name}_Lambda", lambda k, x, y, n=_size, s=_strides, r=_rates, p=_padding:
+         k.layers.Lambda(lambda t: tf.image.extract_patches(
+             t, [1, *n, 1], [1, *s, 1], [1, *r, 1], p))(x))  # fmt: skip
+case("patches_old", lambda k, x, y: tf.compat.v1.extract_image_patches(
+    x, [1, 3, 3, 1], [1, 2, 1, 1], [1, 1, 1, 1], "SAME"), only="tf_keras")  # fmt: skip
+both_ways("patches_volume", lambda x, y: tf.extract_volume_patches(
+    x, [1, 2, 3, 2, 1], [1, 1, 2, 1, 1], "SAME"),
+    lambda o, x, y: o.image.extract_patches(x, (2, 3, 2), (1, 2, 1), padding="same"),
+    "volume")  # fmt: skip
+case("patches_volume_Lambda", lambda k, x, y: k.layers.Lambda(lambda t: tf.extract_volume_patches(
+    t, [1, 2, 3, 2, 1], [1, 1, 2, 1, 1], "SAME"))(x), "volume")  # fmt: skip
 both_ways("max_pool", lambda x, y: tf.nn.max_pool2d(x, 2, 1, "SAME"),
           lambda o, x, y: o.max_pool(x, 2, 1, "same"))  # fmt: skip
 both_ways("average_pool", lambda x, y: tf.nn.avg_pool2d(x, (3, 2), 2, "SAME"),
@@ -295,6 +324,9 @@ case("MultiHeadAttention", lambda k, x, y: k.layers.MultiHeadAttention(2, 3)(x, 
      "line")  # fmt: skip
 case("MultiHeadAttention_scores", lambda k, x, y: k.layers.MultiHeadAttention(1, 3)(
     x, value=x, return_attention_scores=True), "line")  # fmt: skip
+case("MultiHeadAttention_image", lambda k, x, y: k.layers.MultiHeadAttention(2, 3)(x, y))
+case("MultiHeadAttention_image_scores", lambda k, x, y: k.layers.MultiHeadAttention(
+    2, 3, output_shape=5)(x, value=x[:, :2, :2], return_attention_scores=True), only="tf_keras")  # fmt: skip
 case("Attention", lambda k, x, y: k.layers.Attention()([x, y]), "line")
 case("AdditiveAttention", lambda k, x, y: k.layers.AdditiveAttention(use_scale=False)([x, y]),
      "line")  # fmt: skip
@@ -346,19 +378,27 @@ WRITTEN: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 }
 
 
-def _user_layer(k: Any, function: Callable[..., Any], shape: tuple[int, ...] = ()) -> Any:
-    """A layer of the user's: ``function(x)``, or ``function(x, variable)``."""
+def _user_layer(k: Any, function: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+    """A layer of the user's: ``function(x)``, or of as many variables, too."""
 
     class Own(k.layers.Layer):  # type: ignore[name-defined]
         def build(self, _: Any) -> None:
-            if shape:
-                values = k.initializers.RandomUniform(-0.5, 1.0, seed=3)
-                self.values = self.add_weight(name="values", shape=shape, initializer=values)
+            self.values = [
+                self.add_weight(name=f"values_{i}", shape=shape,
+                                initializer=k.initializers.RandomUniform(-0.5, 1.0, seed=3 + i))
+                for i, shape in enumerate(shapes)
+            ]  # fmt: skip
 
         def call(self, x: Any) -> Any:
-            return function(x, self.values) if shape else function(x)
+            return function(x, *self.values)
 
     return Own()
+
+
+def _relative(logits: Any, places: int) -> Any:
+    """(rows, places, 2 * places - 1), by distances, as (rows, places, places), by places."""
+    flat = tf.reshape(logits, (-1, places * (2 * places - 1)))[:, places - 1 : -1]
+    return tf.reshape(flat, (-1, places, 2 * places - 2))[:, :, :places]
 
 
 for _name, (_tf, _ops) in WRITTEN.items():
@@ -394,6 +434,18 @@ case("position_projected", lambda k, x, y: _user_layer(
     k, lambda t, v: t + k.ops.matmul(_WAVES, v), (5, 4))(x), only="keras")  # fmt: skip
 case("tf_position_projected", lambda k, x, y: _user_layer(
     k, lambda t, v: t + tf.einsum("hwa,ac->hwc", _WAVES, v), (5, 4))(x), only="tf_keras")  # fmt: skip
+case("relative_positions", lambda k, x, y: _user_layer(
+    k, lambda t, v: tf.reshape(_relative(tf.matmul(tf.reshape(t, (-1, 6, 4)), v), 6), (-1, 8, 6, 6)),
+    (4, 11))(k.layers.Permute((2, 1, 3))(x)))  # fmt: skip
+case("class_token_and_places", lambda k, x, y: _user_layer(k, lambda t, v, w: tf.concat(
+    [tf.repeat(v, tf.shape(t)[0], 0), t], 1) + w, (1, 1, 4), (1, 11, 4))(x), "line")  # fmt: skip
+case("ops_class_token_and_places", lambda k, x, y: _user_layer(
+    k, lambda t, v, w: k.ops.add(k.ops.concatenate(
+        [k.ops.tile(v, [k.ops.shape(t)[0], 1, 1]), t], axis=1), w),
+    (1, 1, 4), (1, 11, 4))(x), "line", only="keras")  # fmt: skip
+case("products_inside", lambda k, x, y: _user_layer(k, lambda t, v: tf.matmul(
+    t * v, tf.nn.softmax(tf.einsum("bqc,bkc->bqk", t, t)), transpose_a=True),
+    (4,))(x), "line")  # fmt: skip
 case("position_image", lambda k, x, y: _user_layer(k, lambda t, v: t + v, (6, 8, 4))(x))
 
 # Pooling, reductions and moves

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rewriter.errors import ExportError
@@ -153,6 +154,18 @@ def _repeat(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
     return low.reshape(call, value, batched(call.shapes[0]))
 
 
+def _repeat_samples(
+    low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
+) -> Value:
+    """Every sample several times, one after the other: rows of one sample, then samples."""
+    count, sizes = operation.options["count"], low.static(x[0].shape, call)
+    if count == 1:
+        return x[0]
+    value = low.reshape(call, x[0], (None, 1, 1, math.prod(sizes)))
+    value = _resized(low, call, value, [count, 1], "RESIZE_NEAREST_NEIGHBOR")
+    return low.reshape(call, value, (None, *sizes))
+
+
 def _unstack(
     low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]
 ) -> list[Value]:
@@ -195,6 +208,39 @@ def _tile(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Val
     return value
 
 
+def _patches(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    """Slices side by side, along one axis after the other, the last first.
+
+    So the places of a patch have the order of its axes, and there are as many slices as the sum of
+    its sizes, where taking each place by itself would take their product.
+    """
+    size, strides, rates = (operation.options[key] for key in ("size", "strides", "rates"))
+    sizes = low.static(x[0].shape, call)[:-1]
+    reach = [(k - 1) * rate + 1 for k, rate in zip(size, rates, strict=True)]
+    pads = [0] * len(size)
+    if operation.options["padding"] == "SAME":
+        ends = [-(-n // s) * s - s + r for n, s, r in zip(sizes, strides, reach, strict=True)]
+        pads = [max(end - n, 0) for end, n in zip(ends, sizes, strict=True)]
+    square = len({*size, *strides}) == 1 and {*rates} == {1} and len(size) == 2
+    if square and not any(pads) and not any(n % size[0] for n in sizes):
+        return low.apply("SPACE_TO_DEPTH", call, x, block_size=size[0])
+    value = x[0]
+    if any(pads):
+        widths = [[0, 0], *([pad // 2, pad - pad // 2] for pad in pads), [0, 0]]
+        wider = (None, *(n + p for n, p in zip(sizes, pads, strict=True)), value.shape[-1])
+        value = low.apply("PAD", call, [value], wider, paddings=widths)
+    for axis in reversed(range(len(size))):
+        shape = low.static(value.shape, call)
+        ranges = [(0, n, 1) for n in shape]
+        span = (shape[axis] - reach[axis]) // strides[axis] * strides[axis] + 1
+        parts = []
+        for start in range(0, size[axis] * rates[axis], rates[axis]):
+            ranges[axis] = (start, start + span, strides[axis])
+            parts.append(_sliced(low, call, value, ranges))
+        value = _together(low, call, parts, len(shape))
+    return value
+
+
 def _blocks(kind: str) -> Row:
     def row(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
         return low.apply(kind, call, x, block_size=operation.options["block"])
@@ -206,6 +252,7 @@ ROWS: dict[str, Row] = {
     "unstack": _unstack,
     "take": _take,
     "tile": _tile,
+    "patches": _patches,
     "depth_to_space": _blocks("DEPTH_TO_SPACE"),
     "space_to_depth": _blocks("SPACE_TO_DEPTH"),
     "concatenate": _concatenate,
@@ -219,4 +266,5 @@ ROWS: dict[str, Row] = {
     "resize": _resize,
     "upsample": _upsample,
     "repeat": _repeat,
+    "repeat_samples": _repeat_samples,
 }
