@@ -196,13 +196,13 @@ class _Reader:
     def _replaced(self, call: Call) -> list[Ref] | None:
         """The calls inside a layer that is several, the last call so far, in its place.
 
-        Only where each of them has an integer form, or a stock layer has normalizations among
-        them, and the layer does nothing else, and has no variables of its own.
+        Only where each has an integer form, or a stock layer has normalizations among them, and
+        the layer does nothing else, and has no variables of its own.
         """
         layer, flavour = call.layer, self.flavour
         if not isinstance(call.role, roles.Opaque):
             return None
-        stock = expansions.function(flavour, call)
+        stock = expansions.function(flavour, call, self._shared.setdefault(id(layer), {}))
         if stock is None and not inside.may_be_replaced(flavour, call):
             return None
         self.calls.pop()
@@ -212,6 +212,7 @@ class _Reader:
         normalizes = stock is not None and any(isinstance(r, roles.BatchNorm) for r in added)
         whole = normalizes or not roles.opaque(self.calls, refs or [], before)
         if refs is not None and whole and len(refs) == len(call.shapes):
+            expansions.mark(flavour, layer, self.calls[before:])
             return refs
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
@@ -236,8 +237,7 @@ class _Reader:
           function: makes the calls; None: the layer's own ``call``.
         """
         flavour = self.flavour
-        refs = list(dict.fromkeys(Call.tensors((args, kwargs))))
-        symbols = []
+        refs, symbols = list(dict.fromkeys(Call.tensors((args, kwargs)))), []
         for ref in refs:
             call = self.calls[ref.call]
             shape = call.shapes[ref.index]
@@ -265,8 +265,8 @@ class _Reader:
         env = {id(t): ref for t, ref in zip(tf.nest.flatten(model.inputs), refs, strict=True)}
         if getattr(layer, "activity_regularizer", None) is not None:
             self.regularized.append(path)
-        inherited = {} if training is None else {"training": training}
-        self.inline(model, path + "/", env, inherited, found.flags, held)
+        flag = {} if training is None else {"training": training}
+        self.inline(model, path + "/", env, flag, found.flags, held)
         return [env[id(t)] for t in tf.nest.flatten(flavour.structure(model)[1])]
 
     def _nested(
