@@ -29,18 +29,25 @@ def mark(flavour: Flavour, layer: Any, calls: Iterable[Call]) -> None:
         call.repeated |= flavour.class_name(layer) in recurrent.LAYERS
 
 
-def function(flavour: Flavour, call: Call, made: dict[Any, Any]) -> Function | None:
+def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Function | None:
     """What makes the calls that ``call`` is; None if it is one of a kind, or none of these.
 
     Of one of these that has no such form, the call gets the reason.
 
     Args:
       flavour, call: the call.
-      made: the layers that were made of the same layer before; new ones are added.
+      made: the layers that were made of the same layer before; new ones are added. None: recurrent
+        layers stay as they are.
     """
     if flavour.class_name(call.layer) in recurrent.LAYERS:
         try:
-            return recurrent.function(flavour, call, made)
+            found = recurrent.function(flavour, call, {} if made is None else made)
+            if found is not None and made is None:
+                raise ClosedError(
+                    "it has an integer form, but was left as it is when the model was rewritten. "
+                    "Rewrite the original again, with input_shape if that leaves sizes open"
+                )
+            return found
         except ClosedError as error:
             call.closed = str(error)
             return None
