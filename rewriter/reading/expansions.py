@@ -41,13 +41,7 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Funct
     """
     if flavour.class_name(call.layer) in recurrent.LAYERS:
         try:
-            found = recurrent.function(flavour, call, {} if made is None else made)
-            if found is not None and made is None:
-                raise ClosedError(
-                    "it has an integer form, but was left as it is when the model was rewritten. "
-                    "Rewrite the original again, with input_shape if that leaves sizes open"
-                )
-            return found
+            return recurrent.function(flavour, call, made)
         except ClosedError as error:
             call.closed = str(error)
             return None

@@ -42,13 +42,16 @@ class _Run:
     states: Sequence[Any]
 
 
-def function(flavour: Flavour, call: Call, made: dict[Any, Any]) -> Callable[..., Any] | None:
+def function(
+    flavour: Flavour, call: Call, made: dict[Any, Any] | None
+) -> Callable[..., Any] | None:
     """What makes the calls that a call of a recurrent layer is; None under a mask.
 
     Args:
       flavour: the Keras.
       call: of a layer of :data:`LAYERS`, on a tensor of shape (batch, steps, features).
-      made: the layers that were made of the same layer before; new ones are added.
+      made: the layers that were made of the same layer before; new ones are added. None: in a
+        model that has been rewritten, whose own ones stay as they are.
 
     Raises:
       ClosedError: it has no such form; the message is the reason, with the remedy.
@@ -63,6 +66,11 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any]) -> Callable[...
         _refuse(flavour, call, each)
     if getattr(layer, "activity_regularizer", None) is not None:
         raise ClosedError("it has an activity_regularizer; add a layer ActivityRegularization")
+    if made is None:
+        raise ClosedError(
+            "it has an integer form, but was left as it is when the model was rewritten. "
+            "Rewrite the original again, with input_shape if that leaves sizes open"
+        )
     trains = layer.trainable and all(each.trainable for each in directions)
     kits = [
         Kit(flavour, each.cell, each.name, made, trains and each.cell.trainable)
