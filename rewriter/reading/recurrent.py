@@ -18,8 +18,8 @@ from rewriter.reading.cells import CELLS, Kit
 from rewriter.reading.graph import Call
 from rewriter.reading.stock_activations import function as activation
 
-# Each step has 16 operators or more of its own, in the file and in the graph that trains: an LSTM of
-# 64 has 130 KB, and takes 22 seconds to trace.
+# Each step has 16 operators or more of its own, in the file and in the graph that trains: of 64 an
+# LSTM has 130 KB, and takes 22 seconds to trace.
 MOST_STEPS = 64
 
 # As many tensors as LiteRT for Microcontrollers concatenates at once.
