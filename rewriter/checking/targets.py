@@ -43,6 +43,7 @@ class Target:
       rank: the most axes a tensor may have; None: any number.
       static: whether all sizes must be known.
       batch: whether it takes one sample at a time only.
+      joined: the most tensors that it concatenates at once; None: any number.
       versions: the highest version of some operators.
     """
 
@@ -55,6 +56,7 @@ class Target:
     rank: int | None = None
     static: bool = True
     batch: bool = False
+    joined: int | None = None
     versions: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -75,6 +77,7 @@ TARGETS: dict[str, Target] = {
         activations=("INT8", "INT16"),
         eight=("RESIZE_BILINEAR", "REDUCE_MAX", "GATHER"),
         floating=True,
+        joined=10,
     ),
     "ethos-u": Target(
         "Arm Ethos-U55 and U65, by the compiler Vela",
@@ -258,6 +261,14 @@ def _shapes(file: FileModel, target: Target) -> Iterator[Finding]:
             )
 
 
+def _joined(file: FileModel, target: Target) -> Iterator[Finding]:
+    for op in file.operators:
+        if op.kind != "CONCATENATION" or target.joined is None or len(op.inputs) <= target.joined:
+            continue
+        reason = f"it joins {len(op.inputs)} tensors, {target.joined} are taken"
+        yield _finding(file, op, reason, "concatenate some of them first")
+
+
 def _versions(file: FileModel, target: Target) -> Iterator[Finding]:
     for op in file.operators:
         most = target.versions.get(op.kind)
@@ -274,6 +285,7 @@ _RULES: tuple[Callable[[FileModel, Target], Iterator[Finding]], ...] = (
     _kernels,
     _types,
     _shapes,
+    _joined,
     _versions,
 )
 

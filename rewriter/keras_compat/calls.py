@@ -62,3 +62,7 @@ class Calls:
         # tf_keras keeps the regularizers of a layer's variables as functions of the layer.
         losses = getattr(layer, "_callable_losses", None)
         return bool(losses) or any(getattr(v, name, None) is not None for v in own for name in held)
+
+    def input_dropout(self, recurrent: Any) -> str:
+        """The stock layer that drops what a recurrent layer's ``dropout`` does; ``""``: none."""
+        raise NotImplementedError

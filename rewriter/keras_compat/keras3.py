@@ -125,6 +125,10 @@ class Keras3(Flavour):
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return True
 
+    def input_dropout(self, recurrent: Any) -> str:
+        several = getattr(recurrent.cell, "dropout_mask_count", None)  # one for each gate
+        return "SpatialDropout1D" if several is None else ""
+
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         return False
 

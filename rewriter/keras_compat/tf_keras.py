@@ -18,6 +18,7 @@ from rewriter.keras_compat.base import Flavour, variable_dtype
 # By the names of ``keras.ops``: it puts an operation of its own around each.
 _FUNCTIONS: dict[str, Any] = {
     "clip": tf.clip_by_value,
+    "concatenate": tf.concat,
     "einsum": tf.einsum,
     "gelu_tanh": functools.partial(tf.nn.gelu, approximate=True),
     "matmul": tf.matmul,
@@ -31,6 +32,7 @@ _FUNCTIONS: dict[str, Any] = {
     "reshape": tf.reshape,
     "softmax": tf.nn.softmax,
     "square": tf.square,
+    "split": tf.split,
     "stack": tf.stack,
     "sum": tf.reduce_sum,
     "transpose": tf.transpose,
@@ -142,6 +144,12 @@ class TfKeras(Flavour):
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return bool(batch) and not wrapper._always_use_reshape
+
+    def input_dropout(self, recurrent: Any) -> str:
+        if getattr(recurrent, "_could_use_gpu_kernel", False):
+            return "Dropout"  # of all steps at once
+        several = getattr(recurrent.cell, "implementation", 2) == 1  # one for each gate
+        return "" if several else "SpatialDropout1D"
 
     def drop_in_fused(self, rank: int, axis: int, dtype: str) -> bool:
         return rank in (4, 5) and axis in (1, rank - 1) and dtype != "float64"

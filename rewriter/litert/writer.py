@@ -61,11 +61,9 @@ def assemble(
         raise ValueError(
             f"batch_size must be a positive whole number or None. Received: {batch_size!r}."
         )
-    kinds = {
-        s.layer: s.operator.attributes.get("layer", "")
-        for s in program.steps
-        if s.operator.kind == "FLOAT"
-    }
+    inside = [s for s in program.steps if s.operator.kind == "FLOAT"]
+    kinds = {s.layer: s.operator.attributes.get("layer", "") for s in inside}
+    reasons = {s.layer: s.operator.attributes.get("reason", "") for s in inside}
     floats = sorted(kinds)
     if floats and not allow_float:
         shown = ", ".join(f"{name} ({kinds[name]})" if kinds[name] else name for name in floats[:8])
@@ -73,6 +71,7 @@ def assemble(
             f"Layer '{floats[0]}' has no integer form, and {len(floats)} layer(s) would stay in "
             f"float: {shown}. Replace them, or allow float "
             "layers in the export: export_tflite(..., allow_float=True)."
+            + "".join(f" {name}: {reasons[name]}." for name in floats[:8] if reasons[name])
         )
     batches_apart.refuse(program, batch_size)
     return _Writer(program, batch_size).write(inputs, outputs)

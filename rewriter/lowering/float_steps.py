@@ -67,6 +67,7 @@ def _step(
 ) -> Value:
     grids = tuple(low.tensors[name].quantization for name in names)
     described: dict[str, Any] = {**attributes, "layer": _described(call.layer)}
+    described |= {"reason": call.closed} if call.closed else {}
     operator = Operator("FLOAT", grids, output, described, function=function)
     return low.add(call.path, operator, names, shape)
 

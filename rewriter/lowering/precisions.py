@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -38,9 +38,14 @@ def in_float32(function: Callable[..., Any], shapes: Sequence[Any]) -> Callable[
     )
     frozen, graph = private_tensorflow.with_constants(wrapped)
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
-    for attribute in (a for node in nodes for a in node.attr.values()):
-        _edit(attribute)
+    # TensorFlow knows those of a loop by their names already, in the other types.
+    names = {f.signature.name: f"{f.signature.name}_float32" for f in graph.library.function}
+    for node in nodes:
+        node.op = names.get(node.op, node.op)
+        for attribute in node.attr.values():
+            _edit(attribute, names)
     for signature in (f.signature for f in graph.library.function):
+        signature.name = names[signature.name]
         for argument in [*signature.input_arg, *signature.output_arg]:
             argument.type = _FLOAT if argument.type in _OTHERS else argument.type
     inputs, outputs = ([t.name for t in ts] for ts in (frozen.inputs, frozen.outputs))
@@ -53,8 +58,11 @@ def in_float32(function: Callable[..., Any], shapes: Sequence[Any]) -> Callable[
     return result
 
 
-def _edit(attribute: Any) -> None:
-    """Replace other floating-point types in an attribute of a node."""
+def _edit(attribute: Any, names: Mapping[str, str]) -> None:
+    """Replace other floating-point types, and the names of functions, in an attribute of a node."""
+    for function in [attribute.func, *attribute.list.func]:
+        if function.name in names:
+            function.name = names[function.name]
     if attribute.type in _OTHERS:
         attribute.type = _FLOAT
     for place, kind in enumerate(attribute.list.type):

@@ -8,10 +8,12 @@ tensors, and computes what the layer does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rewriter.keras_compat import Flavour
+from rewriter.lifting.block import ClosedError
+from rewriter.reading import recurrent
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import is_floating
 
@@ -21,8 +23,28 @@ Function = Callable[..., Any]
 _MOST_STEPS = 32
 
 
-def function(flavour: Flavour, call: Call) -> Function | None:
-    """What makes the calls that ``call`` is; None if it is one of a kind, or none of these."""
+def mark(flavour: Flavour, layer: Any, calls: Iterable[Call]) -> None:
+    """Note in the calls that a layer is whether each is one of several steps."""
+    for call in calls:
+        call.repeated |= flavour.class_name(layer) in recurrent.LAYERS
+
+
+def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Function | None:
+    """What makes the calls that ``call`` is; None if it is one of a kind, or none of these.
+
+    Of one of these that has no such form, the call gets the reason.
+
+    Args:
+      flavour, call: the call.
+      made: the layers that were made of the same layer before; new ones are added. None: recurrent
+        layers stay as they are.
+    """
+    if flavour.class_name(call.layer) in recurrent.LAYERS:
+        try:
+            return recurrent.function(flavour, call, made)
+        except ClosedError as error:
+            call.closed = str(error)
+            return None
     maker = _MAKERS.get(flavour.class_name(call.layer))
     tensors = (*call.dtypes, *call.input_dtypes)
     layer = call.layer

@@ -19,8 +19,10 @@ from rewriter.reading.known_sizes import KnownSizes
 _PLAIN = (str, bytes, int, float, type(None))
 
 
-def read(model: Any) -> Graph:
+def read(model: Any, steps: bool = False) -> Graph:
     """Read the call graph of a Sequential, functional, nested or traceable subclassed model.
+
+    ``steps``: read recurrent layers as the calls of their steps, as the original's are.
 
     Raises:
       UnsupportedModelError: if the model is not built, or a subclassed model cannot be traced.
@@ -33,18 +35,17 @@ def read(model: Any) -> Graph:
         )
     names = getattr(model, "output_names", None)
     functional, flags = models.functional(flavour, model)
-    reader = _Reader(flavour)
-    inputs, outputs = flavour.structure(functional)
+    reader = _Reader(flavour, steps)
     reader.inline(functional, "", reader.env, {}, flags)
-    graph_outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], outputs)
-    names = names or flavour.output_names(functional)
+    tensors = flavour.structure(functional)
+    inputs, outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], tensors)
     graph = Graph(
         flavour=flavour,
         name=model.name,
         calls=reader.calls,
-        inputs=tf.nest.map_structure(lambda t: reader.env[id(t)], inputs),
-        outputs=graph_outputs,
-        output_names=tuple(names),
+        inputs=inputs,
+        outputs=outputs,
+        output_names=tuple(names or flavour.output_names(functional)),
         regularized=tuple(reader.regularized),
         reopened=reader.reopened,
         parts=reader.nests.parts(reader.calls),
@@ -54,15 +55,13 @@ def read(model: Any) -> Graph:
 
 
 class _Reader:
-    def __init__(self, flavour: Flavour):
-        self.flavour = flavour
+    def __init__(self, flavour: Flavour, steps: bool):
+        self.flavour, self._steps, self.reopened = flavour, steps, False
         self.calls: list[Call] = []
         self.env: dict[int, Ref] = {}  # id of a symbolic tensor -> where it comes from
         self.regularized: list[str] = []
-        self.reopened = False
         self._masked: set[Ref] = set()
-        self.nests = models.Nests()
-        self._sizes = KnownSizes(flavour)
+        self.nests, self._sizes = models.Nests(), KnownSizes(flavour)
         self._keep: list[Any] = []  # traced models: their tensors' ids must stay unique
         self._reasons: dict[int, str] = {}  # by id of a layer: why it is not opened
         self._shared: dict[int, dict[Any, Any]] = {}  # by id of an opened layer: its new layers
@@ -140,9 +139,9 @@ class _Reader:
         held: bool = False,
     ) -> list[Ref]:
         refs = self._append(layer, path, args, kwargs, outputs)
-        self.calls[-1].always = kwargs["training"] if held else None
-        self.calls[-1].closed = self._reasons.pop(id(layer), "")
-        return self._replaced(self.calls[-1]) or refs
+        call, always = self.calls[-1], kwargs["training"] if held else None
+        call.always, call.closed = always, self._reasons.pop(id(layer), "")
+        return self._replaced(call) or refs
 
     def _append(
         self, layer: Any, path: str, args: tuple, kwargs: dict[str, Any], outputs: list[Any]
@@ -196,13 +195,14 @@ class _Reader:
     def _replaced(self, call: Call) -> list[Ref] | None:
         """The calls inside a layer that is several, the last call so far, in its place.
 
-        Only where each of them has an integer form, or a stock layer has normalizations among
-        them, and the layer does nothing else.
+        Only where each has an integer form, or a stock layer has normalizations among them, and
+        the layer does nothing else.
         """
         layer, flavour = call.layer, self.flavour
         if not isinstance(call.role, roles.Opaque):
             return None
-        stock = expansions.function(flavour, call)
+        made = self._shared.setdefault(id(layer), {}) if self._steps else None
+        stock = expansions.function(flavour, call, made)
         if stock is None and not inside.may_be_replaced(flavour, call):
             return None
         self.calls.pop()
@@ -212,6 +212,7 @@ class _Reader:
         normalizes = stock is not None and any(isinstance(r, roles.BatchNorm) for r in added)
         whole = normalizes or not roles.opaque(self.calls, refs or [], before)
         if refs is not None and whole and len(refs) == len(call.shapes):
+            expansions.mark(flavour, layer, self.calls[before:])
             return refs
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
@@ -236,8 +237,7 @@ class _Reader:
           function: makes the calls; None: the layer's own ``call``.
         """
         flavour = self.flavour
-        refs = list(dict.fromkeys(Call.tensors((args, kwargs))))
-        symbols = []
+        refs, symbols = list(dict.fromkeys(Call.tensors((args, kwargs)))), []
         for ref in refs:
             call = self.calls[ref.call]
             shape = call.shapes[ref.index]
@@ -265,8 +265,8 @@ class _Reader:
         env = {id(t): ref for t, ref in zip(tf.nest.flatten(model.inputs), refs, strict=True)}
         if getattr(layer, "activity_regularizer", None) is not None:
             self.regularized.append(path)
-        inherited = {} if training is None else {"training": training}
-        self.inline(model, path + "/", env, inherited, found.flags, held)
+        flag = {} if training is None else {"training": training}
+        self.inline(model, path + "/", env, flag, found.flags, held)
         return [env[id(t)] for t in tf.nest.flatten(flavour.structure(model)[1])]
 
     def _nested(

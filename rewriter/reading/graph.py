@@ -44,7 +44,8 @@ class Call:
       input_shapes, input_dtypes: static shapes and dtype names of :attr:`refs`.
       masked: whether it is called under a mask, given to it or attached to an input.
       always: the ``training`` that a user's code gives it, whatever the model's; else None.
-      closed: why a layer of a user's with layers inside could not be opened; "" for others.
+      closed: why a layer that may be several calls stays one; "" for others.
+      repeated: whether it is a step of several that the layer makes, whose results have one range.
       role: what it is to us.
     """
 
@@ -59,6 +60,7 @@ class Call:
     masked: bool = False
     always: bool | None = None
     closed: str = ""
+    repeated: bool = False
     role: Role = dataclasses.field(init=False)
 
     @functools.cached_property

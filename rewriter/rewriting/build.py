@@ -113,20 +113,20 @@ class Builder:
         return names
 
     def _unit(self, job: _Job) -> placement.Unit:
-        call = self.graph.calls[job.call]
-        behaviour = behaviours.behaviour(job.role)
+        call, behaviour = self.graph.calls[job.call], behaviours.behaviour(job.role)
         absorbs = behaviour.kind == behaviours.FREE
         if isinstance(job.role, Host):
             activation = behaviours.activation(job.role)
             if activation.kind == behaviours.FIXED:
                 behaviour = activation
             absorbs = activation.kind in (behaviours.IDENTITY, behaviours.FREE)
-        outputs = tuple(Ref(job.call, i) for i, d in enumerate(call.dtypes) if is_floating(d))
-        outputs = tuple(ref for ref in outputs if ref not in self.graph.whole)
+        made = (Ref(job.call, i) for i, d in enumerate(call.dtypes) if is_floating(d))
+        outputs = tuple(ref for ref in made if ref not in self.graph.whole)
         refs = Call.tensors((job.args, job.kwargs))
         if isinstance(job.role, Operation):
             refs = list(job.role.operands)
-        return placement.Unit(job.call, behaviour, refs, outputs, absorbs, id(job.layer))
+        own = id(job.layer), call.repeated
+        return placement.Unit(job.call, behaviour, refs, outputs, absorbs, *own)
 
     @property
     def adds(self) -> bool:

@@ -24,6 +24,7 @@ class Unit:
       outputs: those of its outputs that are floating-point tensors.
       absorbs: whether a ReLU right after it becomes its fused activation.
       layer: identifies the layer.
+      repeated: whether all calls of the layer have one range.
     """
 
     call: int
@@ -32,6 +33,7 @@ class Unit:
     outputs: tuple[Ref, ...]
     absorbs: bool
     layer: int = 0
+    repeated: bool = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -110,6 +112,7 @@ def place(units: list[Unit], outputs: list[Ref], names: dict[int, str]) -> Place
     after: dict[Ref, Group] = {}
     edges: dict[tuple[int, Ref], Group] = {}
     done: dict[int, Group] = {}
+    common: dict[tuple[int, int], Group] = {}  # of all calls of a layer
     for unit in units:
         kind = unit.behaviour.kind
         if kind == behaviours.IDENTITY or not unit.outputs:
@@ -139,6 +142,8 @@ def place(units: list[Unit], outputs: list[Ref], names: dict[int, str]) -> Place
             if inner and kind == behaviours.FLOAT and kinds == {behaviours.FLOAT}:
                 continue  # from one layer in float to the next
             group = Group(names[unit.call], unit.behaviour.fixed)
+            if unit.repeated:
+                group = common.setdefault((unit.layer, ref.index), group)
             groups[ref] = group
             # A prescribed range at the end of the model needs no emulation: the loss would only
             # see rounded probabilities.

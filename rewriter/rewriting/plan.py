@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rewriter.reading.graph import Graph
@@ -38,6 +39,7 @@ class Plan:
       entries: one for every BatchNormalization.
       float_layers: layers that have no integer form here; they train as they are, and
         ``export_tflite`` refuses them unless float is allowed.
+      float_reasons: by name, why some of them have none, and what to do.
       notes: what the model has and the rewritten one will not, with what to do; ``rewrite`` warns
         of it.
     """
@@ -47,6 +49,7 @@ class Plan:
     entries: tuple[PlanEntry, ...]
     float_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    float_reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def count(self, action: str) -> int:
         """How many entries have this action."""
@@ -75,6 +78,7 @@ class Plan:
         ]
         if self.float_layers:
             lines.append(f"  stay in float: {', '.join(self.float_layers)}")
+            lines += [f"    {name}: {reason}" for name, reason in self.float_reasons.items()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -101,8 +105,10 @@ def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:
         PlanEntry(d.path, d.action, graph.calls[d.hosts[0]].path if d.hosts else None, d.reason)
         for d in decisions
     )
-    unknown: dict[str, None] = {}
+    unknown: dict[str, str] = {}
     for call in graph.calls:
         if behaviours.stays_float(call) and not graph.flavour.is_added_loss(call.layer):
-            unknown[call.path] = None
-    return Plan(graph.name, graph.flavour.name, entries, tuple(unknown))
+            unknown[call.path] = call.closed
+    reasons = {path: reason for path, reason in unknown.items() if reason}
+    names = graph.name, graph.flavour.name
+    return Plan(*names, entries, tuple(unknown), float_reasons=reasons)

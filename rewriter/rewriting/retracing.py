@@ -24,14 +24,17 @@ Make = Callable[[Call, str], Any]
 def channels_last(model: Any) -> tuple[Any, Graph]:
     """A model and its calls; one that has the channels last inside where it has them first.
 
+    Recurrent layers are the calls of their steps.
+
     Raises:
       UnsupportedModelError: its graph cannot be read, or a layer is called in both layouts.
     """
-    graph = from_keras.read(model)
+    graph = from_keras.read(model, steps=True)
     if not channels.are_first(graph):
         return model, graph
+    graph = from_keras.read(model)
     model = retrace(model, graph, layout=channels.Layout(graph))
-    return model, from_keras.read(model)
+    return model, from_keras.read(model, steps=True)
 
 
 def retrace(

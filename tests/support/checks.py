@@ -121,7 +121,7 @@ def train(model: Any, batches: list[list[np.ndarray]], rate: float = 0.02) -> li
     None where all outputs are whole numbers.
     """
     losses: list[float] = []
-    if not any(y.dtype.kind == "f" for y in call(model, batches[0])):
+    if not batches or not any(y.dtype.kind == "f" for y in call(model, batches[0])):
         return losses
     for arrays in batches:
         with tf.GradientTape() as tape:

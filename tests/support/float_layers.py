@@ -22,14 +22,15 @@ def _attention(k: Any) -> Any:
 def _recurrent(k: Any) -> Any:
     inputs = k.Input(SHAPE)
     x = k.layers.Reshape((12, 16))(block(k, inputs, "a"))
-    x = k.layers.LSTM(5, name="lstm")(x)
+    x = k.layers.LSTM(5, activation="selu", name="lstm")(x)
     x = k.layers.BatchNormalization(name="b_bn")(k.layers.Dense(4, name="b_conv")(x))
     return k.Model(inputs, x)
 
 
 def _bidirectional(k: Any) -> Any:
     inputs = k.Input((6, 4))
-    x = k.layers.Bidirectional(k.layers.GRU(3, return_sequences=True), name="gru")(inputs)
+    steps = k.layers.GRU(3, activation="selu", return_sequences=True)
+    x = k.layers.Bidirectional(steps, name="gru")(inputs)
     x = k.layers.BatchNormalization(name="bn")(x)
     return k.Model(inputs, k.layers.TimeDistributed(k.layers.Dense(2))(x))
 
