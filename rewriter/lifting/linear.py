@@ -116,6 +116,8 @@ def product(b: Builder, number: int, node: Node) -> list[Value] | None:
     if node.attribute("transpose_a") or node.attribute("adj_x"):
         return None
     if node.attribute("transpose_b") or node.attribute("adj_y"):
+        if b.trains and kernel.variable is not None:
+            return None  # a copy would not be the variable, which may be read elsewhere too
         kernel = Known(np.ascontiguousarray(kernel.array.T))
     value = b.value(node.inputs[0])
     if not isinstance(value, Symbol):

@@ -115,7 +115,7 @@ def test_recurrent_layers_take_a_fixed_batch_or_are_unrolled(name, tmp_path):
     def unrolled(k, x):
         x = k.layers.Reshape((6, 32))(x)
         return k.layers.Reshape((6, 4, 2))(
-            k.layers.LSTM(8, "selu", return_sequences=True, unroll=True, name="unrolled")(x)
+            k.layers.LSTM(8, "log_softmax", return_sequences=True, unroll=True, name="unrolled")(x)
         )
 
     qat, data = prepared(keras, island_models.gru)

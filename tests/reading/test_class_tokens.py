@@ -116,3 +116,35 @@ def test_what_is_not_the_same_for_every_sample() -> None:
     assert found["numbers of the samples"] is None and found["a share of the batch"] is None
     assert found["more samples"] is not None  # the reader refuses it, by its axis
     assert found["twice as many"] is not None  # after all the same for each
+
+
+TRANSPOSED: dict[str, Callable[[Any, Any], Any]] = {
+    "once": lambda x, w: tf.matmul(x, w, transpose_b=True),
+    "both ways": lambda x, w: tf.matmul(tf.nn.relu(tf.matmul(x, w)), w, transpose_b=True),
+}
+
+
+@pytest.mark.parametrize("name", KERASES)
+@pytest.mark.parametrize("how", TRANSPOSED)
+def test_a_weight_that_is_read_transposed_is_trained_as_one(name: str, how: str) -> None:
+    """A Dense layer's kernel would be a copy of it, the other way round."""
+    keras = builders.fresh(keras_of(name))
+
+    class Back(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.w = self.add_weight(name="w", shape=(4, 4), initializer="glorot_uniform")
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            return TRANSPOSED[how](x, self.w)
+
+    inputs = keras.Input((6, 4), name="rows")
+    model = keras.Model(inputs, Back(name="back")(inputs))
+    qat = rewriter.rewrite(model)
+    assert len(qat.trainable_variables) == len(model.trainable_variables) == 1
+    x = normal(16, 6, 4)
+    for each in (model, qat):
+        each.compile(keras.optimizers.SGD(0.5), "mse")
+        each.fit(x, -x, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    found, expected = (np.asarray(m.trainable_variables[0]) for m in (qat, model))
+    np.testing.assert_allclose(found, expected, atol=1e-6)

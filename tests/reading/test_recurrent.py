@@ -293,10 +293,13 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         " dropout=0.1",
     ),
     "recurrent_dropout": (_of("LSTM", recurrent_dropout=0.2), "recurrent_dropout=0.2"),
-    "activation": (_of("LSTM", activation="softsign"), "activation 'softsign' has no integer"),
+    "activation": (
+        _of("LSTM", activation="log_softmax"),
+        "activation 'log_softmax' has no integer",
+    ),
     "recurrent_activation": (
-        _of("GRU", recurrent_activation="softplus"),
-        "recurrent_activation 'softplus' has no integer",
+        _of("GRU", recurrent_activation="log_softmax"),
+        "recurrent_activation 'log_softmax' has no integer",
     ),
     "bias": (_of("GRU", bias_regularizer="l2"), "bias_regularizer.*without it"),
     "halves": (

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import builders
 import claims
+import no_integers
 import rewriter
 from builders import KERASES, keras_of, normal
 from rewriter.errors import SaveError
@@ -46,7 +47,7 @@ def test_a_layer_without_a_configuration_is_copied(keras: Any, tmp_path: Path) -
     layers = keras.layers
     image = keras.Input((6, 6, 4), name="image")
     x = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 3, name="conv")(image))
-    bare = _bare(keras, lambda t: t * t)
+    bare = _bare(keras, no_integers.sine)
     model = keras.Model(image, layers.Dense(2, name="scores")(layers.Flatten()(bare(x))))
     builders.randomise_all(model, 1)
     (note,) = [each for each in rewriter.plan(model).notes if bare.name in each]
@@ -119,7 +120,7 @@ def _says_itself(keras: Any, what: str) -> Any:
             super().build(shape)
 
         def call(self, x: Any) -> Any:
-            return self.inner(x) * self.factor
+            return no_integers.sine(self.inner(x)) * self.factor
 
         def get_config(self) -> dict[str, Any]:
             own = (

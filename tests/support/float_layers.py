@@ -22,14 +22,14 @@ def _attention(k: Any) -> Any:
 def _recurrent(k: Any) -> Any:
     inputs = k.Input(SHAPE)
     x = k.layers.Reshape((12, 16))(block(k, inputs, "a"))
-    x = k.layers.LSTM(5, activation="selu", name="lstm")(x)
+    x = k.layers.LSTM(5, activation="log_softmax", name="lstm")(x)
     x = k.layers.BatchNormalization(name="b_bn")(k.layers.Dense(4, name="b_conv")(x))
     return k.Model(inputs, x)
 
 
 def _bidirectional(k: Any) -> Any:
     inputs = k.Input((6, 4))
-    steps = k.layers.GRU(3, activation="selu", return_sequences=True)
+    steps = k.layers.GRU(3, activation="log_softmax", return_sequences=True)
     x = k.layers.Bidirectional(steps, name="gru")(inputs)
     x = k.layers.BatchNormalization(name="bn")(x)
     return k.Model(inputs, k.layers.TimeDistributed(k.layers.Dense(2))(x))

@@ -43,17 +43,17 @@ def layer_of(k: Any, function: Any, shapes: Any = None, **config: Any) -> Any:
 
 
 def gru(k: Any, x: Any) -> Any:
-    x = k.layers.GRU(CHANNELS, "selu", return_sequences=True, name="gru")(_steps(k, x))
+    x = k.layers.GRU(CHANNELS, "log_softmax", return_sequences=True, name="gru")(_steps(k, x))
     return _image(k, x)
 
 
 def lstm(k: Any, x: Any) -> Any:
-    x = k.layers.LSTM(CHANNELS, "selu", return_sequences=True, name="lstm")(_steps(k, x))
+    x = k.layers.LSTM(CHANNELS, "log_softmax", return_sequences=True, name="lstm")(_steps(k, x))
     return _image(k, x)
 
 
 def bidirectional(k: Any, x: Any) -> Any:
-    lstm = k.layers.LSTM(4, "selu", return_sequences=True)
+    lstm = k.layers.LSTM(4, "log_softmax", return_sequences=True)
     x = k.layers.Bidirectional(lstm, name="both_ways")(_steps(k, x))
     return _image(k, k.layers.Permute((1, 2))(x))
 
@@ -162,7 +162,7 @@ def shared(k: Any, x: Any) -> Any:
 
 
 def shared_layer(k: Any, x: Any) -> Any:
-    rows = k.layers.SimpleRNN(CHANNELS, "selu", return_sequences=True, unroll=True)
+    rows = k.layers.SimpleRNN(CHANNELS, "log_softmax", return_sequences=True, unroll=True)
     layer = k.layers.TimeDistributed(rows, name="shared")
     return k.layers.Add()([layer(x), layer(k.layers.MaxPooling2D(3, 1, padding="same")(x))])
 

@@ -292,6 +292,9 @@ CASES |= {
     "gather": _gather("int32"),
     "gather_int64": _gather("int64"),
     "wide_gather": _gather("int32", 16),
+    "wide_cast": lambda rng: Case(
+        Operator("CAST", (Quantization(2e-4, 0, 16),), whole("int32")), [IMAGE]
+    ),
     "cast": _whole("CAST", "int64", "int32"),
     "cast_of_a_grid": lambda rng: Case(
         Operator("CAST", (random_quantization(rng),), whole("int32")), [IMAGE]
