@@ -87,8 +87,9 @@ def words(text: str) -> frozenset[str]:
 # The operations that a TensorFlowOpLayer may hold: what TensorFlow 2.2 and 2.3 made of functions.
 OPERATIONS = words(
     """Abs Acos Add AddN AddV2 All Any ArgMax ArgMin Atan AvgPool AvgPool3D BatchMatMul
-    BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue ConcatV2 Const Conv2D
-    Conv2DBackpropInput Conv3D Cos Cumsum DepthToSpace DepthwiseConv2dNative Div DivNoNan Einsum
+    BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue ConcatV2
+    Const Conv2D Conv2DBackpropInput Conv3D Cos Cumsum DepthToSpace DepthwiseConv2dNative Div
+    DivNoNan Einsum
     Elu EnsureShape Equal Erf Exp ExpandDims Expm1 ExtractImagePatches
     ExtractVolumePatches Fill Floor FloorDiv FloorMod FusedBatchNormV3
     GatherNd GatherV2 Greater GreaterEqual Identity L2Loss LRN LeakyRelu Less LessEqual Log Log1p

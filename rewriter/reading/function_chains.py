@@ -24,7 +24,8 @@ from rewriter.reading.operations import MOVES, Operation, guards, is_floating
 from rewriter.reading.roles import Host, Opaque, Role, Within
 from rewriter.reading.traces import Trace
 
-_ROOTS = ("sqrt", "rsqrt")
+# Infinite, or with infinite gradients, at 0.
+_GUARDED = ("sqrt", "rsqrt", "log")
 TIMES = "times_function"
 
 _Members = tuple[set[int], Ref]
@@ -87,12 +88,12 @@ class _Joiner:
         self._calls[last].role = found
 
     def _wants_table(self, members: set[int]) -> bool:
-        """Whether a chain has a part that has no operator, or a root of what a guard is in."""
+        """Whether a chain has a part without an operator, or a root or logarithm behind a guard."""
         for index in members:
             role = self._calls[index].role
             if isinstance(role, Opaque) or _named(role, functions.NAME):
                 return True
-            if isinstance(role, Operation) and role.name in _ROOTS:
+            if isinstance(role, Operation) and role.name in _GUARDED:
                 before = role.operands[0].call
                 if before in members and guards(self._calls[before].role):
                     return True

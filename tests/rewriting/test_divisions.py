@@ -299,3 +299,29 @@ def test_a_layer_with_variables_is_its_operators(flavour: str, tmp_path: Path) -
     found = rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False)
     assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
     assert decibels(call(model, [X])[0], call(rewriter.fold(qat), [X])[0]) > 25
+
+
+@both
+@pytest.mark.parametrize("guard", ["added", "least"])
+def test_a_guarded_logarithm_is_one_table(flavour: str, guard: str, tmp_path: Path) -> None:
+    """The grid of the square would round the guard away: as near as the function of 8 bits is."""
+    keras = KERASES[flavour]
+    ops = keras.ops if flavour == "keras" else tf.math
+
+    def function(x: Any) -> Any:
+        square = x * x
+        return ops.log(square + 1e-3 if guard == "added" else ops.maximum(square, 1e-3))
+
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, function(inputs))
+    qat = rewriter.calibrate(rewriter.rewrite(model), X, progress=False)
+    assert [s.operator.kind for s in lower(qat).steps].count("GATHER") == 1
+    rewriter.export_tflite(qat, tmp_path / "m.tflite")
+    found = rewriter.verify(qat, tmp_path / "m.tflite", X, progress=False)
+    assert all(t.identical == 1.0 for t in found.comparison.operator_by_operator)
+    step = (X.max() - X.min()) / 255
+    rounded = np.rint(X / step).astype(np.float64) * step
+    plain = np.log(rounded**2 + 1e-3 if guard == "added" else np.maximum(rounded**2, 1e-3))
+    expected = call(model, [X])[0]
+    twin = call(rewriter.fold(qat), [X])[0]
+    assert decibels(expected, twin) > decibels(expected, plain) - 3
