@@ -30,7 +30,8 @@ def notes(model: Any, graph: Graph) -> tuple[str, ...]:
       model: the original.
       graph: what was read of it.
     """
-    return (*_of_model(graph.flavour, model), *_of_layers(graph), *_unsaved(graph))
+    found = (_of_model(graph.flavour, model), _of_layers(graph), _untied(graph), _unsaved(graph))
+    return tuple(note for kind in found for note in kind)
 
 
 def _of_model(flavour: Flavour, model: Any) -> list[str]:
@@ -90,6 +91,27 @@ def _of_layers(graph: Graph) -> list[str]:
         for path in graph.regularized
     ]
     return list(dict.fromkeys(found))
+
+
+def _untied(graph: Graph) -> list[str]:
+    """The layers that have variables in common, of which the rewritten model has copies."""
+    flavour = graph.flavour
+    layers = {id(call.layer): call.layer for call in graph.calls if flavour.is_layer(call.layer)}
+    owners: dict[int, tuple[str, list[str]]] = {}
+    for layer in layers.values():
+        if flavour.is_ours(layer):
+            continue
+        for variable in {id(flavour.tf_variable(v)): v for v in layer.variables}.values():
+            own = owners.setdefault(id(flavour.tf_variable(variable)), (variable.name, []))
+            own[1].append(layer.name)
+    return [
+        f"The layers {' and '.join(map(repr, names))} have the variable {variable!r} in common. "
+        "The rewritten model has one for each of them, with the same values, which training moves "
+        "apart. Call the one layer in both places where that computes the same; or, while "
+        "training, assign the one to the other after each step."
+        for variable, names in owners.values()
+        if len(names) > 1
+    ]
 
 
 def _unsaved(graph: Graph) -> list[str]:
