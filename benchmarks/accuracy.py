@@ -352,9 +352,9 @@ def main() -> None:
             f"ic01_jpeg: "
             f"four draws of the samples. {', '.join(OURS)}: "
             f"networks of ours (`accuracy_models.py`) on 10,000 test images, fine-tuned for one "
-            f"epoch over {SUBSET} of their training images in batches of {OURS_BATCH}. Where a share "
-            f"a of N decisions is float's, the difference in accuracy to float has a standard error "
-            f"of at most sqrt((1 - a) / N): 0.10 points at 99 % of 10,000, 0.3 of 1,000."
+            f"epoch over {SUBSET} of their training images in batches of {OURS_BATCH}. Where a "
+            f"share a of N decisions is float's, the difference in accuracy to float has a "
+            f"standard error of at most sqrt((1 - a) / N): 0.10 points at 99 % of 10,000, 0.3 of 1,000."
         )
         tables = [_table(rows, every[i : i + 2]) for i in range(0, len(every), 2)]
         report.replace_section(args.results, "Accuracy", "\n\n".join([words, *tables]))
