@@ -354,7 +354,8 @@ def main() -> None:
             f"networks of ours (`accuracy_models.py`) on 10,000 test images, fine-tuned for one "
             f"epoch over {SUBSET} of their training images in batches of {OURS_BATCH}. Where a "
             f"share a of N decisions is float's, the difference in accuracy to float has a "
-            f"standard error of at most sqrt((1 - a) / N): 0.10 points at 99 % of 10,000, 0.3 of 1,000."
+            f"standard error of at most sqrt((1 - a) / N): 0.10 points at 99 % of 10,000, 0.3 of "
+            f"1,000."
         )
         tables = [_table(rows, every[i : i + 2]) for i in range(0, len(every), 2)]
         report.replace_section(args.results, "Accuracy", "\n\n".join([words, *tables]))
