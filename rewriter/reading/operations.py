@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,15 +48,31 @@ GUARD = 0.01
 
 
 def constant(value: Any) -> np.ndarray | None:
-    """A number, an array or an eager tensor as float64; None for anything else."""
+    """A number, an array or an eager tensor as float64; None for anything else.
+
+    So are lists of numbers, which is what a file of tf_keras makes of arrays.
+    """
     if isinstance(value, (bool, str)) or value is None:
         return None
+    if isinstance(value, (list, tuple)):
+        return _listed(value)
     if isinstance(value, (int, float, np.number, np.ndarray)) or tf.is_tensor(value):
         try:
             return np.asarray(value, np.float64)
         except (TypeError, ValueError, NotImplementedError):
             return None
     return None
+
+
+def _listed(values: Sequence[Any]) -> np.ndarray | None:
+    leaves = tf.nest.flatten(values)
+    numbers = [each for each in leaves if isinstance(each, (int, float, np.number))]
+    if not leaves or len(numbers) < len(leaves) or any(isinstance(n, bool) for n in numbers):
+        return None
+    try:
+        return np.array(values, np.float64)
+    except ValueError:  # rows of several lengths
+        return None
 
 
 def is_tensor(value: Any) -> bool:

@@ -325,3 +325,16 @@ def test_a_guarded_logarithm_is_one_table(flavour: str, guard: str, tmp_path: Pa
     expected = call(model, [X])[0]
     twin = call(rewriter.fold(qat), [X])[0]
     assert decibels(expected, twin) > decibels(expected, plain) - 3
+
+
+def test_numbers_for_each_channel_are_those_of_the_file_again(tmp_path: Path) -> None:
+    """A file of tf_keras has a list in the place of an array."""
+    keras = KERASES["tf_keras"]
+    inputs = keras.Input((8, 5))
+    model = keras.Model(inputs, tf.cos(inputs * tf.constant([1.0, 2, 3, 4, 5])))
+    data = np.random.default_rng(0).normal(size=(32, 8, 5)).astype(np.float32)
+    qat = rewriter.calibrate(rewriter.rewrite(model), data, progress=False)
+    qat.save(tmp_path / "m.keras")
+    kinds = [[s.operator.kind for s in lower(m).steps]
+             for m in (qat, rewriter.load_model(tmp_path / "m.keras"))]  # fmt: skip
+    assert kinds[0] == kinds[1] and "GATHER" in kinds[0]
