@@ -119,8 +119,9 @@ class Keras3(Flavour):
         return False
 
     def attention(self, layer: Any, rank: int) -> Any:
-        plain = rank == 3 or layer._use_gate or layer._sliding_window is not None
-        return layer.call if plain else attention.attend(layer, self.function)
+        # Of later versions than the oldest supported one.
+        more = (getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
+        return layer.call if rank == 3 or any(more) else attention.attend(layer, self.function)
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return True
