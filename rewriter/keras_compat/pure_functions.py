@@ -89,17 +89,15 @@ OPERATIONS = words(
     """Abs Acos Add AddN AddV2 All Any ArgMax ArgMin Atan AvgPool AvgPool3D BatchMatMul
     BatchMatMulV2 BatchMatMulV3 BatchToSpaceND BiasAdd BroadcastTo Cast Ceil ClipByValue ConcatV2
     Const Conv2D Conv2DBackpropInput Conv3D Cos Cumsum DepthToSpace DepthwiseConv2dNative Div
-    DivNoNan Einsum
-    Elu EnsureShape Equal Erf Exp ExpandDims Expm1 ExtractImagePatches
-    ExtractVolumePatches Fill Floor FloorDiv FloorMod FusedBatchNormV3
-    GatherNd GatherV2 Greater GreaterEqual Identity L2Loss LRN LeakyRelu Less LessEqual Log Log1p
-    LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D Maximum Mean Min
-    Minimum MirrorPad Mul Neg NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod
-    RandomStandardNormal RandomUniform Range Rank RealDiv Reciprocal Relu Relu6 Reshape
-    ResizeBilinear ResizeNearestNeighbor ReverseV2 Rint Roll Round Rsqrt Select SelectV2 Selu
-    Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign SpaceToBatchND SpaceToDepth Split
-    SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tan Tanh Tile
-    TopKV2 Transpose Unpack Where ZerosLike"""
+    DivNoNan Einsum Elu EnsureShape Equal Erf Exp ExpandDims Expm1 ExtractImagePatches
+    ExtractVolumePatches Fill Floor FloorDiv FloorMod FusedBatchNormV3 GatherNd GatherV2 Greater
+    GreaterEqual Identity L2Loss LRN LeakyRelu Less LessEqual Log Log1p LogSoftmax LogicalAnd
+    LogicalNot LogicalOr MatMul Max MaxPool MaxPool3D Maximum Mean Min Minimum MirrorPad Mul Neg
+    NotEqual OneHot OnesLike Pack Pad PadV2 Pow Prod RandomStandardNormal RandomUniform Range Rank
+    RealDiv Reciprocal Relu Relu6 Reshape ResizeBilinear ResizeNearestNeighbor ReverseV2 Rint Roll
+    Round Rsqrt Select SelectV2 Selu Shape Sigmoid Sign Sin Size Slice Softmax Softplus Softsign
+    SpaceToBatchND SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StopGradient
+    StridedSlice Sub Sum Tan Tanh Tile TopKV2 Transpose Unpack Where ZerosLike"""
 )
 
 # What a tf_keras model calls on ragged and sparse tensors, by the layers that do so.
