@@ -43,10 +43,8 @@ class _Run:
     states: Sequence[Any]
 
 
-def function(
-    flavour: Flavour, call: Call, made: dict[Any, Any] | None
-) -> Callable[..., Any] | None:
-    """What makes the calls that a call of a recurrent layer is; None under a mask.
+def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Callable[..., Any]:
+    """What makes the calls that a call of a recurrent layer is.
 
     Args:
       flavour: the Keras.
@@ -59,7 +57,7 @@ def function(
     """
     layer = call.layer
     if call.masked:
-        return None  # refused with a message of its own
+        raise ClosedError("it works under a mask, and a file carries none. Build it without masks")
     both = flavour.class_name(layer) == "Bidirectional"
     directions = [layer.forward_layer, layer.backward_layer] if both else [layer]
     _refuse_call(call)

@@ -364,3 +364,11 @@ def test_behind_layers_with_the_channels_first(flavour: str, tmp_path: Path) -> 
     qat = rewriter.rewrite(model)
     np.testing.assert_allclose(np.asarray(qat(data)), np.asarray(model(data)), atol=1e-6)
     assert len([layer for layer in qat.layers if layer.name.startswith("rnn_output")]) == 2
+
+
+@both
+def test_a_mask_is_a_reason(flavour: str) -> None:
+    keras = _fresh(flavour)
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, keras.layers.LSTM(3, name="rnn")(keras.layers.Masking()(inputs)))
+    assert "under a mask" in rewriter.plan(model).float_reasons["rnn"]
