@@ -88,10 +88,13 @@ class _Joiner:
         self._calls[last].role = found
 
     def _wants_table(self, members: set[int]) -> bool:
-        """Whether a chain has a part without an operator, or a root or logarithm behind a guard."""
+        """Whether a chain is better one table than several operators.
+
+        It has a part without an operator, or a division, or a root or logarithm behind a guard.
+        """
         for index in members:
             role = self._calls[index].role
-            if isinstance(role, Opaque) or _named(role, functions.NAME):
+            if isinstance(role, Opaque) or _named(role, functions.NAME) or _named(role, TIMES):
                 return True
             if isinstance(role, Operation) and role.name in _GUARDED:
                 before = role.operands[0].call

@@ -338,3 +338,15 @@ def test_numbers_for_each_channel_are_those_of_the_file_again(tmp_path: Path) ->
     kinds = [[s.operator.kind for s in lower(m).steps]
              for m in (qat, rewriter.load_model(tmp_path / "m.keras"))]  # fmt: skip
     assert kinds[0] == kinds[1] and "GATHER" in kinds[0]
+
+
+@both
+def test_a_quotient_of_functions_of_one_tensor_is_one_table(flavour: str) -> None:
+    """Neither the numerator nor the denominator is rounded by itself."""
+    keras = KERASES[flavour]
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, inputs**2 / (inputs**2 + 0.1))
+    qat = rewriter.calibrate(rewriter.rewrite(model), X, progress=False)
+    kinds = [s.operator.kind for s in lower(qat).steps]
+    assert kinds.count("GATHER") == 1 and "MUL" not in kinds
+    assert decibels(call(model, [X])[0], call(rewriter.fold(qat), [X])[0]) > 35
