@@ -60,9 +60,11 @@ def _check_layers(layers: list[Any], inputs: set[str]) -> None:
     strings = {name for name in named if isinstance(name, str)}
     read_somewhere = {place for place, _ in _read(entries, strings)}
     singles: set[str] = set()
-    for entry in layers:
+    for place, entry in enumerate(layers):
         nodes = entry.get("inbound_nodes") if isinstance(entry, Mapping) else None
         if not isinstance(nodes, list):
+            if any(isinstance(each, list) for each in entries):
+                raise ValueError(f"entry {place} of the layers has no list of calls")
             return  # a Sequential
         inner = entry.get("config")
         name = entry.get("name") or (inner.get("name") if isinstance(inner, Mapping) else None)
@@ -72,16 +74,19 @@ def _check_layers(layers: list[Any], inputs: set[str]) -> None:
         kind = entry.get("class_name")
         if isinstance(kind, str) and kind in _SINGLE:
             singles.add(name)
-        # A model has been called once by itself; tf_keras counts that, where a file has several.
         is_model = isinstance(inner, Mapping) and "layers" in inner
-        first = 1 if is_model and (name, 0) not in read_somewhere else 0
+        counted = is_model and _counts_its_own(entry, nodes)
+        first = int(counted or (is_model and (name, 0) not in read_somewhere))
         # A layer that is no input and is not called has no output that another could read.
         is_input = not nodes and (kind == "InputLayer" or name in inputs)
-        if is_input or is_model:
+        if is_input or (is_model and not counted):
             calls[name, 0] = []
         for index, node in enumerate(nodes):
             calls[name, index + first] = node
-    found = {place: set(_read(node, names)) for place, node in calls.items()}
+    found = {
+        place: set(_read(node, names, strict=isinstance(node, list)))
+        for place, node in calls.items()
+    }
     for place, reads in found.items():
         for (name, _), output in reads:
             if output and name in singles:
@@ -112,8 +117,30 @@ def _check_layers(layers: list[Any], inputs: set[str]) -> None:
         raise ValueError(f"the layer {stuck!r} waits for its own output")
 
 
-def _read(value: Any, names: set[str]) -> Iterator[tuple[Place, int]]:
-    """The calls whose outputs are named in the arguments of a call, and which output."""
+def _counts_its_own(entry: Mapping[str, Any], nodes: list[Any]) -> bool:
+    """Whether the first call of this model that others can read is 1, as tf_keras has it.
+
+    A model that begins with an input has been called once when it was made. Keras 3, whose calls
+    are mappings, does not count that; other classes may be the user's, with layers of their own.
+    """
+    inner = entry["config"]["layers"]
+    begins = (
+        isinstance(inner, list)
+        and bool(inner)
+        and isinstance(inner[0], Mapping)
+        and inner[0].get("class_name") == "InputLayer"
+    )
+    in_lists = any(isinstance(node, list) for node in nodes)
+    return begins and in_lists and entry.get("class_name") in ("Functional", "Model", "Sequential")
+
+
+def _read(value: Any, names: set[str], strict: bool = False) -> Iterator[tuple[Place, int]]:
+    """The calls whose outputs are named in the arguments of a call, and which output.
+
+    Args:
+      strict: whether every list of three or four things that begins with a layer's name has to be
+        one, as tf_keras takes it.
+    """
     todo = [value]
     while todo:
         value = todo.pop()
@@ -121,9 +148,11 @@ def _read(value: Any, names: set[str]) -> Iterator[tuple[Place, int]]:
             todo += value.values()
         elif isinstance(value, list):
             named = len(value) >= 3 and isinstance(value[0], str) and value[0] in names
-            if named and value[1] is None and isinstance(value[2], int):
+            numbers = named and isinstance(value[1], int) and isinstance(value[2], int)
+            odd = named and not numbers
+            if odd and (isinstance(value[2], int) or (strict and len(value) < 5)):
                 raise ValueError(f"a layer reads a call of {value[0]!r} that has no number")
-            if named and isinstance(value[1], int) and isinstance(value[2], int):
+            if numbers:
                 yield (value[0], int(value[1])), int(value[2])
                 todo += value[3:]
             else:

@@ -168,6 +168,26 @@ def _no_number(layers):
     layers["relu"]["inbound_nodes"][0][0][1] = None
 
 
+def _text(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = "0"
+
+
+def _fraction(layers):
+    layers["relu"]["inbound_nodes"][0][0][1] = 0.5
+
+
+def _text_of_calls(layers):
+    layers["relu"]["inbound_nodes"] = ""
+
+
+def _mapping_of_calls(layers):
+    layers["relu"]["inbound_nodes"] = {}
+
+
+def _left_out(layers):
+    del layers["relu"]["inbound_nodes"][0][0][1]
+
+
 def _negative(layers):
     layers["relu"]["inbound_nodes"][0][0][1] = -2
 
@@ -187,6 +207,11 @@ def _not_called(layers):
         (_circle, "its own output"),
         (_true, "reads call 1 of"),
         (_no_number, "a call of 'bn' that has no number"),
+        (_text, "a call of 'bn' that has no number"),
+        (_fraction, "a call of 'bn' that has no number"),
+        (_left_out, "a call of 'bn' that has no number"),
+        (_text_of_calls, "entry 3 of the layers has no list of calls"),
+        (_mapping_of_calls, "entry 3 of the layers has no list of calls"),
         (_negative, "reads call -2 of"),
         (_second_output, "reads output 1 of 'bn', which has one"),
         (_not_called, "'bn' reads call 0 of 'conv', which there is not"),
@@ -198,6 +223,31 @@ def test_what_keras_would_wait_for_for_ever(tmp_path, change, message) -> None:
     with h5py.File(path, "a") as file:
         file.attrs["model_config"] = _wired(change)(file.attrs["model_config"])
     with pytest.raises(LoadError, match=message):
+        rewriter.load_model(path)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_the_call_with_which_a_model_was_made(tmp_path, suffix) -> None:
+    """tf_keras counts it, so that what a layer reads of a model within a model is call 1."""
+    layers = tf_keras.layers
+    inner_input = tf_keras.Input((4,))
+    inner = tf_keras.Model(inner_input, layers.Dense(4)(inner_input), name="inner")
+    inputs = tf_keras.Input((4,))
+    path = tmp_path / f"m{suffix}"
+    tf_keras.Model(inputs, layers.ReLU(name="relu")(inner(inputs))).save(path)
+    if suffix == ".h5":
+        with h5py.File(path, "a") as file:
+            text = file.attrs["model_config"]
+            assert json.loads(text)["config"]["layers"][2]["inbound_nodes"][0][0][1] == 1
+            file.attrs["model_config"] = text.replace('["inner", 1', '["inner", 0')
+    else:
+
+        def change(config):
+            config["config"]["layers"][2]["inbound_nodes"][0][0][1] = 0
+            return config
+
+        path = _with(path, tmp_path / "changed.keras", "config.json", change)
+    with pytest.raises(LoadError, match="'relu' reads call 0 of 'inner', which there is not"):
         rewriter.load_model(path)
 
 
