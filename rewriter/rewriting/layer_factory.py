@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import tensorflow as tf
@@ -29,12 +29,19 @@ class LayerFactory:
         self.classes = layers.of(flavour)
         self.copies: list[copies.Copy] = []  # of the layers that are being built
         self.preserving: list[Any] = []  # the same, hosts whose kernels are pruned or clustered
+        self.shared: Container[int] = ()  # the ids of TensorFlow's variables that several hold
+        self.made_of: dict[int, list[Any]] = {}  # by those, the variables of new layers
         self.preserved: set[str] = set()  # what any kernel has of what the recipe preserves
 
     def finish_copies(self) -> None:
         """Assign the values of the originals, now that the new layers have been built."""
         while self.copies:
-            self.copies.pop().finish()
+            copy = self.copies.pop()
+            copy.finish()
+            for target, source in copy.pairs() if self.shared else ():
+                key = id(self.flavour.tf_variable(source))
+                if key in self.shared:
+                    self.made_of.setdefault(key, []).append(target)
         while self.preserving:
             preserved.remember(self.preserving.pop())
 
