@@ -66,11 +66,12 @@ class TieMixin:
             variable = sharing.places(self.flavour, layers[number]).get(place)
             if variable is not None:
                 return variable
-        at = layers[number].name if 0 <= number < len(layers) else number
+        own, names = self.name, [layer.name for layer in layers]  # type: ignore[attr-defined]
+        at = names[number] if 0 <= number < len(layers) else number
         raise LoadError(
-            f"The layer {self.name!r} has variables in common between {[x.name for x in layers]}, "  # type: ignore[attr-defined]
-            f"but {at!r} has none at {place!r}. Load the file with the classes and the version that "
-            "wrote it, or rewrite the original model again."
+            f"The layer {own!r} has variables in common between {names}, but {at!r} has none at "
+            f"{place!r}. Load the file with the classes and the version that wrote it, or rewrite "
+            "the original model again."
         )
 
     def call(self, inputs: Any) -> Any:

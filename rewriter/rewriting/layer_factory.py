@@ -54,8 +54,22 @@ class LayerFactory:
     def clone(self, original: Any, name: str | None = None, changes: Any = None) -> Any:
         """The same layer again; ``changes``: other values in its configuration."""
         new = self.flavour.clone(original, name, changes)
+        if self.shared:
+            self._build_inside(new, original)
         self._copy_later(new, original)
         return new
+
+    def _build_inside(self, new: Any, original: Any) -> None:
+        """Build the layers inside a copy that hold what others do.
+
+        Those of the original were built elsewhere: its call reads them, and may call none.
+        """
+        for inner, built in zip(
+            self.flavour.sublayers(new), self.flavour.sublayers(original), strict=False
+        ):
+            ids = {id(self.flavour.tf_variable(variable)) for variable in built.variables}
+            if not inner.built and any(key in self.shared for key in ids):
+                inner.build_from_config(built.get_build_config())
 
     def quantize(
         self,

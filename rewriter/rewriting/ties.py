@@ -1,44 +1,58 @@
-"""Variables that several layers of the original hold, and that the new layers hold in common too."""
+"""Variables that several layers of the original hold, held in common by the new layers too."""
 
 from __future__ import annotations
 
-import dataclasses
+import collections
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from rewriter import layers
-from rewriter.keras_compat import Flavour, sharing
+from rewriter.errors import RecipeError
+from rewriter.keras_compat import Flavour, flat_layers, sharing
+from rewriter.layers import preserved
 from rewriter.reading.graph import Graph
 from rewriter.rewriting.jobs import Job
 from rewriter.rewriting.layer_factory import LayerFactory
 
 
-@dataclasses.dataclass(eq=False)
-class Shared:
-    """A variable that several layers hold.
+def _holders(graph: Graph) -> dict[int, list[Any]]:
+    """The layers that a graph calls, in the order of their first calls, by what they hold.
 
-    Attributes:
-      name: as Keras says it.
-      layers: the layers that the graph calls, in the order of their first calls.
-      reason: why the new layers do not hold one; "" if they do.
+    The keys are the identities of TensorFlow's variables.
     """
-
-    name: str
-    layers: list[Any]
-    reason: str = ""
-
-
-def shared(graph: Graph) -> dict[int, Shared]:
-    """The variables that several layers of a graph hold, by TensorFlow's variable."""
-    flavour, found = graph.flavour, {}  # type: ignore[var-annotated]
+    flavour, found = graph.flavour, collections.defaultdict(list)
     called = {id(call.layer): call.layer for call in graph.calls if flavour.is_layer(call.layer)}
     for layer in called.values():
-        for variable in {id(flavour.tf_variable(v)): v for v in layer.variables}.values():
-            key = id(flavour.tf_variable(variable))
-            found.setdefault(key, Shared(variable.name, [])).layers.append(layer)
-    return {key: each for key, each in found.items() if len(each.layers) > 1}
+        for key in {id(flavour.tf_variable(variable)): None for variable in layer.variables}:
+            found[key].append(layer)
+    return found
+
+
+def shared(graph: Graph) -> dict[int, list[Any]]:
+    """The layers of a graph that hold a variable which others hold too, by that variable."""
+    return {key: held for key, held in _holders(graph).items() if len(held) > 1}
+
+
+def apart(model: Any, graph: Graph) -> list[tuple[str, list[str]]]:
+    """What layers have in common that the graph's have not: the variable, and their names.
+
+    A layer that is taken apart may use a variable in another shape, which is a variable of a layer
+    of its own then.
+
+    Args:
+      model: of which the graph was read.
+      graph: its calls.
+    """
+    owners: dict[int, tuple[str, list[str]]] = {}
+    for layer in flat_layers(model):
+        for variable in sharing.attached(layer):
+            key = id(graph.flavour.tf_variable(variable))
+            owners.setdefault(key, (variable.name, []))[1].append(layer.name)
+    several = {key: each for key, each in owners.items() if len(each[1]) > 1}
+    held = _holders(graph) if several else {}
+    return [each for key, each in several.items() if len(held.get(key, ())) < len(each[1])]
 
 
 class Ties:
@@ -69,7 +83,7 @@ class Ties:
                 first.setdefault(id(original), made)
         self._at: dict[int, dict[int, list[int]]] = {}  # last call -> variable -> all calls
         for key, each in found.items():
-            calls = sorted({first[id(layer)] for layer in each.layers if id(layer) in first})
+            calls = sorted({first[id(layer)] for layer in each if id(layer) in first})
             if calls:
                 self._at.setdefault(calls[-1], {})[key] = calls
         self._needed = {call for at in self._at.values() for calls in at.values() for call in calls}
@@ -97,6 +111,8 @@ class Ties:
             return made
         calls = list(dict.fromkeys([job.call, *(call for all_ in at.values() for call in all_)]))
         groups = [self._places(key, all_, calls) for key, all_ in at.items()]
+        for group in groups:
+            _refuse_preserved([(self._made[calls[number]][0], place) for number, place in group])
         tie = layers.of(self._flavour).Tie(
             [group for group in groups if len(group) > 1],
             name=name or self._free(f"{layer.name}_tie"),
@@ -115,6 +131,29 @@ class Ties:
             number = order.index(call)
             found += [(number, place) for place, each in held.items() if id(each) in wanted]
         return found
+
+
+def _refuse_preserved(held: Sequence[tuple[Any, str]]) -> None:
+    """Raise RecipeError if one layer preserves what training moves by the other's gradients.
+
+    ``held``: the layers that hold one variable, each with the place.
+    """
+    kept = [(layer, _preserved(layer, place)) for layer, place in held]
+    for layer, kinds in kept:
+        others = [other.name for other, own in kept if own != kinds]
+        if kinds and others:
+            named = " and ".join(map(repr, others))
+            raise RecipeError(
+                f"preserve: the kernel of {layer.name!r} is held by {named} too, with which training "
+                f"would not keep it {preserved.MEANINGS[kinds[0]]}. Leave preserve out, or give the "
+                "layers variables of their own."
+            )
+
+
+def _preserved(layer: Any, place: str) -> tuple[str, ...]:
+    names = [f"host.{name.lstrip('_')}" for name in getattr(layer, "kernel_names", ())]
+    at = place.replace("._", ".")
+    return layer.preserve[names.index(at)] if at in names else ()
 
 
 def tie(flavour: Flavour, new_layers: Sequence[Any], made_of: Mapping[int, Sequence[Any]]) -> None:
