@@ -30,7 +30,7 @@ class TieMixin:
     flavour: Flavour
 
     def __init__(self, ties: Sequence[Sequence[Sequence[Any]]] = (), **kwargs: Any):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**{"autocast": False, **kwargs})
         self.supports_masking = True
         self.ties = tuple(tuple((int(i), str(at)) for i, at in group) for group in ties)
         self._tied = False
@@ -39,7 +39,7 @@ class TieMixin:
         if not self._tied and all(map(self.flavour.is_tensor, tf.nest.flatten(inputs))):
             self._tie([self.flavour.maker(tensor) for tensor in tf.nest.flatten(inputs)])
             self._tied = True
-        return super().__call__(inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().__call__(inputs, *args, **kwargs)
 
     def _tie(self, layers: Sequence[Any]) -> None:
         """Put the variables of some of these layers into others.
@@ -66,7 +66,7 @@ class TieMixin:
             variable = sharing.places(self.flavour, layers[number]).get(place)
             if variable is not None:
                 return variable
-        own, names = self.name, [layer.name for layer in layers]  # type: ignore[attr-defined]
+        own, names = self.name, [layer.name for layer in layers]
         at = names[number] if 0 <= number < len(layers) else number
         raise LoadError(
             f"The layer {own!r} has variables in common between {names}, but {at!r} has none at "
@@ -85,4 +85,4 @@ class TieMixin:
 
     def get_config(self) -> dict[str, Any]:
         ties = [[list(place) for place in group] for group in self.ties]
-        return {**super().get_config(), "ties": ties}  # type: ignore[misc]
+        return {**super().get_config(), "ties": ties}

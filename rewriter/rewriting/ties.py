@@ -144,9 +144,9 @@ def _refuse_preserved(held: Sequence[tuple[Any, str]]) -> None:
         if kinds and others:
             named = " and ".join(map(repr, others))
             raise RecipeError(
-                f"preserve: the kernel of {layer.name!r} is held by {named} too, with which training "
-                f"would not keep it {preserved.MEANINGS[kinds[0]]}. Leave preserve out, or give the "
-                "layers variables of their own."
+                f"preserve: the kernel of {layer.name!r} is held by {named} too, with which "
+                f"training would not keep it {preserved.MEANINGS[kinds[0]]}. Leave preserve out, "
+                "or give the layers variables of their own."
             )
 
 
