@@ -96,8 +96,8 @@ class Flavour(Names, Calls, Cloning):
         return type(layer) in self.registered.values()
 
     def passes_on(self, layer: Any) -> bool:
-        """Whether it is of ours, and its output what it is given."""
-        return type(layer) in map(self.registered.get, ("ModelPart", "StillRows"))
+        """Whether it is of ours, and its output what it is given, the first of several."""
+        return type(layer) in map(self.registered.get, ("ModelPart", "StillRows", "Tie"))
 
     def is_layer(self, layer: Any) -> bool:
         """Whether it is a layer of this Keras."""

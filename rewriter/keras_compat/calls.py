@@ -33,14 +33,19 @@ class Calls:
         """The layer or operation that a node is a call of."""
         raise NotImplementedError
 
-    def earlier(self, node: Any) -> list[Any]:
-        """The nodes that make what a node reads."""
-        return list(node.parent_nodes)
+    def maker(self, tensor: Any) -> Any:
+        """The layer or operation whose call a symbolic tensor comes from."""
+        return tensor._keras_history[0]
+
+    def earlier(self: Any, node: Any) -> list[Any]:
+        """The nodes that make what a node reads; of one that passes a tensor on, that of this."""
+        parents = list(node.parent_nodes)
+        return parents[:1] if self.passes_on(self.called(node)) else parents
 
     def later(self, node: Any) -> list[Any]:
         """The nodes that read what a node makes."""
         readers = self.called(node)._outbound_nodes
-        return [reader for reader in readers if any(n is node for n in reader.parent_nodes)]
+        return [reader for reader in readers if any(n is node for n in self.earlier(reader))]
 
     def is_masked(self, tensor: Any) -> bool:
         """Whether a symbolic tensor carries a mask."""

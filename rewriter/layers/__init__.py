@@ -21,6 +21,7 @@ from rewriter.layers.off_zero import OffZeroMixin
 from rewriter.layers.operator import IntegerOperatorMixin, QuantizeInputMixin
 from rewriter.layers.quantize import QuantizeMixin
 from rewriter.layers.still_rows import StillRowsMixin
+from rewriter.layers.tie import TieMixin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Layers:
     ModelPart: Any
     StillRows: Any
     OffZero: Any
+    Tie: Any
 
 
 def _define(flavour: Flavour) -> Layers:
@@ -51,6 +53,7 @@ def _define(flavour: Flavour) -> Layers:
         ModelPartMixin,
         StillRowsMixin,
         OffZeroMixin,
+        TieMixin,
     )
     base = flavour.keras.layers.Layer
     classes = {}

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.errors import LoadError, short
-from rewriter.keras_compat import Flavour
+from rewriter.keras_compat import Flavour, sharing
 from rewriter.lifting import lift, operation
 from rewriter.lifting.block import Block, ClosedError, Inner
 from rewriter.lifting.builder import Builder
@@ -80,6 +80,7 @@ def build(
                     fixed[id(made[0])] = always
         outputs = tf.nest.map_structure(tensor, block.outputs)
         builder.assign()
+        _hold(flavour, layer, builder.weighted)
         divided = builder.divided()
         if divided:
             raise ClosedError(
@@ -133,6 +134,23 @@ def _run(flavour: Flavour, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> 
             made = tf.nest.flatten(_run(flavour, part, *own))
             tensors.update(zip(keys, made, strict=True))
     return tf.nest.map_structure(lambda result: tensors[id(result)], outputs)
+
+
+def _hold(
+    flavour: Flavour, layer: Any, weighted: Sequence[tuple[Any, Mapping[str, Known]]]
+) -> None:
+    """Have the new layers hold the variables of ``layer`` themselves, where they have their shapes.
+
+    Another layer may hold the same, which can be seen then.
+    """
+    held = {id(flavour.tf_variable(variable)): variable for variable in layer.variables}
+    for new, weights in weighted:
+        for attribute, known in weights.items():
+            own, original = getattr(new, attribute), held.get(id(known.variable))
+            if original is None or own is original:
+                continue
+            if tuple(own.shape) == tuple(original.shape) and own.dtype == original.dtype:
+                sharing.put(new, own, original)
 
 
 def _set_trainable(

@@ -94,7 +94,7 @@ class _Reader:
             if self.flavour.passes_on(layer):
                 if getattr(layer, "members", ()):  # of a nested model
                     self.nests.handles.append(layer)
-                env[id(flat[0])] = args[0]
+                env[id(flat[0])] = tf.nest.flatten(args[0])[0]
                 continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name

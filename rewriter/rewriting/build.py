@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import functools
 from typing import Any
 
@@ -13,8 +12,9 @@ from rewriter.keras_compat import stack
 from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
-from rewriter.reading.roles import BatchNorm, Host, Input, Role
-from rewriter.rewriting import behaviours, layer_rules, left_behind, parts, placement, rules
+from rewriter.reading.roles import BatchNorm, Host, Input
+from rewriter.rewriting import behaviours, layer_rules, left_behind, parts, placement, rules, ties
+from rewriter.rewriting.jobs import Job, jobs
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -33,26 +33,13 @@ def _name(original: str) -> str:
     return original if original.endswith(_SUFFIX) else original + _SUFFIX
 
 
-@dataclasses.dataclass(eq=False)
-class _Job:
-    """One call of the new model: which original layers it stands for."""
-
-    call: int
-    role: Role
-    layer: Any
-    batch_norm: Any
-    args: tuple
-    kwargs: dict[str, Any]
-    path: str
-
-
 class Builder:
     """Makes a quantization-aware model of a graph and of what the rules decided."""
 
     def __init__(self, graph: Graph, decisions: list[rules.Decision], recipe: Recipe):
         self.graph = graph
         self.flavour = graph.flavour
-        self.jobs = self._jobs(decisions)
+        self.jobs = jobs(graph, decisions)
         outputs = graph.output_refs()
         self.names = self._names()
         self.placement = placement.place(
@@ -69,34 +56,10 @@ class Builder:
         self.given: set[str] = set()  # the names of those
         self.factory = LayerFactory(graph.flavour, recipe)
         self.ends = layer_rules.ends(graph)
+        self.ties = ties.Ties(self.graph, self.jobs, self.factory, self._named)
         self.tensors: dict[Ref, Any] = {}
         self.losses: list[tuple[Any, Any]] = []  # added to the model
         self.symbols: dict[Ref, Any] = {}  # the model's inputs, before they are quantized
-
-    def _jobs(self, decisions: list[rules.Decision]) -> list[_Job]:
-        fused = {}
-        hosts = set()
-        for decision in decisions:
-            for index, host_index in zip(decision.calls, decision.hosts, strict=False):
-                fused[index] = host_index
-                hosts.add(host_index)
-        jobs = []
-        for index, call in enumerate(self.graph.calls):
-            if index in hosts:
-                continue
-            if index in fused:
-                host = self.graph.calls[fused[index]]
-                kwargs = {
-                    **dict(zip(("training", "mask"), call.args[1:], strict=False)),
-                    # Without `inputs`: the normalization's own do not exist any more.
-                    **{key: v for key, v in call.kwargs.items() if key in ("training", "mask")},
-                }
-                job = _Job(index, host.role, host.layer, call.layer, host.args, kwargs, host.path)
-                job.args = (host.refs[0],)  # it may have been called with `inputs=`
-            else:
-                job = _Job(index, call.role, call.layer, None, call.args, call.kwargs, call.path)
-            jobs.append(job)
-        return jobs
 
     def _names(self) -> dict[int, str]:
         """A unique name for every layer: its own, or its path where that is taken."""
@@ -112,7 +75,7 @@ class Builder:
         self.taken = taken
         return names
 
-    def _unit(self, job: _Job) -> placement.Unit:
+    def _unit(self, job: Job) -> placement.Unit:
         call, behaviour = self.graph.calls[job.call], behaviours.behaviour(job.role)
         absorbs = behaviour.kind == behaviours.FREE
         if isinstance(job.role, Host):
@@ -165,7 +128,7 @@ class Builder:
                 left_behind.add_again(model, layer, value)
         return model
 
-    def _run(self, job: _Job, outputs: dict[Ref, str]) -> None:
+    def _run(self, job: Job, outputs: dict[Ref, str]) -> None:
         ref = Ref(job.call)
         if self.flavour.is_added_loss(job.layer):
             self.tensors[ref] = self._arguments(job)[0][0]
@@ -187,12 +150,14 @@ class Builder:
             self.tensors[ref] = quantize(value)
             return
         owned = None
-        ends = clamp != "none" or output_name == own_name
+        # What ties variables stands between the layer and the quantizer of its output.
+        ends = (clamp != "none" or output_name == own_name) and not self.ties.stand_at(job)
         if alone is not None and hosted and ends:
             owned, group = self._quantize_layer(alone, ref, None, clamp), None
         # The name of an output belongs to the last layer before it.
         renamed = id(job.layer) in self.unnamed and owned is None
-        rename = own_name + UNQUANTIZED if renamed else None
+        last = self.ties.stand_at(job) and group is None and output_name == own_name
+        rename = own_name + UNQUANTIZED if renamed or last else None
         layer = self._layer(job, owned, rename)
         lost = left_behind.regularizer(self.flavour, job.role, job.layer, layer)
         if isinstance(job.role, Input):
@@ -204,7 +169,7 @@ class Builder:
             tensor = layer(*args, **kwargs)
             if self.flavour.overrides_training and self.graph.calls[job.call].always is False:
                 self.factory.freeze(layer)
-        flat = tf.nest.flatten(tensor)
+        flat = self.ties.through(job, layer, tf.nest.flatten(tensor), own_name if last else None)
         for index, value in enumerate(flat):
             place = Ref(job.call, index)
             other = self.placement.after.get(place) if index else None
@@ -225,7 +190,7 @@ class Builder:
             self.taken.add(output_name)
             self.tensors[ref] = same(name=output_name)(self.tensors[ref])
 
-    def _clamp(self, job: _Job) -> str:
+    def _clamp(self, job: Job) -> str:
         """The fused activation that a layer applies last, or ``"none"``."""
         role, fused = job.role, behaviours.activation
         behaviour = fused(role) if isinstance(role, Host) else behaviours.behaviour(role)
@@ -235,7 +200,7 @@ class Builder:
     def _free(self, name: str | None) -> bool:
         return name is not None and name not in self.taken
 
-    def _arguments(self, job: _Job) -> tuple[tuple, dict[str, Any]]:
+    def _arguments(self, job: Job) -> tuple[tuple, dict[str, Any]]:
         def tensor(ref: Ref) -> Any:
             group = self.placement.edges.get((job.call, ref))
             value, name = self.tensors[ref], self.names[id(job.layer)]
@@ -271,13 +236,13 @@ class Builder:
         self.taken.add(name)
         return name
 
-    def _layer(self, job: _Job, owned: Any, rename: str | None) -> Any:
+    def _layer(self, job: Job, owned: Any, rename: str | None) -> Any:
         key = id(job.layer)
         if key not in self.new_layers:
             self.new_layers[key] = self._new_layer(job, owned, rename or self.names[key])
         return self.new_layers[key]
 
-    def _new_layer(self, job: _Job, owned: Any, name: str) -> Any:
+    def _new_layer(self, job: Job, owned: Any, name: str) -> Any:
         match job.role:
             case Host() as host:
                 kind = behaviours.activation(host).kind

@@ -75,16 +75,18 @@ class Copy:
         for key, initializer in self.initializers.items():
             setattr(self.new, key, initializer)
 
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """The new layer's variables, each with the original's; an operation has none."""
+        return _pairs(self.new, self.original) if hasattr(self.original, "variables") else []
+
     def _copy(self) -> None:
         new, original = self.new, self.original
-        if not hasattr(original, "variables"):
-            return  # an operation without state
         done = {
             (id(getattr(new, name, None)), id(initializer.source))
             for name, initializer in self.started.items()
             if initializer.calls == 1
         }
-        for target, source in _pairs(new, original):
+        for target, source in self.pairs():
             if (id(target), id(source)) not in done:
                 target.assign(source)
         if hasattr(new, "finalize_state"):

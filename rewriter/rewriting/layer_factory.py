@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import tensorflow as tf
@@ -29,12 +29,19 @@ class LayerFactory:
         self.classes = layers.of(flavour)
         self.copies: list[copies.Copy] = []  # of the layers that are being built
         self.preserving: list[Any] = []  # the same, hosts whose kernels are pruned or clustered
+        self.shared: Container[int] = ()  # the ids of TensorFlow's variables that several hold
+        self.made_of: dict[int, list[Any]] = {}  # by those, the variables of new layers
         self.preserved: set[str] = set()  # what any kernel has of what the recipe preserves
 
     def finish_copies(self) -> None:
         """Assign the values of the originals, now that the new layers have been built."""
         while self.copies:
-            self.copies.pop().finish()
+            copy = self.copies.pop()
+            copy.finish()
+            for target, source in copy.pairs() if self.shared else ():
+                key = id(self.flavour.tf_variable(source))
+                if key in self.shared:
+                    self.made_of.setdefault(key, []).append(target)
         while self.preserving:
             preserved.remember(self.preserving.pop())
 
@@ -47,8 +54,22 @@ class LayerFactory:
     def clone(self, original: Any, name: str | None = None, changes: Any = None) -> Any:
         """The same layer again; ``changes``: other values in its configuration."""
         new = self.flavour.clone(original, name, changes)
+        if self.shared:
+            self._build_inside(new, original)
         self._copy_later(new, original)
         return new
+
+    def _build_inside(self, new: Any, original: Any) -> None:
+        """Build the layers inside a copy that hold what others do.
+
+        Those of the original were built elsewhere: its call reads them, and may call none.
+        """
+        for inner, built in zip(
+            self.flavour.sublayers(new), self.flavour.sublayers(original), strict=False
+        ):
+            ids = {id(self.flavour.tf_variable(variable)) for variable in built.variables}
+            if not inner.built and any(key in self.shared for key in ids):
+                inner.build_from_config(built.get_build_config())
 
     def quantize(
         self,

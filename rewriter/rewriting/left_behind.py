@@ -8,6 +8,7 @@ from typing import Any
 from rewriter.keras_compat import Flavour
 from rewriter.reading.graph import Graph
 from rewriter.reading.roles import Host, Input, Role
+from rewriter.rewriting import ties
 
 # What a subclass of Model may define to train, evaluate or predict in another way.
 _METHODS = (
@@ -23,14 +24,16 @@ _METHODS = (
 )
 
 
-def notes(model: Any, graph: Graph) -> tuple[str, ...]:
+def notes(model: Any, graph: Graph, read: Any) -> tuple[str, ...]:
     """One sentence for each thing that is not carried over, with what to do.
 
     Args:
       model: the original.
       graph: what was read of it.
+      read: the model that it was read of: the original, or one with the channels last.
     """
-    found = (_of_model(graph.flavour, model), _of_layers(graph), _untied(graph), _unsaved(graph))
+    of_model, untied = _of_model(graph.flavour, model), _untied(read, graph)
+    found = (of_model, _of_layers(graph), untied, _unsaved(graph))
     return tuple(note for kind in found for note in kind)
 
 
@@ -93,24 +96,15 @@ def _of_layers(graph: Graph) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _untied(graph: Graph) -> list[str]:
-    """The layers that have variables in common, of which the rewritten model has copies."""
-    flavour = graph.flavour
-    layers = {id(call.layer): call.layer for call in graph.calls if flavour.is_layer(call.layer)}
-    owners: dict[int, tuple[str, list[str]]] = {}
-    for layer in layers.values():
-        if flavour.is_ours(layer):
-            continue
-        for variable in {id(flavour.tf_variable(v)): v for v in layer.variables}.values():
-            own = owners.setdefault(id(flavour.tf_variable(variable)), (variable.name, []))
-            own[1].append(layer.name)
+def _untied(model: Any, graph: Graph) -> list[str]:
+    """The variables that layers have in common, and of which the rewritten model has several."""
     return [
         f"The layers {' and '.join(map(repr, names))} have the variable {variable!r} in common. "
         "The rewritten model has one for each of them, with the same values, which training moves "
-        "apart. Call the one layer in both places where that computes the same; or, while "
-        "training, assign the one to the other after each step."
-        for variable, names in owners.values()
-        if len(names) > 1
+        "apart: one of the layers is taken apart, and uses the variable in another shape. Give the "
+        "variable the shape in which both use it; or, while training, assign the one to the other "
+        "after each step."
+        for variable, names in ties.apart(model, graph)
     ]
 
 

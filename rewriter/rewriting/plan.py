@@ -94,9 +94,9 @@ def plan(model: Any, recipe: Recipe | None = None, *, input_shape: Any = None) -
       UnsupportedModelError: if the model's graph cannot be read, or ``input_shape`` does not fit.
     """
     original, model = model, sizes.settled(model, input_shape)
-    _, graph = retracing.channels_last(model)
+    read, graph = retracing.channels_last(model)
     made = make_plan(graph, rules.decide(graph))
-    return dataclasses.replace(made, notes=left_behind.notes(original, graph))
+    return dataclasses.replace(made, notes=left_behind.notes(original, graph, read))
 
 
 def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:

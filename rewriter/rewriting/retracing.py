@@ -14,7 +14,7 @@ from rewriter.keras_compat import stack
 from rewriter.reading import from_keras
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.roles import Input
-from rewriter.rewriting import channels, left_behind, parts
+from rewriter.rewriting import channels, left_behind, parts, ties
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
 
@@ -61,6 +61,7 @@ def retrace(
     """
     flavour = graph.flavour
     factory = LayerFactory(flavour, Recipe())
+    factory.shared = ties.shared(graph)
     refs = graph.input_refs()
     given = shapes or [graph.shape(ref)[1:] for ref in refs]
     wanted = dict(zip(refs, given, strict=True))
@@ -109,6 +110,7 @@ def retrace(
         handles.mark(ref, tensors)
         factory.finish_copies()
     handles.name_members(layers)
+    ties.tie(flavour, list(layers.values()), factory.made_of)
     with stack.room_for(2 * len(graph.calls)):
         built = flavour.keras.Model(
             inputs=map_refs(graph.inputs, tensors.__getitem__),

@@ -62,7 +62,7 @@ def rewrite(
         raise UnsupportedModelError(
             f"{len(refused)} BatchNormalization of {graph.name!r} cannot be rewritten: {reasons}."
         )
-    for note in left_behind.notes(original, graph):
+    for note in left_behind.notes(original, graph, model):
         warnings.warn(note, stacklevel=2)
     builder = Builder(graph, decisions, recipe)
     _refuse_rewritten(graph, builder)

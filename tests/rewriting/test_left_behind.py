@@ -261,29 +261,3 @@ def test_a_layer_that_is_taken_apart(kind):
     model = keras.Model(inputs, block(inputs))
     with pytest.warns(UserWarning, match="activity regularizer of the layer 'block'"):
         rewriter.rewrite(model)
-
-
-@both
-def test_variables_that_layers_have_in_common_are_said(kind):
-    """The rewritten model has one for each layer, which training moves apart."""
-    keras = fresh(keras_of(kind))
-    layers = keras.layers
-
-    class Head(layers.Layer):
-        def __init__(self, table):
-            super().__init__(name="head")
-            self.table = table
-
-        def call(self, x):
-            return tf.matmul(x, self.table.embeddings, transpose_b=True)
-
-    words = keras.Input((6,), dtype="int32")
-    table = layers.Embedding(9, 4, name="words")
-    hidden = layers.Dense(4, name="hidden")(table(words))
-    notes = rewriter.plan(keras.Model(words, Head(table)(hidden))).notes
-    (note,) = [each for each in notes if "in common" in each]
-    assert "'words' and 'head'" in note or "'head' and 'words'" in note
-    assert "embeddings" in note and "training moves apart" in note
-    again = layers.Dense(4, name="twice")
-    plain = keras.Model(words, again(again(table(words))))
-    assert rewriter.plan(plain).notes == ()
