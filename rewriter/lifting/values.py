@@ -19,10 +19,12 @@ class Known:
     Attributes:
       array: the value.
       variable: of which it is a view; None for anything else.
+      computed: where a graph that trains computes it from variables; None for anything else.
     """
 
     array: np.ndarray
     variable: tf.Variable | None = None
+    computed: Out | None = None
 
 
 @dataclasses.dataclass(frozen=True)
