@@ -225,7 +225,7 @@ def _check(graph: Graph) -> None:
     """
     dependence = Dependence(graph)
     computed, kernels = dependence.own, dependence.kernels()
-    for number, node in enumerate(graph.nodes):
+    for node in graph.nodes:
         if "_gradient_op_type" in node.definition.attr:
             raise ClosedError("its call has a gradient of its own (tf.custom_gradient)")
         definition = private_tensorflow.op_definition(node.op)

@@ -2,7 +2,7 @@
 
 A layer of a user's may compute the kernel of its convolution from its variables, which are trained
 through that computation. It is read as the stock layer, with the variables as its weights and the
-computation in its configuration: operators of TensorFlow by name, as in a layer around a single one.
+computation in its configuration: operators of TensorFlow by name, as in a layer around one of them.
 What quantizes kernels quantizes the computed one.
 """
 
