@@ -184,6 +184,11 @@ class ComputedKernelMixin:
 
     flavour: Flavour
     stands_for: str  # the stock layer
+    # Of that:
+    use_bias: bool
+    bias_initializer: Any
+    add_weight: Any
+    _kernel_entries: tuple[list[dict[str, Any]], dict[str, Any]]
 
     def __init__(self, *args: Any, kernel_of: str, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -74,7 +74,25 @@ def masked(keras: Any) -> Any:
 
 
 def masked_values(layer: Any) -> np.ndarray:
+    layer = layer.layers[1] if hasattr(layer, "layers") else layer
     return np.asarray(layer.kernel, np.float64) * layer.mask
+
+
+def in_a_line(keras: Any) -> Any:
+    """A convolution over one axis, which is one over two with a first of size 1."""
+
+    class Line(keras.layers.Conv1D):  # type: ignore[misc,name-defined]
+        mask = np.array([1, 0, 1], np.float32).reshape(3, 1, 1)
+
+        def convolution_op(self, x: Any, kernel: Any) -> Any:
+            return super().convolution_op(x, tf.convert_to_tensor(kernel) * self.mask)
+
+    inside = [
+        keras.layers.Reshape((64, 4)),
+        Line(6, 3, name="own"),
+        keras.layers.Reshape((62, 1, 6)),
+    ]
+    return keras.Sequential(inside)
 
 
 def of_norm_one(keras: Any) -> Any:
@@ -134,6 +152,7 @@ CASES: dict[str, tuple[Make, Callable[[Any], np.ndarray]]] = {
         standardized_values,
     ),
     "masked": (masked, masked_values),
+    "in_a_line": (in_a_line, masked_values),
     "of_norm_one": (of_norm_one, of_norm_one_values),
     "smoothing": (smoothing, smoothing_values),
 }
@@ -172,7 +191,7 @@ def test_a_kernel_that_is_computed_is_integers(keras: Any, name: str, tmp_path: 
     rewriter.calibrate(qat, data, progress=False)
     operators = [s.operator for s in lower(qat).steps if s.layer.split("/")[-1] == "own"]
     (kernel,) = [o for o in operators if o.kernel is not None]
-    wanted = values(own)
+    wanted = values(own).reshape(kernel.kernel.shape)
     axis = (-2,) if name == "smoothing" else (-1,)
     scale = np.asarray(kernel.kernel_scale, np.float64)
     shape = [1] * wanted.ndim
@@ -182,9 +201,10 @@ def test_a_kernel_that_is_computed_is_integers(keras: Any, name: str, tmp_path: 
     assert np.abs(kernel.kernel).max() == 127
     qat.compile("sgd", "mse")
     qat.fit(data, normal(32, 3, seed=6), verbose=0)
-    qat.save(tmp_path / "qat.keras")
-    again = rewriter.load_model(tmp_path / "qat.keras")
-    np.testing.assert_array_equal(again.predict(data, verbose=0), qat.predict(data, verbose=0))
+    for file in ("qat.h5", "qat.keras"):
+        qat.save(tmp_path / file)
+        again = rewriter.load_model(tmp_path / file)
+        np.testing.assert_array_equal(again.predict(data, verbose=0), qat.predict(data, verbose=0))
     assert len(again.trainable_variables) == len(qat.trainable_variables)
     rewriter.export_tflite(again, tmp_path / "m.tflite")  # refused where anything stays in float
     found = rewriter.verify(again, tmp_path / "m.tflite", data[:8], progress=False)
