@@ -203,6 +203,8 @@ class ComputedKernelMixin:
                 if "operator" in entry
             }
             self._kernel_result = (int(result[0]), int(result[1]))
+        except LoadError:
+            raise
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             raise LoadError(
                 f"The kernel of a {self.stands_for} is not described as a function of its weights: "
