@@ -51,13 +51,11 @@ class Flavour(Names, Calls, Cloning):
     def exact_name(self, layer: Any) -> str:
         """The canonical name of a stock layer or operation, not of a subclass of one."""
         cls = type(layer)  # layers of `applications` (StochasticDepth, ...) are not among `layers`
-        if self.stands_for(cls):
-            return self.stands_for(cls)
         root, *parts = cls.__module__.split(".")
         known = root == self.keras.__name__ and "applications" in parts
         if known or self.layer_class(cls.__name__) is cls:
             return cls.__name__
-        return self._operation_name(layer)
+        return self.stands_for(cls) or self._operation_name(layer)
 
     def specification(self, layer: Any) -> str | None:
         """The row of :mod:`rewriter.keras_compat.symbols` of an operation, or None."""

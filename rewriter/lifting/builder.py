@@ -12,16 +12,8 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
-from rewriter.lifting import (
-    affine,
-    computed,
-    elementwise,
-    evaluator,
-    idioms,
-    layer_norm,
-    operators,
-    values,
-)
+from rewriter.lifting import affine, elementwise, evaluator, idioms, layer_norm, operators, values
+from rewriter.lifting.computed import Dependence
 from rewriter.lifting.graph import Graph, Node, Out, direct
 from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value, identity
 
@@ -58,7 +50,7 @@ class Builder:
         self.layers = flavour.keras.layers
         self.domains = values.Domains(graph)
         self.evaluator = evaluator.Evaluator(graph)
-        self.dependence = computed.Dependence(graph)
+        self.dependence = Dependence(graph)
         found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
         self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}

@@ -95,13 +95,16 @@ class Dependence:
         return places == [_KERNELS.get(node.op)]
 
 
-def layer(b: Builder, make: Any, out: Out) -> tuple[Any, Weights, dict[str, Any]]:
+def layer(
+    b: Builder, make: Any, out: Out, turned: bool = False
+) -> tuple[Any, Weights, dict[str, Any]]:
     """The layer whose kernel is what a graph computes from variables.
 
     Args:
       b: of the graph.
       make: the class of the stock layer.
       out: the kernel.
+      turned: whether the kernel is the transpose of that, which is a matrix.
 
     Returns:
       its class, its weights, and what its constructor takes beside the stock layer's arguments.
@@ -164,8 +167,12 @@ def layer(b: Builder, make: Any, out: Out) -> tuple[Any, Weights, dict[str, Any]
     }
     if types != {"float32"}:
         raise b.refusal(node, f"its kernel is computed in {', '.join(sorted(types))}")
-    function = {"values": entries, "result": [places[out.node], out.index]}
-    function["shape"] = list(array.shape)
+    result, shape = [places[out.node], out.index], list(array.shape)
+    if turned:
+        order = constant(Known(np.array([1, 0], np.int32)))
+        entries.append({"operator": {"op": "Transpose"}, "inputs": [result, [order, 0]]})
+        result, shape = [len(entries) - 1, 0], shape[::-1]
+    function = {"values": entries, "result": result, "shape": shape}
     made = b.flavour.registered[f"Computed{make.__name__}"]
     return made, weights, {"kernel_of": json.dumps(function)}
 
@@ -259,9 +266,11 @@ class ComputedKernelMixin:
         return tf.ensure_shape(values[place][index], self._kernel_shape)
 
     def save_own_variables(self, store: Any) -> None:
+        """As any layer: Keras 3 would look for a variable that is the kernel."""
         self.flavour.keras.layers.Layer.save_own_variables(self, store)
 
     def load_own_variables(self, store: Any) -> None:
+        """As any layer, likewise."""
         self.flavour.keras.layers.Layer.load_own_variables(self, store)
 
     def get_config(self) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def product(b: Builder, number: int, node: Node) -> list[Value] | None:
     if node.attribute("transpose_a") or node.attribute("adj_x"):
         return None
     if node.attribute("transpose_b") or node.attribute("adj_y"):
-        if b.trains and not (kernel.variable is None and kernel.computed is None):
-            return None  # a copy would not be the variable, which may be read elsewhere too
-        kernel = Known(np.ascontiguousarray(kernel.array.T))
+        array = np.ascontiguousarray(kernel.array.T)
+        trains = b.trains and node.inputs[1].node in b.dependence.own
+        kernel = Known(array, computed=node.inputs[1], turned=True) if trains else Known(array)
     value = b.value(node.inputs[0])
     if not isinstance(value, Symbol):
         return None
@@ -148,7 +148,7 @@ def _linear(
     bias, last = _bias(b, number, channels, rows)
     (kernel,) = weights.values()
     if kernel.computed is not None:
-        make, weights, more = computed.layer(b, make, kernel.computed)
+        make, weights, more = computed.layer(b, make, kernel.computed, kernel.turned)
         options = {**options, **more}
     if bias is not None:
         weights = {**weights, "bias": bias}

@@ -120,6 +120,27 @@ def of_norm_one_values(layer: Any) -> np.ndarray:
     return kernel / np.sqrt((kernel**2).sum(0)) * (1 + state**2)
 
 
+def turned(keras: Any) -> Any:
+    """With the channels first, as other frameworks have them."""
+
+    class Turned(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(name="kernel", shape=(6, 4))
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            return tf.linalg.matmul(x, tf.convert_to_tensor(self.kernel), transpose_b=True)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (*tuple(shape)[:-1], 6)
+
+    return keras.Sequential([keras.layers.GlobalAveragePooling2D(), Turned(name="own")])
+
+
+def turned_values(layer: Any) -> np.ndarray:
+    return np.asarray(layer.layers[-1].kernel, np.float64).T
+
+
 def smoothing(keras: Any) -> Any:
     """A depthwise convolution whose weights add up to 1."""
 
@@ -154,6 +175,7 @@ CASES: dict[str, tuple[Make, Callable[[Any], np.ndarray]]] = {
     "masked": (masked, masked_values),
     "in_a_line": (in_a_line, masked_values),
     "of_norm_one": (of_norm_one, of_norm_one_values),
+    "turned": (turned, turned_values),
     "smoothing": (smoothing, smoothing_values),
 }
 
@@ -190,7 +212,8 @@ def test_a_kernel_that_is_computed_is_integers(keras: Any, name: str, tmp_path: 
     data = normal(32, 8, 8, 3, seed=5)
     rewriter.calibrate(qat, data, progress=False)
     operators = [s.operator for s in lower(qat).steps if s.layer not in ("stem", "scores")]
-    (kernel,) = [o for o in operators if o.kernel is not None]
+    size = values(own).size
+    (kernel,) = [o for o in operators if o.kernel is not None and np.size(o.kernel) == size]
     wanted = values(own).reshape(kernel.kernel.shape)
     axis = (-2,) if name == "smoothing" else (-1,)
     scale = np.asarray(kernel.kernel_scale, np.float64)
