@@ -18,7 +18,7 @@ import tensorflow as tf
 from rewriter.checking import crash, interpreter
 from rewriter.checking.comparison import Comparison, TensorAgreement
 from rewriter.checking.differences import differences
-from rewriter.checking.evaluation import same_order, twofold
+from rewriter.checking.evaluation import at_once, last_reads, same_order, twofold
 from rewriter.checking.mapping import FileMapping, mapping_from_names
 from rewriter.errors import RewriterError, VerificationError
 from rewriter.lowering.values import Shape
@@ -49,7 +49,7 @@ def compare_program(
       inputs: one array per model input, samples first: real values (quantized as LiteRT does),
         or already integers.
       kernels: see :class:`rewriter.checking.interpreter.Runner`.
-      batch: samples whose tensors are held in memory at a time.
+      batch: samples whose tensors are held in memory at a time, at most.
       num_threads: threads for the interpreter.
       progress: called with (samples done, samples in all).
       seen: called for each output of each chunk of samples with (``"file"``, its name, its raw
@@ -77,6 +77,7 @@ def compare_program(
         twin = _Twin(program, indexes, runner.batch, seen)
         by_operator, end_to_end = _Counter(), _Counter()
         top1 = np.zeros((len(twin.classified), 2))
+        batch = at_once(program, batch)
         for start in range(0, total, batch):
             chunk = [array[start : start + batch] for array in inputs]
             found = runner.run(
@@ -175,8 +176,7 @@ class _Twin:
         seen: Callable[[str, str, np.ndarray], None] | None = None,
     ):
         self._program, self._batch, self._seen = program, batch, seen
-        self._held = [name for name in program.tensors if name in held]
-        held = set(self._held)
+        self._last = last_reads(program)
         self.skipped: dict[str, str] = {}
         self.compared = [s.output for s in program.steps if s.output in held]
         self.classified = [
@@ -198,12 +198,12 @@ class _Twin:
           samples: how many.
         """
         program = self._program
-        found = {name: self._raw(name, tensors[name]) for name in self._held}
-        single = dict(found)  # with computed values where the file holds none
-        whole = {name: found[name] for name in program.inputs if name in found}
+        whole = {n: self._raw(n, tensors[n]) for n in program.inputs if n in tensors}
+        single = dict(whole)  # the file's; computed values where it holds none
         steps, ends = [], []
-        for step in program.steps:
-            name, real = step.output, found.get(step.output)
+        for place, step in enumerate(program.steps):
+            name = step.output
+            real = self._raw(name, tensors[name]) if name in tensors else None
             try:
                 a, b = ([values[i] for i in step.inputs] for values in (single, whole))
                 one, whole[name] = twofold(step, a, b, samples, self._batch)
@@ -212,19 +212,20 @@ class _Twin:
                     raise
                 self.skipped[name] = f"layer '{step.layer}': {error}"
                 one = whole[name] = real
-            if real is None:
-                single[name] = one
-                continue
-            steps.append(_compare(one.numpy(), real.numpy()))
-            ends.append(_compare(whole[name].numpy(), real.numpy()))
+            single[name] = one if real is None else real
+            if real is not None:
+                steps.append(_compare(one.numpy(), real.numpy()))
+                ends.append(_compare(whole[name].numpy(), real.numpy()))
+            for read in self._last[place]:
+                del single[read], whole[read]
         for name in program.outputs:
             numbers = program.tensors[name].quantization
             named = numbers is not None and numbers.whole
-            if self._seen is not None and name in found and name in whole and not named:
-                self._seen("file", name, found[name].numpy())
+            if self._seen is not None and name in tensors and name in whole and not named:
+                self._seen("file", name, single[name].numpy())
                 self._seen("twin", name, whole[name].numpy())
         votes = [
-            _same_top(whole[program.outputs[i]].numpy(), found[program.outputs[i]].numpy())
+            _same_top(whole[program.outputs[i]].numpy(), single[program.outputs[i]].numpy())
             for i in self.classified
         ]
         return (

@@ -32,6 +32,11 @@ class TensorAgreement:
     unit: str = "step"
 
 
+# Sums of float32 in another order are so far apart, in shares of the largest: some 80 roundings,
+# where one of n terms has about the root of n. More is another computation.
+_ORDER = 1e-5
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """What :func:`rewriter.checking.compare.compare_program` found.
@@ -103,9 +108,25 @@ def table(comparison: Comparison, training: TrainingComparison | None = None) ->
     lines += [f"top-1 agreement of {n}: {100 * s:.2f} %" for n, s in comparison.top1.items()]
     lines += [f"different in the file: {text}" for text in comparison.differences]
     lines += [f"not computed: {n}: {reason}" for n, reason in comparison.skipped.items()]
+    lines += _floats(comparison)
     if comparison.missing:
         lines.append(f"not in the file: {', '.join(comparison.missing)}")
     return "\n".join(lines + (_in_words(training) if training else []))
+
+
+def _floats(comparison: Comparison) -> list[str]:
+    """What to say of float tensors that are not equal, operator by operator."""
+    found = [a for a in comparison.operator_by_operator if a.unit == "relative" and a.identical < 1]
+    if not found:
+        return []
+    worst = max(found, key=lambda a: a.maximum)
+    start = f"in float: {worst.name} is {worst.maximum:.1e} of its largest value apart"
+    if worst.maximum <= _ORDER:
+        return [f"{start}, as sums of float32 in another order are"]
+    return [
+        f"WARNING: {start}, more than the {_ORDER:.0e} of sums of float32 in another order: the "
+        f"file computes the layer {worst.layer!r} in another way"
+    ]
 
 
 def _shares(agreement: TensorAgreement | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from rewriter.checking.evaluation import for_all, same_order, twofold
+from rewriter.checking.evaluation import at_once, for_all, last_reads, same_order, twofold
 from rewriter.checking.training_agreement import Counter, TrainingAgreement, TrainingComparison
 from rewriter.errors import RewriterError, VerificationError
 from rewriter.grid import BITS
@@ -47,7 +47,7 @@ def compare_training(
     Args:
       lowered: the model's program, and where the model has its tensors.
       inputs: one array of real values per model input, samples first.
-      batch: samples whose tensors are held in memory at a time.
+      batch: samples whose tensors are held in memory at a time, at most.
       progress: called with the number of samples done.
       seen: called for each output of each chunk of samples with its name and the model's values.
 
@@ -55,6 +55,7 @@ def compare_training(
       VerificationError: the model computes what is not a number.
     """
     program, twin = lowered.program, _Twin(lowered)
+    batch = at_once(program, batch)
     for start in range(0, len(inputs[0]), batch):
         chunk = [array[start : start + batch] for array in inputs]
         values = emulated(lowered, chunk)
@@ -196,6 +197,7 @@ class _Twin:
 
     def __init__(self, lowered: Lowered):
         self._program = lowered.program
+        self._last = last_reads(lowered.program)
         self.counters: dict[str, tuple[Counter, Counter]] = {}
         self.skipped: dict[str, str] = {}
         self._model: Mapping[str, tf.Tensor] = {}
@@ -214,19 +216,26 @@ class _Twin:
         for name, array in zip(program.inputs, inputs, strict=True):
             stored = _stored(array, program.tensors[name])
             self._keep(name, stored, stored)
-        for step in program.steps:
-            if not all(name in self._whole for name in step.inputs):
-                self._go_on_from(step.output)
-                continue
-            a, b = ([values[i] for i in step.inputs] for values in (self._whole, self._single))
-            try:
-                # The model computes all samples at a time.
-                both = twofold(step, a, b, samples, samples)
-            except (RewriterError, NotImplementedError) as error:
-                self.skipped[step.output] = f"layer '{step.layer}': {error}"
-                self._go_on_from(step.output)
-                continue
-            self._keep(step.output, *both)
+        for place, step in enumerate(program.steps):
+            self._compute(step, samples)
+            for name in self._last[place]:
+                self._whole.pop(name, None)
+                self._single.pop(name, None)
+
+    def _compute(self, step: Step, samples: int) -> None:
+        """Evaluate one step, and compare its result."""
+        if not all(name in self._whole for name in step.inputs):
+            self._go_on_from(step.output)
+            return
+        a, b = ([values[i] for i in step.inputs] for values in (self._whole, self._single))
+        try:
+            # The model computes all samples at a time.
+            both = twofold(step, a, b, samples, samples)
+        except (RewriterError, NotImplementedError) as error:
+            self.skipped[step.output] = f"layer '{step.layer}': {error}"
+            self._go_on_from(step.output)
+            return
+        self._keep(step.output, *both)
 
     def _keep(self, name: str, whole: tf.Tensor, single: tf.Tensor) -> None:
         """Compare one tensor, and keep it for the steps that read it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 
@@ -10,7 +11,30 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.litert import affine, integer
-from rewriter.program import Step
+from rewriter.program import Program, Step
+
+_MOST = 2**31  # bytes that all tensors of the samples at a time take, as numbers of 4 bytes
+
+
+def at_once(program: Program, batch: int) -> int:
+    """How many samples' tensors to hold at a time: 1 to ``batch``, fewer the larger they are."""
+    sizes = (math.prod(size or 1 for size in t.shape[1:]) for t in program.tensors.values())
+    return max(1, min(batch, _MOST // (4 * max(sum(sizes), 1))))
+
+
+def last_reads(program: Program) -> list[set[str]]:
+    """For each step: the tensors that nothing needs after it, its own among them if nothing does.
+
+    Outputs of the program are needed to the end.
+    """
+    last = {step.output: place for place, step in enumerate(program.steps)}
+    for place, step in enumerate(program.steps):
+        last.update(dict.fromkeys(step.inputs, place))
+    found: list[set[str]] = [set() for _ in program.steps]
+    for name, place in last.items():
+        if name not in program.outputs:
+            found[place].add(name)
+    return found
 
 
 def twofold(

@@ -50,13 +50,12 @@ class Flavour(Names, Calls, Cloning):
 
     def exact_name(self, layer: Any) -> str:
         """The canonical name of a stock layer or operation, not of a subclass of one."""
-        cls = type(layer)
-        # Layers of `applications` (StochasticDepth, ...) are not among `layers`.
+        cls = type(layer)  # layers of `applications` (StochasticDepth, ...) are not among `layers`
         root, *parts = cls.__module__.split(".")
         known = root == self.keras.__name__ and "applications" in parts
         if known or self.layer_class(cls.__name__) is cls:
             return cls.__name__
-        return self._operation_name(layer)
+        return self.stands_for(cls) or self._operation_name(layer)
 
     def specification(self, layer: Any) -> str | None:
         """The row of :mod:`rewriter.keras_compat.symbols` of an operation, or None."""
@@ -92,8 +91,8 @@ class Flavour(Names, Calls, Cloning):
         return isinstance(layer, self.batch_norm_classes) or type(layer) is ours
 
     def is_ours(self, layer: Any) -> bool:
-        """Whether it is of a class of ours."""
-        return type(layer) in self.registered.values()
+        """Whether it is of a class of ours; not if that only stands for a stock one."""
+        return type(layer) in self.registered.values() and not self.stands_for(type(layer))
 
     def passes_on(self, layer: Any) -> bool:
         """Whether it is of ours, and its output what it is given, the first of several."""

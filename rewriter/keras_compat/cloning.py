@@ -80,6 +80,13 @@ class Cloning:
         references.guard(self, new, layer.name)
         return new
 
+    def as_stock(self: Any, layer: Any) -> Any:
+        """As ``clone``; of ours that stands for a stock layer: that one, its kernel a variable."""
+        base = self.layer_class(self.stands_for(type(layer)))
+        return (
+            self.clone(layer) if base is None else self._from_configuration(layer, None, None, base)
+        )
+
     def _from_configuration(
         self: Any,
         layer: Any,

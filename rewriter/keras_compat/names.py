@@ -58,6 +58,10 @@ class Names:
         """The layer class called ``name``, or None if this Keras has none."""
         return getattr(self.keras.layers, name, None)
 
+    def stands_for(self, cls: type) -> str:
+        """The stock layer that a class of ours is but for a computed kernel; ``""`` if none."""
+        return getattr(cls, "stands_for", "") if cls in self.registered.values() else ""
+
     def unchanged_base(self, cls: type) -> str:
         """The name of the stock layer that a user's class only adds to; ``""`` if there is none.
 

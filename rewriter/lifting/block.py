@@ -19,12 +19,11 @@ import tensorflow as tf
 from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour, flat_layers, private_tensorflow
 from rewriter.keras_compat.recording import recorded
+from rewriter.lifting.computed import VIEWS, Dependence
 from rewriter.lifting.flatten import Flat
 from rewriter.lifting.graph import Graph, Out
 from rewriter.lifting.values import Domains
 
-# Of a variable, they show the same values. A cast would make it a weight of fewer bits.
-_VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims"})
 _REPEATS = frozenset({"Tile", "BroadcastTo"})
 
 
@@ -222,27 +221,25 @@ def _check(graph: Graph) -> None:
     """Raise ClosedError where the graph does more than compute, or trains in another way.
 
     A value that is computed from variables, and not only shown in another shape, would become a
-    constant.
+    constant; only a layer's kernel may be one.
     """
-    computed: set[int] = set()
-    for number, node in enumerate(graph.nodes):
+    dependence = Dependence(graph)
+    computed, kernels = dependence.own, dependence.kernels()
+    for node in graph.nodes:
         if "_gradient_op_type" in node.definition.attr:
             raise ClosedError("its call has a gradient of its own (tf.custom_gradient)")
         definition = private_tensorflow.op_definition(node.op)
         passive = ("Placeholder", "ReadVariableOp", "ResourceGather", "VarHandleOp")
         if definition is not None and definition.is_stateful and node.op not in passive:
             raise ClosedError(f"its call has {node.op}, which gives another result every time")
-        reads = [out.node for out in node.inputs]
-        if number in graph.variables or any(r in computed or r in graph.variables for r in reads):
-            computed.add(number)
     symbolic = _symbolic(graph)
     domains = Domains(graph)
     for number, node in enumerate(graph.nodes):
-        if number in symbolic or number in graph.variables or number not in computed:
+        if number in symbolic or number in graph.variables or number not in computed - kernels:
             continue
         if node.op in _REPEATS and not domains.known(Out(number)):
             continue  # once for each sample
-        if node.op not in _VIEWS:
+        if node.op not in VIEWS:
             raise ClosedError(
                 f"its call computes with its own variables ({node.op}) before it uses them, so "
                 "they are the weights of no layer"

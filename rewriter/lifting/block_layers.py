@@ -163,7 +163,12 @@ def _set_trainable(
     """
     trained = {id(flavour.tf_variable(v)) for v in layer.trainable_variables}
     for new, weights in weighted:
-        flags = {k.variable is not None and id(k.variable) in trained for k in weights.values()}
+        fixed = getattr(new, "fixed", ())  # whatever the layer's flag
+        flags = {
+            k.variable is not None and id(k.variable) in trained
+            for attribute, k in weights.items()
+            if attribute not in fixed
+        }
         if len(flags) > 1:
             raise ClosedError(f"of the weights of {new.name!r} in its call some train, others not")
         if flags == {False}:

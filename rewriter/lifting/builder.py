@@ -13,6 +13,7 @@ import tensorflow as tf
 from rewriter.errors import LoadError
 from rewriter.keras_compat import Flavour
 from rewriter.lifting import affine, elementwise, evaluator, idioms, layer_norm, operators, values
+from rewriter.lifting.computed import Dependence
 from rewriter.lifting.graph import Graph, Node, Out, direct
 from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value, identity
 
@@ -49,6 +50,7 @@ class Builder:
         self.layers = flavour.keras.layers
         self.domains = values.Domains(graph)
         self.evaluator = evaluator.Evaluator(graph)
+        self.dependence = Dependence(graph)
         found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
         self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
@@ -245,6 +247,8 @@ class Builder:
         tensors, constants, weights, repeated = [], {}, {}, set()
         for place, out in enumerate(node.inputs):
             value = self.value(out)
+            if self.trains and out.node in self.dependence.computed:
+                raise self.refusal(node, "an operand is computed from variables")
             if isinstance(value, Symbol):
                 if value.rows:
                     raise self.refusal(node, "it works on rows of several samples")

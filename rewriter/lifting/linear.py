@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rewriter.lifting import computed
 from rewriter.lifting.builder import Builder, Weights
 from rewriter.lifting.graph import Node, Out
 from rewriter.lifting.values import Known, Symbol, Value, listed
@@ -36,7 +37,10 @@ def _is_last(shape: tuple[int, ...]) -> bool:
 
 
 def _kernel(b: Builder, out: Out) -> Known | None:
-    return b.known(out)
+    known = b.known(out)
+    if known is not None and b.trains and out.node in b.dependence.computed:
+        return Known(known.array, computed=out)
+    return known
 
 
 def convolution(b: Builder, number: int, node: Node) -> list[Value] | None:
@@ -116,9 +120,9 @@ def product(b: Builder, number: int, node: Node) -> list[Value] | None:
     if node.attribute("transpose_a") or node.attribute("adj_x"):
         return None
     if node.attribute("transpose_b") or node.attribute("adj_y"):
-        if b.trains and kernel.variable is not None:
-            return None  # a copy would not be the variable, which may be read elsewhere too
-        kernel = Known(np.ascontiguousarray(kernel.array.T))
+        array = np.ascontiguousarray(kernel.array.T)
+        trains = b.trains and node.inputs[1].node in b.dependence.own
+        kernel = Known(array, computed=node.inputs[1], turned=True) if trains else Known(array)
     value = b.value(node.inputs[0])
     if not isinstance(value, Symbol):
         return None
@@ -142,6 +146,10 @@ def _linear(
     rows: bool = False,
 ) -> list[Value]:
     bias, last = _bias(b, number, channels, rows)
+    (kernel,) = weights.values()
+    if kernel.computed is not None:
+        make, weights, more = computed.layer(b, make, kernel.computed, kernel.turned)
+        options = {**options, **more}
     if bias is not None:
         weights = {**weights, "bias": bias}
     y = b.apply(node, make, x, weights, use_bias=bias is not None, **options)

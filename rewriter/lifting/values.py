@@ -19,10 +19,14 @@ class Known:
     Attributes:
       array: the value.
       variable: of which it is a view; None for anything else.
+      computed: what a graph that trains computes it from variables as; None for anything else.
+      turned: whether it is the transpose of that.
     """
 
     array: np.ndarray
     variable: tf.Variable | None = None
+    computed: Out | None = None
+    turned: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

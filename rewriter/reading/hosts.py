@@ -92,7 +92,8 @@ def row_of(name: str, layer: Any) -> Row | None:
 
 def known(layer: Any) -> Row:
     """The row of a stock layer that is a host. LoadError, naming it, for any other."""
-    row = row_of(type(layer).__name__, layer)
+    name = type(layer).__name__
+    row = row_of(getattr(layer, "stands_for", name), layer)
     if row is None:
         raise LoadError(
             f"The layer {layer.name!r} ({type(layer).__name__}) is none whose kernel can be "

@@ -106,7 +106,7 @@ class _Maker:
         values = [_real(kernel) for kernel in found]
         chain: list[tuple[Any, Any]] = []
         if layer.between is None:
-            host = self.flavour.clone(layer.host)
+            host = self.flavour.as_stock(layer.host)
             host.use_bias, host.activation = True, self.flavour.keras.activations.linear
             if hasattr(host, "bias_axes"):  # for each of the axes that the kernel adds
                 axes = layer.row.kernels[-1].channel_axes

@@ -195,6 +195,8 @@ class LayerFactory:
     def _preserve(self, host: Host) -> tuple[tuple[str, ...], ...]:
         """What each kernel of a linear layer has of what the recipe preserves."""
         attribute, wanted = self.flavour.kernel_attribute, self.recipe.preserve
+        if self.flavour.stands_for(type(host.layer)):
+            wanted = ()  # what it is computed from is trained, and moves all of its elements
         names = [attribute(host.row.name, kernel.name) for kernel in host.row.kernels]
         kernels = [read(getattr(host.layer, name)) for name in names] if wanted else []
         found = tuple(preserved.found(kernel, wanted) for kernel in kernels)

@@ -21,8 +21,13 @@ from rewriter.workflow.sensitivity_report import Measured
 
 
 def is_integer(layer: Any) -> bool:
-    """Whether it is a linear layer of ours with integer operators."""
-    return hasattr(layer, "kernel_quantizers") and not layer.row.float_only
+    """Whether it is a linear layer of ours with integer operators, and a variable for its kernel.
+
+    A kernel that is computed cannot be assigned; it keeps the width that the recipe says.
+    """
+    if not hasattr(layer, "kernel_quantizers") or layer.row.float_only:
+        return False
+    return not layer.flavour.stands_for(type(layer.host))
 
 
 class Host:

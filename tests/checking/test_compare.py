@@ -10,7 +10,7 @@ import pytest
 
 import litert_programs as programs
 from litert_files import edited, store, written
-from rewriter.checking import compare, reading
+from rewriter.checking import compare, evaluation, reading
 from rewriter.checking.compare import compare_program
 from rewriter.errors import VerificationError
 
@@ -90,6 +90,47 @@ def test_seeded_faults_are_found(residual, change, visible):
     if visible:
         whole = {a.name: a.identical for a in report.end_to_end}
         assert whole["block/add:out"] < 0.999
+
+
+def test_every_tensor_is_kept_until_its_last_use(residual):
+    program, _, _ = residual
+    last = evaluation.last_reads(program)
+    gone: set[str] = set()
+    for step, done in zip(program.steps, last, strict=True):
+        assert not gone & {*step.inputs, step.output}
+        assert not gone & done
+        gone |= done
+    assert gone == {*program.tensors} - {*program.outputs}
+
+
+def test_large_tensors_are_compared_a_few_samples_at_a_time(residual, monkeypatch):
+    program, content, mapping = residual
+    inputs = programs.samples(program, 7)
+    assert evaluation.at_once(program, 16) == 16
+    expected = compare_program(program, content, mapping, inputs).to_dict()
+    elements = sum(np.prod([n or 1 for n in t.shape[1:]]) for t in program.tensors.values())
+    monkeypatch.setattr(evaluation, "_MOST", 4 * elements * 3 + 1)
+    assert evaluation.at_once(program, 16) == 3
+    assert evaluation.at_once(program, 2) == 2
+    assert compare_program(program, content, mapping, inputs).to_dict() == expected
+    monkeypatch.setattr(evaluation, "_MOST", 1)
+    assert evaluation.at_once(program, 16) == 1
+
+
+@pytest.mark.parametrize(
+    "off, said",
+    [(5e-7, None), (1.3e-6, "in float: f is 1.3e-06"), (2e-5, "WARNING: in float: f is 2.0e-05")],
+)
+def test_what_is_said_of_float_layers(residual, off, said):
+    """Sums of float32 in another order are not an error; what is more than that is."""
+    program, content, mapping = residual
+    report = compare_program(program, content, mapping, programs.samples(program, 2))
+    agreement = compare.TensorAgreement("f", "layer", 9, float(off <= 1e-6), 1.0, off, "relative")
+    text = str(dataclasses.replace(report, operator_by_operator=(agreement,)))
+    if said is None:
+        assert "in float" not in text
+    else:
+        assert said in text and ("in another order are" in text) == (off < 1e-5)
 
 
 def test_other_kernels_differ_by_one_step_at_most(residual):

@@ -254,6 +254,25 @@ def other_size(keras: Any) -> Any:
     return Padded(name="block")
 
 
+def standardized(keras: Any) -> Any:
+    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.bn = keras.layers.BatchNormalization(name="bn")
+
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(name="kernel", shape=(1, 1, 4, 4))
+            self.bn.build(shape)
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            kernel = tf.convert_to_tensor(self.kernel)
+            kernel -= tf.reduce_mean(kernel, (0, 1, 2))
+            return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME"))
+
+    return Standardized(name="block")
+
+
 OPENED: dict[str, Build] = {
     "residual": residual,
     "default_false": default_false,
@@ -269,6 +288,7 @@ OPENED: dict[str, Build] = {
     "shared": shared,
     "two_inputs": two_inputs,
     "other_size": other_size,
+    "standardized": standardized,
 }
 
 
@@ -311,8 +331,8 @@ def own_gradient(keras: Any) -> Any:
     return Rounds(name="block")
 
 
-def standardized(keras: Any) -> Any:
-    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+def computed_scale(keras: Any) -> Any:
+    class Scaled(keras.layers.Layer):  # type: ignore[misc,name-defined]
         def __init__(self, **kwargs: Any):
             super().__init__(**kwargs)
             self.bn = keras.layers.BatchNormalization(name="bn")
@@ -324,10 +344,9 @@ def standardized(keras: Any) -> Any:
 
         def call(self, x: Any) -> Any:
             kernel = tf.convert_to_tensor(self.kernel)
-            kernel -= tf.reduce_mean(kernel, (0, 1, 2))
-            return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME"))
+            return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME")) * tf.reduce_mean(kernel, (0, 1, 2))
 
-    return Standardized(name="block")
+    return Scaled(name="block")
 
 
 def noisy(keras: Any) -> Any:
@@ -372,7 +391,7 @@ def regularized(keras: Any) -> Any:
 REFUSED: dict[str, tuple[Build, str]] = {
     "doubles_in_training": (doubles_in_training, "computes something else in training"),
     "own_gradient": (own_gradient, "gradient of its own"),
-    "standardized": (standardized, "computes with its own variables"),
+    "computed_scale": (computed_scale, "computes with its own variables"),
     "noisy": (noisy, "RandomStandardNormal"),
     "regularized": (regularized, "has a regularizer"),
 }
