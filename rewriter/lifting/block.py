@@ -24,7 +24,7 @@ from rewriter.lifting.graph import Graph, Out
 from rewriter.lifting.values import Domains
 
 # Of a variable, they show the same values. A cast would make it a weight of fewer bits.
-_VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims"})
+_VIEWS = frozenset({"Identity", "ReadVariableOp", "Reshape", "Squeeze", "ExpandDims", "Transpose"})
 _REPEATS = frozenset({"Tile", "BroadcastTo"})
 
 

@@ -116,18 +116,27 @@ def product(b: Builder, number: int, node: Node) -> list[Value] | None:
     if node.attribute("transpose_a") or node.attribute("adj_x"):
         return None
     if node.attribute("transpose_b") or node.attribute("adj_y"):
-        if b.trains and kernel.variable is not None:
-            return None  # a copy would not be the variable, which may be read elsewhere too
-        kernel = Known(np.ascontiguousarray(kernel.array.T))
+        kernel = kernel.turned((1, 0))
     value = b.value(node.inputs[0])
     if not isinstance(value, Symbol):
         return None
+    return dense(b, number, node, value.tensor, kernel, value.rows)
+
+
+def dense(
+    b: Builder, number: int, node: Node, x: Any, kernel: Known, rows: bool = False
+) -> list[Value]:
+    """A Dense layer.
+
+    Args:
+      b, number, node: of the operator.
+      x: a tensor of Keras.
+      kernel: (features, units).
+      rows: whether those of several samples are rows of ``x``.
+    """
     channels = kernel.array.shape[1]
     options = {"units": channels}
-    x = value.tensor
-    return _linear(
-        b, number, node, b.layers.Dense, x, {"kernel": kernel}, channels, options, value.rows
-    )
+    return _linear(b, number, node, b.layers.Dense, x, {"kernel": kernel}, channels, options, rows)
 
 
 def _linear(

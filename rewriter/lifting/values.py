@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,19 @@ class Known:
     Attributes:
       array: the value.
       variable: of which it is a view; None for anything else.
+      view: how its axes lie otherwise there; "" if they do not.
     """
 
     array: np.ndarray
     variable: tf.Variable | None = None
+    view: str = ""
+
+    def turned(self, perm: Sequence[int]) -> Known:
+        """The same with its axes in another order."""
+        if list(perm) == list(range(self.array.ndim)):
+            return self
+        array = np.ascontiguousarray(self.array.transpose(perm))
+        return Known(array, self.variable, f"{self.view}{[int(axis) for axis in perm]}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,16 @@ import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import chains, expansions, inside, models, opening, paddings_inside, roles
+from rewriter.reading import (
+    chains,
+    expansions,
+    inside,
+    models,
+    opening,
+    paddings_inside,
+    reasons,
+    roles,
+)
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.known_sizes import KnownSizes
 
@@ -37,14 +46,13 @@ def read(model: Any, steps: bool = False) -> Graph:
     functional, flags = models.functional(flavour, model)
     reader = _Reader(flavour, steps)
     reader.inline(functional, "", reader.env, {}, flags)
-    tensors = flavour.structure(functional)
-    inputs, outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], tensors)
+    ends = tf.nest.map_structure(lambda t: reader.env[id(t)], flavour.structure(functional))
     graph = Graph(
         flavour=flavour,
         name=model.name,
         calls=reader.calls,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=ends[0],
+        outputs=ends[1],
         output_names=tuple(names or flavour.output_names(functional)),
         regularized=tuple(reader.regularized),
         reopened=reader.reopened,
@@ -214,6 +222,7 @@ class _Reader:
         if refs is not None and whole and len(refs) == len(call.shapes):
             expansions.mark(flavour, layer, self.calls[before:])
             return refs
+        reasons.note(flavour, call, self._reasons.pop(id(layer), ""), self.calls[before:])
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
         return None
