@@ -8,12 +8,14 @@ integer operator for, or a user's layer with such inside.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rewriter.grid import WHOLE
 from rewriter.keras_compat import Flavour
 from rewriter.lifting.operation import GraphOperatorMixin
 from rewriter.reading import inside, recurrent
 from rewriter.reading.graph import Call, Graph, Ref
+from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Opaque, Ours, Within
 
@@ -27,8 +29,11 @@ def settle(graph: Graph) -> None:
     for call in graph.calls:
         if call.closed:
             continue
-        if isinstance(call.role, Host):
-            call.closed = _of_host(graph.flavour, call.role)
+        role, layer = call.role, call.layer
+        if isinstance(role, Host):
+            call.closed = _of_host(role.row, role.layer, role.activation)
+        elif isinstance(role, Ours) and getattr(layer, "host", None) is not None:
+            call.closed = _of_host(layer.row, layer.host, role.activation)
         elif isinstance(call.role, Opaque) and not _normalizes(graph.flavour, call):
             call.closed = _of(graph.flavour, call)
 
@@ -104,13 +109,12 @@ def _normalizes(flavour: Flavour, call: Call) -> bool:
     return any(map(flavour.is_batch_norm, flavour.sublayers(call.layer)))
 
 
-def _of_host(flavour: Flavour, host: Host) -> str:
-    if host.row.float_only:
-        return f"LiteRT has no integer kernel for {host.row.name}. Use another layer in its place"
-    if host.activation is not None:
+def _of_host(row: Row, layer: Any, activation: Operation | None) -> str:
+    if row.float_only:
+        return f"LiteRT has no integer kernel for {row.name}. Use another layer in its place"
+    if activation is not None or layer.activation is None:
         return ""
-    activation = host.layer.activation
-    shown = getattr(activation, "__name__", type(activation).__name__)
+    shown = getattr(layer.activation, "__name__", type(layer.activation).__name__)
     return f"its activation {shown!r} has no integer form. {_OTHER}"
 
 
