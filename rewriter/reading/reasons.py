@@ -19,15 +19,25 @@ from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Opaque, Ours, Within
 
-_SH_OWN = 4  # operations named of one layer
+_SHOWN = 4  # operations named of one layer
 _OWN = "Write it with operations that have one, or as several layers"
 _OTHER = "Put another operation in its place, or compute it from the file's outputs"
 
 
 def settle(graph: Graph) -> None:
     """Give every call without an integer form its reason, with what to do."""
-    for call in graph.calls:
+    masks = {
+        ref
+        for call in graph.calls
+        for key, value in call.kwargs.items()
+        if "mask" in key
+        for ref in Call.tensors(value)
+    }
+    for index, call in enumerate(graph.calls):
         if call.closed:
+            continue
+        if Ref(index) in masks or graph.flavour.class_name(call.layer) == "Masking":
+            call.closed = "it makes a mask, and a file carries none. Build the model without masks"
             continue
         role, layer = call.role, call.layer
         if isinstance(role, Host):
@@ -149,7 +159,7 @@ def of_whole_numbers(name: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _SH_OWN
-    shown = [*names[:_SH_OWN], *([f"{more} more"] if more > 0 else [])]
+    more = len(names) - _SHOWN
+    shown = [*names[:_SHOWN], *([f"{more} more"] if more > 0 else [])]
     joined = shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
     return f"{joined} {'has' if len(shown) == 1 else 'have'}"
