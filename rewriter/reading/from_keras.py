@@ -12,18 +12,10 @@ import tensorflow as tf
 
 from rewriter.errors import UnsupportedModelError
 from rewriter.keras_compat import Flavour, flavour_of
-from rewriter.reading import (
-    chains,
-    expansions,
-    inside,
-    models,
-    opening,
-    paddings_inside,
-    reasons,
-    roles,
-)
+from rewriter.reading import chains, expansions, inside, models, opening, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.known_sizes import KnownSizes
+from rewriter.reading.reasons import note
 
 _PLAIN = (str, bytes, int, float, type(None))
 
@@ -222,7 +214,7 @@ class _Reader:
         if refs is not None and whole and len(refs) == len(call.shapes):
             expansions.mark(flavour, layer, self.calls[before:])
             return refs
-        reasons.note(flavour, call, self._reasons.pop(id(layer), ""), self.calls[before:])
+        note(flavour, call, self._reasons.pop(id(layer), ""), self.calls[before:])
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
         return None
@@ -296,9 +288,7 @@ class _Reader:
                 f"The nested model {path!r} takes {len(flat_inputs)} inputs. "
                 f"Received: {len(given)}."
             )
-        env: dict[int, Ref] = {
-            id(tensor): ref for tensor, ref in zip(flat_inputs, given, strict=True)
-        }
+        env = {id(tensor): ref for tensor, ref in zip(flat_inputs, given, strict=True)}
         for tensor, ref in zip(flat_inputs, given, strict=True):
             outer = self.calls[ref.call].shapes[ref.index]
             sizes = zip(tuple(tensor.shape)[1:], outer[1:], strict=False)

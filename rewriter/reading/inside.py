@@ -24,6 +24,9 @@ from rewriter.reading.operations import LOOKS_UP, MOVES, PLACES, Operation, affi
 from rewriter.reading.traces import Node, Trace, trace
 
 STOCK = ("Lambda", "Activation")  # these hold a user's function
+# Their outputs have no range of their own. What is one of these by the values that variables have
+# now is another function when they are trained.
+_RANGE_OF_OTHERS = frozenset({"identity", "clamp", "sigmoid", "hard_sigmoid", "tanh"})
 # Nodes of a weighted sum.
 _LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "Sub", "Sum"})
 
@@ -89,13 +92,17 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
     if traced is None:
         return None
     floats = dtypes == ["float32"]
+    learned = flavour.is_layer(layer) and bool(flavour.own_variables(layer))
     if floats and traced.result < traced.arguments:  # a dropout of a user's, in inference
         return Operation("identity", (refs[traced.result],))
     if floats and call.shapes[0] == call.input_shapes[0]:
         found = stock_activations.scalar(traced, refs[0])
-        if found is not None:
+        if found is not None and not (learned and found.name in _RANGE_OF_OTHERS):
             return found
     single = _single(traced, call, refs)
+    if single is not None and single.name == "identity" and learned:
+        scale, offset = np.ones(()), np.zeros(())
+        single = Operation("affine", single.operands, {"scale": scale, "offset": offset})
     if single is None and {*dtypes, *call.dtypes} == {"float32"}:
         return _weighted_sum(traced, call, refs)
     if single is None or not _fits(single, call):

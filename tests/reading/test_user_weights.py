@@ -162,7 +162,7 @@ def test_the_tables_are_of_what_the_weights_have_become(flavour: str, tmp_path: 
     model = _model(flavour, (6, 4), lambda keras: _own(keras, FUNCTIONS["snake"]))
     qat = rewriter.calibrate(rewriter.rewrite(model), x, progress=False)
     weight = np.array([0.1, 0.3, 0.5, 0.9], np.float32)
-    qat.get_layer("own").w.assign(weight)
+    qat.get_layer("own_unquantized").w.assign(weight)
     program = lower(qat)
     (step,) = [s for s in program.steps if s.operator.kind == "GATHER"]
     source = next(s for s in program.steps if s.operator.kind == "CAST").operator.inputs[0]
