@@ -17,6 +17,7 @@ from rewriter.keras_compat.base import Flavour, variable_dtype
 
 # By the names of ``keras.ops``: it puts an operation of its own around each.
 _FUNCTIONS: dict[str, Any] = {
+    "abs": tf.abs,
     "clip": tf.clip_by_value,
     "concatenate": tf.concat,
     "einsum": tf.einsum,
@@ -33,6 +34,7 @@ _FUNCTIONS: dict[str, Any] = {
     "softmax": tf.nn.softmax,
     "square": tf.square,
     "split": tf.split,
+    "sqrt": tf.sqrt,
     "stack": tf.stack,
     "sum": tf.reduce_sum,
     "transpose": tf.transpose,

@@ -201,7 +201,8 @@ class Builder:
         key = None
         if any(k.variable is not None for k in own.values()):
             ids = tuple((a, identity(k)) for a, k in own.items())
-            key = (make, ids, repr(sorted(options.items())))
+            views = [k.view for k in own.values()]
+            key = (make, ids, repr((views, sorted(options.items()))))
         layer = self._shared.get(key) if key else None
         if layer is None:
             layer = make(name=self.name(node, weights), **options)
@@ -269,8 +270,8 @@ class Builder:
             else:
                 constants[str(place)] = value.array
         # One weight for all operands that show the same variable.
-        first = {identity(k): place for place, k in reversed(weights.items())}
-        operands = [(place, first[identity(k)], k) for place, k in weights.items()]
+        first = {(identity(k), k.view): place for place, k in reversed(weights.items())}
+        operands = [(place, first[identity(k), k.view], k) for place, k in weights.items()]
         outputs = self.apply(
             node,
             self._operation,

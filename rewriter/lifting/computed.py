@@ -9,6 +9,7 @@ What quantizes kernels quantizes the computed one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class Dependence:
 
 
 def layer(
-    b: Builder, make: Any, out: Out, turned: bool = False
+    b: Builder, make: Any, out: Out, order: Sequence[int] = ()
 ) -> tuple[Any, Weights, dict[str, Any]]:
     """The layer whose kernel is what a graph computes from variables.
 
@@ -104,7 +105,7 @@ def layer(
       b: of the graph.
       make: the class of the stock layer.
       out: the kernel.
-      turned: whether the kernel is the transpose of that, which is a matrix.
+      order: of that one's axes in the kernel; empty if it is as they are.
 
     Returns:
       its class, its weights, and what its constructor takes beside the stock layer's arguments.
@@ -168,10 +169,10 @@ def layer(
     if types != {"float32"}:
         raise b.refusal(node, f"its kernel is computed in {', '.join(sorted(types))}")
     result, shape = [places[out.node], out.index], list(array.shape)
-    if turned:
-        order = constant(Known(np.array([1, 0], np.int32)))
-        entries.append({"operator": {"op": "Transpose"}, "inputs": [result, [order, 0]]})
-        result, shape = [len(entries) - 1, 0], shape[::-1]
+    if order:
+        axes = constant(Known(np.array(order, np.int32)))
+        entries.append({"operator": {"op": "Transpose"}, "inputs": [result, [axes, 0]]})
+        result, shape = [len(entries) - 1, 0], [shape[axis] for axis in order]
     function = {"values": entries, "result": result, "shape": shape}
     made = b.flavour.registered[f"Computed{make.__name__}"]
     return made, weights, {"kernel_of": json.dumps(function)}

@@ -21,8 +21,9 @@ from rewriter.lifting.graph import Graph, Node, Out
 from rewriter.lifting.values import Domains
 
 _OPERATORS = words(
-    """Abs Add AddV2 Div Erf Erfc Exp Identity IdentityN LeakyRelu Maximum Minimum Mul Neg Pow
-    RealDiv Relu Relu6 Sigmoid Softplus Square Sub Tanh StopGradient"""
+    """Abs Add AddV2 Div Erf Erfc Exp Greater GreaterEqual Identity IdentityN LeakyRelu Less
+    LessEqual Maximum Minimum Mul Neg Pow RealDiv Relu Relu6 Select SelectV2 Sigmoid Softplus Square
+    Sub Tanh StopGradient ZerosLike"""
 )
 _MOST = 24  # operators of one function
 _PLACES = np.concatenate(

@@ -12,8 +12,9 @@ from rewriter.lifting import operators
 from rewriter.lifting.graph import Graph, Node, Out, constant
 from rewriter.lifting.values import Domains, Known, Repeated
 
-# Of a variable, they show the same values in another shape or type.
-_VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims Cast EnsureShape")
+# Of a variable, they show the same values in another shape, order or type.
+_TURNS = "Transpose"
+_VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims Cast EnsureShape Transpose")
 _REPEATS = words("Tile BroadcastTo")  # they show rows several times
 _SEVERAL = 3  # samples
 
@@ -88,7 +89,9 @@ class Evaluator:
             else:
                 inputs = [found[i] for i in node.inputs]
                 shown = inputs[0].variable
-                if node.op not in _VIEWS | _REPEATS and any(i.variable for i in inputs):
+                if node.op not in (_VIEWS - {_TURNS}) | _REPEATS and any(
+                    i.variable for i in inputs
+                ):
                     return None
                 with tf.init_scope(), tf.device("cpu:0"):
                     results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
@@ -116,6 +119,9 @@ class Evaluator:
             return
         with tf.init_scope(), tf.device("cpu:0"):
             results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
-        variable = inputs[0].variable if node.op in _VIEWS and inputs else None
+        shown = inputs[0] if node.op in _VIEWS and inputs else Known(np.zeros(()))
+        if node.op == _TURNS:
+            self._values[out] = shown.turned(inputs[1].array.tolist())
+            return
         for index, result in enumerate(results):
-            self._values[Out(out.node, index)] = Known(result.numpy(), variable)
+            self._values[Out(out.node, index)] = Known(result.numpy(), shown.variable, shown.view)

@@ -120,18 +120,29 @@ def product(b: Builder, number: int, node: Node) -> list[Value] | None:
     if node.attribute("transpose_a") or node.attribute("adj_x"):
         return None
     if node.attribute("transpose_b") or node.attribute("adj_y"):
-        array = np.ascontiguousarray(kernel.array.T)
-        trains = b.trains and node.inputs[1].node in b.dependence.own
-        kernel = Known(array, computed=node.inputs[1], turned=True) if trains else Known(array)
+        if b.trains and node.inputs[1].node in b.dependence.own:
+            kernel = Known(kernel.array, computed=node.inputs[1])  # the variable, which others read
+        kernel = kernel.turned((1, 0))
     value = b.value(node.inputs[0])
     if not isinstance(value, Symbol):
         return None
+    return dense(b, number, node, value.tensor, kernel, value.rows)
+
+
+def dense(
+    b: Builder, number: int, node: Node, x: Any, kernel: Known, rows: bool = False
+) -> list[Value]:
+    """A Dense layer.
+
+    Args:
+      b, number, node: of the operator.
+      x: a tensor of Keras.
+      kernel: (features, units).
+      rows: whether those of several samples are rows of ``x``.
+    """
     channels = kernel.array.shape[1]
     options = {"units": channels}
-    x = value.tensor
-    return _linear(
-        b, number, node, b.layers.Dense, x, {"kernel": kernel}, channels, options, value.rows
-    )
+    return _linear(b, number, node, b.layers.Dense, x, {"kernel": kernel}, channels, options, rows)
 
 
 def _linear(
@@ -148,7 +159,7 @@ def _linear(
     bias, last = _bias(b, number, channels, rows)
     (kernel,) = weights.values()
     if kernel.computed is not None:
-        make, weights, more = computed.layer(b, make, kernel.computed, kernel.turned)
+        make, weights, more = computed.layer(b, make, kernel.computed, kernel.order)
         options = {**options, **more}
     if bias is not None:
         weights = {**weights, "bias": bias}

@@ -51,6 +51,11 @@ class GraphOperatorMixin:
             )
             setattr(self, f"operand_{place}", weight)
 
+    @property
+    def operator(self) -> str:
+        """The name of the operator."""
+        return str(self._definition.op)
+
     def call(self, inputs: Any) -> Any:
         tensors = tf.nest.flatten(inputs)
         count = len(tensors) + len(self._constants) + len(self._operands)

@@ -16,6 +16,7 @@ from rewriter.errors import LoadError
 from rewriter.lifting import dilation, functions, layer_norm, operators, scales, shapes
 from rewriter.lifting.affine import Norm
 from rewriter.lifting.builder import Builder, Weights
+from rewriter.lifting.einsum import einsum
 from rewriter.lifting.graph import Node, Out
 from rewriter.lifting.linear import convolution, depthwise, product, transposed
 from rewriter.lifting.scales import scaled
@@ -197,6 +198,7 @@ ROWS: dict[str, Row] = {
     "BatchMatMul": product,
     "BatchMatMulV2": product,
     "BatchMatMulV3": product,
+    "Einsum": einsum,
     "FusedBatchNorm": fused_norm,
     "FusedBatchNormV2": fused_norm,
     "FusedBatchNormV3": fused_norm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,28 @@ class Known:
     Attributes:
       array: the value.
       variable: of which it is a view; None for anything else.
+      view: how its axes lie otherwise there; "" if they do not.
       computed: what a graph that trains computes it from variables as; None for anything else.
-      turned: whether it is the transpose of that.
+      order: of the axes of that; empty if it is as they are.
     """
 
     array: np.ndarray
     variable: tf.Variable | None = None
+    view: str = ""
     computed: Out | None = None
-    turned: bool = False
+    order: tuple[int, ...] = ()
+
+    def turned(self, perm: Sequence[int]) -> Known:
+        """The same with its axes in another order."""
+        perm = tuple(int(axis) for axis in perm)
+        if perm == tuple(range(self.array.ndim)):
+            return self
+        array = np.ascontiguousarray(self.array.transpose(perm))
+        if self.computed is not None:
+            before = self.order or tuple(range(len(perm)))
+            order = tuple(before[axis] for axis in perm)
+            return Known(array, computed=self.computed, order=order)
+        return Known(array, self.variable, f"{self.view}{list(perm)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,11 +43,13 @@ def beside(
         first, *sizes = made
         rest = {"shape": np.asarray([-1 if open_batch else first, *sizes], np.int32)}
     found = [*inputs, *(file.constant(f"{step.name}/{n}", v) for n, v in rest.items())]
-    if row.padded and operator.output is not None:
-        grid = operator.output
-        lowest = np.asarray(grid.qmin, _type(grid.bits))
-        name = f"{step.name}/value"
-        found.append(file.constant(name, lowest, grid.scale, zero_point=grid.zero_point))
+    if operator.output is None:
+        return found
+    grid, more = operator.output, {"value": operator.output.qmin} if row.padded else {}
+    more |= {key: operator.attributes[key] for key in ("on", "off") if key in operator.attributes}
+    for key, number in more.items():
+        stored, name = np.asarray(number, _type(grid.bits)), f"{step.name}/{key}"
+        found.append(file.constant(name, stored, grid.scale, zero_point=grid.zero_point))
     return found
 
 

@@ -63,6 +63,7 @@ _KERNELS: dict[str, Callable[..., tf.Tensor]] = {
     "SQRT": integer_norm.square_root,
     "CAST": integer_indexes.cast,
     "GATHER": integer_indexes.gather,
+    "ONE_HOT": integer_indexes.one_hot,
     "ARG_MAX": integer_indexes.arg_max,
     "ARG_MIN": integer_indexes.arg_min,
 }

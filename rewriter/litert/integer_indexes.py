@@ -37,6 +37,12 @@ def gather(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.constant(operator.attributes["table"], tf.int32), q)
 
 
+def one_hot(operator: Operator, q: tf.Tensor) -> tf.Tensor:
+    """``ONE_HOT`` on a new last axis: all ``off`` for numbers below 0 or of ``depth`` and more."""
+    on, off = (tf.constant(operator.attributes[name], tf.int32) for name in ("on", "off"))
+    return tf.one_hot(q, int(operator.attributes["depth"]), on, off, dtype=tf.int32)
+
+
 def cast(operator: Operator, q: tf.Tensor) -> tf.Tensor:
     """``CAST``: whole numbers as float32, or as others; the integers of a grid as whole numbers.
 

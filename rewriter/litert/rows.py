@@ -183,6 +183,12 @@ ROWS: dict[str, Row] = {
     "GATHER": Row(
         "Gather", lambda operator: {"axis": 0}, versions=fields.by_bits(2, "1.14.0", 4, "2.4.0")
     ),
+    "ONE_HOT": Row(
+        "OneHot",
+        lambda operator: {"axis": -1},
+        lambda operator: {"depth": np.asarray(operator.attributes["depth"], np.int32)},
+        (Version(1, "1.11.0"),),
+    ),
     "DEPTH_TO_SPACE": Row(
         "DepthToSpace", fields.block, versions=(Version(2, "2.5.0"),), same_grid=True
     ),

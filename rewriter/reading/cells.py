@@ -175,14 +175,16 @@ class Cell:
       step: of a kit, what the input gives, and the states (none before the first step, where they
         are zeros), makes the next states; the first of them is the output.
       refuse: raises ClosedError for a cell that has no such form.
+      states: how many it has.
     """
 
     step: Callable[[Kit, Any, Sequence[Any]], Sequence[Any]]
     refuse: Callable[[Any], None] = lambda cell: None
+    states: int = 1
 
 
 CELLS: dict[str, Cell] = {
-    "LSTMCell": Cell(_lstm),
+    "LSTMCell": Cell(_lstm, states=2),
     "GRUCell": Cell(_gru, _refuse_halves),
     "SimpleRNNCell": Cell(_simple),
 }

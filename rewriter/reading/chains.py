@@ -28,9 +28,11 @@ from rewriter.reading import (
     function_chains,
     functions,
     inside,
+    reasons,
     row_counts,
     stock_activations,
     stock_functions,
+    units,
     whole_numbers,
 )
 from rewriter.reading.graph import Call, Graph, Ref
@@ -44,6 +46,14 @@ _BETTER = frozenset({"hard_silu", "hard_sigmoid", "gelu", "leaky_relu"})
 _LAYERS = frozenset({"ReLU", "Activation", "Add", "Subtract", "Multiply", "Rescaling"})
 _ROOTS = frozenset({"sqrt", "rsqrt"})
 _LONGEST = 16
+# Reasons.
+_GUARDED = (
+    "it is a root behind a constant that keeps it from 0, and something else reads their sum too, "
+    "so that they are not one table; the grid of the sum would round the constant away. Give each "
+    "reader a sum of its own"
+)
+_GUARD = "it only keeps from 0 what a layer in float reads. Give that layer an integer form"
+_BATCH_MOVED = "it moves the axis of the samples, which is the first one in a file. Keep it there"
 
 
 def join(graph: Graph) -> None:
@@ -61,11 +71,13 @@ def join(graph: Graph) -> None:
         for member in members:
             graph.calls[member].role = operation if member == index else Within()
     _settle(graph)
+    units.join(graph, finder)
     _reciprocal_roots(graph)
     function_chains.join(graph, finder)
     _keep_guards(graph)
     row_counts.settle(graph)
     whole_numbers.settle(graph)
+    reasons.settle(graph)
 
 
 def _reciprocal_roots(graph: Graph) -> None:
@@ -90,13 +102,14 @@ def _keep_guards(graph: Graph) -> None:
             before = graph.calls[call.role.operands[0].call]
             while isinstance(before.role, Ours) and before.role.quantizes:
                 before = graph.calls[before.refs[0].call]
-            call.role = Opaque() if guards(before.role) else call.role
+            if guards(before.role):
+                call.role, call.closed = Opaque(), _GUARDED
     for index, call in enumerate(graph.calls):
         read = readers.get(Ref(index), ())
         if not read or Ref(index) in outputs or not guards(call.role):
             continue
         if all(isinstance(graph.calls[each].role, Opaque) for each in read):
-            call.role = Opaque()
+            call.role, call.closed = Opaque(), _GUARD
 
 
 def _settle(graph: Graph) -> None:
@@ -113,7 +126,7 @@ def _settle(graph: Graph) -> None:
         else:
             right = _second(graph.calls[call.refs[0].call].role) is not None
         if not right:
-            call.role = Opaque()
+            call.role, call.closed = Opaque(), _BATCH_MOVED
 
 
 def _second(role: Role) -> Operation | None:
@@ -154,8 +167,10 @@ class _Finder:
         read = set(self._readers.get(ref, ()))
         return self._able[ref.call] and ref not in self._outputs and read <= members
 
-    def trace(self, members: set[int], source: Ref, last: int) -> Trace | None:
-        """What a chain computes, as a function of one row of numbers."""
+    def trace(
+        self, members: set[int], source: Ref, last: int, shape: tuple[int | None, ...] = (None,)
+    ) -> Trace | None:
+        """What a chain computes of a tensor of this shape; without, of one row of numbers."""
         calls = self._graph.calls
 
         def function(x: Any) -> Any:
@@ -164,7 +179,7 @@ class _Finder:
                 values[Ref(index)] = functions.run(calls[index], values)
             return values[Ref(last)]
 
-        return trace(function, [(None,)])
+        return trace(function, [(None, *shape[1:])])
 
     def read(self, members: set[int], source: Ref, last: int) -> tuple[Operation, set[int]] | None:
         """The function of a chain, if it is one that has an operator."""

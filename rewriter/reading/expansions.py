@@ -8,7 +8,7 @@ tensors, and computes what the layer does.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rewriter.keras_compat import Flavour
@@ -95,6 +95,41 @@ def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
     return attend
 
 
+def _norm(flavour: Flavour, call: Call) -> Function | None:
+    """The length of vectors: by the root of the sum of squares, or by the sum, or the largest."""
+    names = ("square", "sqrt", "abs", "sum", "max")
+    square, root, size, total, most = map(flavour.function, names)
+
+    def norm(tensor: Any, ord: Any = None, axis: Any = None, keepdims: Any = None) -> Any:
+        kind = "euclidean" if ord is None or ord == 2 else ord
+        axes = [axis] if isinstance(axis, int) else list(axis or ())
+        if not axes or (len(axes) > 1 and (ord not in (None, "euclidean", "fro"))):
+            raise NotImplementedError
+        options = {"axis": tuple(axes), "keepdims": bool(keepdims)}
+        if kind in ("euclidean", "fro"):
+            return root(total(square(tensor), **options))
+        if kind not in (1, math.inf):
+            raise NotImplementedError
+        return (total if kind == 1 else most)(size(tensor), **options)
+
+    own = {k: getattr(call.layer, k) for k in ("ord", "axis", "keepdims") if hasattr(call.layer, k)}
+    return lambda *args, **kwargs: norm(*args[:4], **{**own, **_without_name(kwargs)})
+
+
+def _without_name(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+def _cosine(flavour: Flavour, call: Call) -> Function | None:
+    """A product of vectors of length 1."""
+    layer, layers = call.layer, flavour.keras.layers
+    if not layer.normalize or {*map(len, call.input_shapes)} != {2}:
+        return None
+    unit = layers.UnitNormalization(axis=-1, name=f"{layer.name}_unit")
+    product = layers.Dot(layer.axes, name=layer.name)
+    return lambda inputs, **options: product([unit(each) for each in inputs])
+
+
 def _every_step(flavour: Flavour, call: Call) -> Function | None:
     """The layer on steps and samples together.
 
@@ -137,5 +172,7 @@ _MAKERS: dict[str, Callable[[Flavour, Call], Function | None]] = {
     "Attention": _own_call,
     "AdditiveAttention": _own_call,
     "ops.DotProductAttention": _scaled_product,
+    "Dot": _cosine,
+    **dict.fromkeys(("ops.Norm", "ops.norm", "ops.linalg.norm", "ops.compat.v1.norm"), _norm),
     "TimeDistributed": _every_step,
 }

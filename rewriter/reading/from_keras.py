@@ -15,6 +15,7 @@ from rewriter.keras_compat import Flavour, flavour_of
 from rewriter.reading import chains, expansions, inside, models, opening, paddings_inside, roles
 from rewriter.reading.graph import Call, Graph, Ref, map_refs
 from rewriter.reading.known_sizes import KnownSizes
+from rewriter.reading.reasons import note
 
 _PLAIN = (str, bytes, int, float, type(None))
 
@@ -37,14 +38,13 @@ def read(model: Any, steps: bool = False) -> Graph:
     functional, flags = models.functional(flavour, model)
     reader = _Reader(flavour, steps)
     reader.inline(functional, "", reader.env, {}, flags)
-    tensors = flavour.structure(functional)
-    inputs, outputs = tf.nest.map_structure(lambda t: reader.env[id(t)], tensors)
+    ends = tf.nest.map_structure(lambda t: reader.env[id(t)], flavour.structure(functional))
     graph = Graph(
         flavour=flavour,
         name=model.name,
         calls=reader.calls,
-        inputs=inputs,
-        outputs=outputs,
+        inputs=ends[0],
+        outputs=ends[1],
         output_names=tuple(names or flavour.output_names(functional)),
         regularized=tuple(reader.regularized),
         reopened=reader.reopened,
@@ -214,6 +214,7 @@ class _Reader:
         if refs is not None and whole and len(refs) == len(call.shapes):
             expansions.mark(flavour, layer, self.calls[before:])
             return refs
+        note(flavour, call, self._reasons.pop(id(layer), ""), self.calls[before:])
         del self.calls[before:], self.regularized[regularized:]
         self.calls.append(call)
         return None
@@ -287,9 +288,7 @@ class _Reader:
                 f"The nested model {path!r} takes {len(flat_inputs)} inputs. "
                 f"Received: {len(given)}."
             )
-        env: dict[int, Ref] = {
-            id(tensor): ref for tensor, ref in zip(flat_inputs, given, strict=True)
-        }
+        env = {id(tensor): ref for tensor, ref in zip(flat_inputs, given, strict=True)}
         for tensor, ref in zip(flat_inputs, given, strict=True):
             outer = self.calls[ref.call].shapes[ref.index]
             sizes = zip(tuple(tensor.shape)[1:], outer[1:], strict=False)

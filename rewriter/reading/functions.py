@@ -2,7 +2,8 @@
 
 A tensor of 8 bits takes 256 values, so whatever is computed of each of its elements by itself is a
 table of 256 integers. ``cos(x)``, ``1 / (x + 1e-6)`` and an activation of a user's are all of this
-kind; constants inside are no tensors, and nothing rounds them.
+kind; constants inside are no tensors, and nothing rounds them. Where constants are one for each
+channel, as a learned slope is, there is a table for each.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from rewriter.reading.traces import Trace, trace
 NAME = "function"
 # How large a function is at 0 that has, or as good as has, a pole there.
 _STEEP = 10.0
-Function = Callable[[np.ndarray], np.ndarray]  # of a row of float32
+# A table has 256 bytes for each channel: so many are half a megabyte.
+MOST_CHANNELS = 2048
+# Of a row of float32; of one for each channel: a row for each number, and in it the channels.
+Function = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +58,34 @@ def of_trace(traced: Trace | None, x: Any) -> Operation | None:
     return Operation(NAME, (x,), {"function": function})
 
 
-def of_call(flavour: Flavour, call: Call) -> Operation | None:
-    """The operation of one call that is such a function; None if it is not, or has weights.
+def _of_channels(call: Call, x: Ref) -> Operation | None:
+    """The operation of a call that is a function for each channel, the last axis."""
+    rank = len(call.shapes[0])
+    count = call.shapes[0][-1] if rank > 1 else None
+    if count is None or not 1 < count <= MOST_CHANNELS:
+        return None
+    traced = trace(lambda x_: run(call, {x: x_}), [(None, *(1,) * (rank - 2), count)])
+    if traced is None or not traced.of_channels(count) or not traced.nodes:
+        return None
 
-    Of stock operations and layers, and of what users wrote.
+    def function(values: np.ndarray) -> np.ndarray:
+        """Of real numbers in one row: a row for each of them, in it the channels."""
+        shape = (values.size, *(1,) * (rank - 2), count)
+        given = np.broadcast_to(values.reshape(-1, *(1,) * (rank - 1)), shape)
+        made = np.asarray(traced.run(tf.constant(given, tf.float32)))
+        return made.reshape(values.size, -1)
+
+    made = function(np.array([0.5, 1.0], np.float32))
+    if made.shape != (2, count) or not np.issubdtype(made.dtype, np.floating):
+        return None
+    return Operation(NAME, (x,), {"function": function, "channels": count})
+
+
+def of_call(flavour: Flavour, call: Call) -> Operation | None:
+    """The operation of one call that is such a function; None if it is not.
+
+    Of stock operations and layers, and of what users wrote, with the values that its variables have
+    by then.
     """
     layer = call.layer
     refs = list(dict.fromkeys(call.refs))
@@ -66,11 +94,12 @@ def of_call(flavour: Flavour, call: Call) -> Operation | None:
         return None
     if flavour.is_ours(layer) or flavour.is_added_loss(layer) or flavour.is_model(layer):
         return None
-    if flavour.is_layer(layer) and (flavour.own_variables(layer) or flavour.sublayers(layer)):
+    if flavour.is_layer(layer) and flavour.sublayers(layer):
         return None
     if call.shapes[0] != call.input_shapes[0] or not hasattr(layer, "call"):
         return None
-    return of_trace(trace(lambda x: run(call, {refs[0]: x}), [(None,)]), refs[0])
+    found = of_trace(trace(lambda x: run(call, {refs[0]: x}), [(None,)]), refs[0])
+    return found or _of_channels(call, refs[0])
 
 
 def run(call: Call, values: dict[Ref, Any]) -> Any:
@@ -100,4 +129,5 @@ def width(function: Function) -> float:
 
 def _at(function: Function, x: float) -> float:
     with np.errstate(all="ignore"):
-        return float(np.asarray(function(np.full(1, x, np.float32)))[0])
+        found = np.asarray(function(np.full(1, x, np.float32)), np.float64)
+        return float(found.ravel()[np.argmax(np.abs(found))])  # what is no number counts as most

@@ -44,7 +44,8 @@ class Call:
       input_shapes, input_dtypes: static shapes and dtype names of :attr:`refs`.
       masked: whether it is called under a mask, given to it or attached to an input.
       always: the ``training`` that a user's code gives it, whatever the model's; else None.
-      closed: why a layer that may be several calls stays one; "" for others.
+      closed: why it has no integer form, or stays one call where it may be several, with what to
+        do; "" for others.
       repeated: whether it is a step of several that the layer makes, whose results have one range.
       role: what it is to us.
     """

@@ -89,13 +89,14 @@ def operation(flavour: Flavour, call: Call) -> Operation | None:
     if traced is None:
         return None
     floats = dtypes == ["float32"]
+    learned = flavour.is_layer(layer) and bool(flavour.own_variables(layer))
     if floats and traced.result < traced.arguments:  # a dropout of a user's, in inference
         return Operation("identity", (refs[traced.result],))
     if floats and call.shapes[0] == call.input_shapes[0]:
         found = stock_activations.scalar(traced, refs[0])
-        if found is not None:
+        if found is not None and not learned:
             return found
-    single = _single(traced, call, refs)
+    single = _single(traced, call, refs, learned)
     if single is None and {*dtypes, *call.dtypes} == {"float32"}:
         return _weighted_sum(traced, call, refs)
     if single is None or not _fits(single, call):
@@ -151,8 +152,11 @@ def own_flag(flavour: Flavour, call: Call, kwargs: Mapping[str, Any] | None = No
     return call.always if flavour.overrides_training else given.get("training")
 
 
-def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
-    """One operation; or several that scale and shift, one after the other, as one."""
+def _single(traced: Trace, call: Call, refs: list[Ref], learned: bool) -> Operation | None:
+    """One operation; or several that scale and shift, one after the other, as one.
+
+    ``learned``: constants may be variables, which will be others: a gain of 1 is a gain.
+    """
     made: dict[int, Ref] = dict(enumerate(refs))
     operations: dict[Ref, Operation] = {}
     same, parts = _unwrapped(traced.nodes, len(refs))
@@ -163,8 +167,11 @@ def _single(traced: Trace, call: Call, refs: list[Ref]) -> Operation | None:
             made[index] = made[same[index]]
             continue
         read = _operation(node, call, made)
-        if read is None:
+        if read is None or (learned and node.kind == "Pow"):
             return None
+        if learned and read.name == "identity" and len(node.inputs) > 1:
+            one = {"scale": np.ones(()), "offset": np.zeros(())}
+            read = Operation("affine", read.operands, one)
         before = operations.get(read.operands[0])
         if before is not None:
             read = _joined(before, read)

@@ -42,7 +42,7 @@ MOVES = words(
     """identity reshape transpose pad slice split concatenate stack take unstack convert"""
 )
 PLACES = words("argmax argmin")
-LOOKS_UP = words("look_up")
+LOOKS_UP = words("look_up one_hot")
 # What is added to a number, or is the least that it may be, to keep it from 0 and nothing else.
 GUARD = 0.01
 

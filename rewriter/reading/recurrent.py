@@ -2,20 +2,23 @@
 
 What the inputs of all steps give is one product. Each step is then a product with what the step
 before it gave, sums, activations and products of two tensors: for every one of these one layer,
-called once for each step, so that all steps have the same weights, and each layer one range.
+called once for each step, so that all steps have the same weights, and each layer one range. Of
+several cells in one layer, each runs through all that the one before it gave.
 LiteRT has an operator for a whole LSTM, but its states stay from one run to the next.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import tensorflow as tf
 
 from rewriter.keras_compat import Flavour
 from rewriter.lifting.block import ClosedError
 from rewriter.reading.cells import CELLS, Kit
-from rewriter.reading.graph import Call
+from rewriter.reading.graph import Call, Ref
 from rewriter.reading.stock_activations import function as activation
 
 # Each step has 16 operators or more of its own, in the file and in the graph that trains: of 64 an
@@ -60,9 +63,10 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
         raise ClosedError("it works under a mask, and a file carries none. Build it without masks")
     both = flavour.class_name(layer) == "Bidirectional"
     directions = [layer.forward_layer, layer.backward_layer] if both else [layer]
-    _refuse_call(call)
-    for each in directions:
-        _refuse(flavour, call, each)
+    cells = [(each, cell) for each in directions for cell in _cells(flavour, each)]
+    for each, cell in cells:
+        _refuse(flavour, call, each, cell)
+    _refuse_call(call, layer, sum(CELLS[flavour.class_name(cell)].states for _, cell in cells))
     if getattr(layer, "activity_regularizer", None) is not None:
         raise ClosedError("it has an activity_regularizer; add a layer ActivityRegularization")
     if made is None:
@@ -71,23 +75,30 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
             "Rewrite the original again, with input_shape if that leaves sizes open"
         )
     trains = layer.trainable and all(each.trainable for each in directions)
-    kits = [
-        Kit(flavour, each.cell, each.name, made, trains and each.cell.trainable)
-        for each in directions
-    ]
+    kits = [_kits(flavour, each, made, trains) for each in directions]
 
-    def one(inputs: Any, **options: Any) -> Any:
-        run = _run(kits[0], layer, inputs)
-        output = _output(kits[0], layer, run.outputs)
+    def split(args: tuple, options: Mapping[str, Any]) -> tuple[Any, list[Any]]:
+        """The sequence, and the states that are given."""
+        leaves = tf.nest.flatten((args, options))
+        inputs, *states = [leaf for leaf in leaves if flavour.is_tensor(leaf)]
+        return inputs, states
+
+    def one(*args: Any, **options: Any) -> Any:
+        inputs, states = split(args, options)
+        run = _run(kits[0], layer, inputs, states)
+        output = _output(kits[0][-1], layer, run.outputs)
         return [output, *run.states] if layer.return_state else output
 
-    def two(inputs: Any, **options: Any) -> Any:
-        runs = [_run(kit, each, inputs) for kit, each in zip(kits, directions, strict=True)]
+    def two(*args: Any, **options: Any) -> Any:
+        inputs, states = split(args, options)
+        halves = states[: len(states) // 2], states[len(states) // 2 :]
+        ways = zip(kits, directions, halves, strict=True)
+        runs = [_run(kit, each, inputs, own) for kit, each, own in ways]
         runs[1] = dataclasses.replace(runs[1], outputs=_reversed(layer, runs[1].outputs))
-        outputs = [_output(kit, layer, run.outputs) for kit, run in zip(kits, runs, strict=True)]
+        outputs = [_output(kit[-1], layer, r.outputs) for kit, r in zip(kits, runs, strict=True)]
         if layer.merge_mode is not None:
             merge = _MERGES[layer.merge_mode]
-            outputs = [kits[0].layer(f"{layer.name}_merged", merge)(outputs)]
+            outputs = [kits[0][0].layer(f"{layer.name}_merged", merge)(outputs)]
         states = [state for run in runs for state in run.states] if layer.return_state else []
         found = [*outputs, *states]
         return found if len(found) > 1 else found[0]
@@ -95,28 +106,59 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
     return two if both else one
 
 
+def _cells(flavour: Flavour, layer: Any) -> Sequence[Any]:
+    """The cells of a layer, or of a direction of one."""
+    cell: Any = getattr(layer, "cell", None)
+    return cell.cells if flavour.class_name(cell) == "StackedRNNCells" else [cell]
+
+
+def _kits(flavour: Flavour, layer: Any, made: dict[Any, Any], trains: bool) -> list[Kit]:
+    """For each cell of a layer the layers that stand for it."""
+    cells = _cells(flavour, layer)
+    return [
+        Kit(
+            flavour,
+            cell,
+            layer.name if len(cells) == 1 else f"{layer.name}_{number}",
+            made,
+            trains and layer.cell.trainable and cell.trainable,
+        )
+        for number, cell in enumerate(cells, 1)
+    ]
+
+
 def _reversed(layer: Any, outputs: Sequence[Any]) -> Sequence[Any]:
     """The steps of the second direction in the order of the first."""
     return outputs[::-1] if layer.return_sequences else outputs
 
 
-def _run(kit: Kit, layer: Any, inputs: Any) -> _Run:
+def _run(kits: Sequence[Kit], layer: Any, inputs: Any, given: Sequence[Any]) -> _Run:
+    """``given``: the states before the first step; none: zeros."""
     order = -1 if layer.go_backwards else 1
-    if layer.cell.dropout:
-        kind = kit.flavour.input_dropout(layer)
-        inputs = kit.layer(f"{layer.name}_dropout", kind, layer.cell.dropout)(inputs)
-    given = kit.projected(inputs)
-    step, states = CELLS[kit.kind].step, kit.start(given)
-    outputs = []
-    for each in kit.steps(given)[::order]:
-        states = step(kit, each, states)
-        outputs.append(states[0])
-    return _Run(outputs, states)
+    after: list[Any] = []
+    outputs: list[Any] = []
+    if getattr(layer.cell, "dropout", 0):
+        kind = kits[0].flavour.input_dropout(layer)
+        inputs = kits[0].layer(f"{layer.name}_dropout", kind, layer.cell.dropout)(inputs)
+    for kit in kits:
+        cell = CELLS[kit.kind]
+        projected = kit.projected(_sequence(kit, outputs) if outputs else inputs)
+        first, given = list(given[: cell.states]), given[cell.states :]
+        states, steps = first or kit.start(projected), kit.steps(projected)
+        steps, outputs = steps if outputs else steps[::order], []
+        for each in steps:
+            states = cell.step(kit, each, states)
+            outputs.append(states[0])
+        after += states
+    return _Run(outputs, after)
 
 
 def _output(kit: Kit, layer: Any, outputs: Sequence[Any]) -> Any:
-    if not layer.return_sequences:
-        return outputs[-1]
+    return _sequence(kit, outputs) if layer.return_sequences else outputs[-1]
+
+
+def _sequence(kit: Kit, outputs: Sequence[Any]) -> Any:
+    """Steps as one tensor, (batch, steps, features)."""
     count, width = len(outputs), outputs[-1].shape[-1]
     concatenate, parts = kit.flavour.function("concatenate"), list(outputs)
     while len(parts) > 1:
@@ -125,10 +167,21 @@ def _output(kit: Kit, layer: Any, outputs: Sequence[Any]) -> Any:
     return kit.flavour.function("reshape")(parts[0], (-1, count, width))
 
 
-def _refuse_call(call: Call) -> None:
-    """Raise ClosedError for a call with states or constants, or of an unknown number of steps."""
-    if len(call.refs) != 1:
-        raise ClosedError("it is given an initial_state or constants. Let its states start at zero")
+def _refuse_call(call: Call, layer: Any, states: int) -> None:
+    """Raise ClosedError for a call with other tensors than states, or of unknown many steps."""
+    more = [leaf for leaf in tf.nest.flatten(call.kwargs.get("initial_state")) if leaf is not None]
+    if not all(isinstance(leaf, Ref) for leaf in more):
+        raise ClosedError(
+            "its initial_state is a constant. Give it as a tensor of the model, or let its states "
+            "start at zero"
+        )
+    if getattr(layer, "_num_constants", 0) or call.kwargs.get("constants") is not None:
+        raise ClosedError("it is given constants, which its cells do not take. Leave them out")
+    if len(call.refs) not in (1, 1 + states):
+        raise ClosedError(
+            f"it is given {len(call.refs) - 1} states, and has {states}. Give it an initial_state "
+            "with all of them, or let them start at zero"
+        )
     shape = call.input_shapes[0]
     if len(shape) != 3 or None in shape[1:]:
         raise ClosedError(
@@ -143,9 +196,8 @@ def _refuse_call(call: Call) -> None:
         )
 
 
-def _refuse(flavour: Flavour, call: Call, layer: Any) -> None:
-    """Raise ClosedError for a layer, or a direction of one, that is more than its steps."""
-    cell: Any = getattr(layer, "cell", None)
+def _refuse(flavour: Flavour, call: Call, layer: Any, cell: Any) -> None:
+    """Raise ClosedError for a layer, or a direction of one, that is more than its cells' steps."""
     name = flavour.class_name(cell)
     if name not in CELLS or flavour.class_name(layer) not in LAYERS:
         known = ", ".join(CELLS)
@@ -155,13 +207,13 @@ def _refuse(flavour: Flavour, call: Call, layer: Any) -> None:
     if getattr(layer, "time_major", False):
         raise ClosedError(f"it has time_major=True. {_REMEDY}")
     for option in ("recurrent_dropout", "dropout"):
-        apart = option == "dropout" and flavour.input_dropout(layer)
+        apart = option == "dropout" and cell is layer.cell and flavour.input_dropout(layer)
         if getattr(cell, option, 0) and not apart:
             raise ClosedError(
                 f"it has {option}={getattr(cell, option)}, which acts inside its steps while "
                 "training. Put a layer SpatialDropout1D before it instead"
             )
-    if cell.compute_dtype != "float32" or call.input_dtypes != ("float32",):
+    if cell.compute_dtype != "float32" or {*call.input_dtypes} != {"float32"}:
         raise ClosedError(f"it computes in {cell.compute_dtype}. Build it in float32")
     for option in ("activation", "recurrent_activation"):
         own = getattr(cell, option, None)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rewriter.keras_compat import Flavour
+from rewriter.lifting.operation import GraphOperatorMixin
 from rewriter.reading import functions, hosts, inside, stock_activations, stock_layers
 from rewriter.reading.hosts import Row
 from rewriter.reading.operations import Operation
@@ -118,8 +119,9 @@ def classify(flavour: Flavour, call: Call) -> Role:
         activation = stock_activations.function(flavour, call, inner.activation, None)
         return Host(row, inner, distributed, activation)
     operation = stock_layers.read(flavour, call) or inside.operation(flavour, call)
-    if operation is None and flavour.class_name(layer) not in ("", *inside.STOCK):
-        operation = functions.of_call(flavour, call)  # users' functions may be several calls
+    single = flavour.class_name(layer) not in ("", *inside.STOCK)  # users' may be several calls
+    if operation is None and (single or isinstance(layer, GraphOperatorMixin)):
+        operation = functions.of_call(flavour, call)
     return operation or Opaque()
 
 

@@ -14,6 +14,11 @@ from rewriter.reading.graph import Call, Graph, Ref
 from rewriter.reading.operations import Operation
 from rewriter.reading.roles import Opaque
 
+_MIXES = (
+    "it reshapes rows of several samples into one, and a file treats each sample by itself. Keep "
+    "the samples on the first axis"
+)
+
 
 def settle(graph: Graph) -> None:
     """Take the role of every reshaping that would mix samples."""
@@ -24,7 +29,7 @@ def settle(graph: Graph) -> None:
         if isinstance(call.role, Operation) and call.role.name == "reshape":
             count *= _more(call)
             if count.denominator != 1:
-                call.role = Opaque()
+                call.role, call.closed = Opaque(), _MIXES
         if isinstance(call.role, Operation) and call.role.name == "repeat_samples":
             count *= call.role.options["count"]
         counts.update((Ref(index, i), count) for i in range(len(call.shapes)))

@@ -121,7 +121,7 @@ def _item(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
             ranges.append((part % size, part % size + 1, 1))
         else:
             start, stop, step = part.indices(size)
-            if step < 0 or start >= stop:
+            if not range(start, stop, step):
                 return None
             ranges.append((start, stop, step))
     return Operation("slice", (arguments["x"],), {"ranges": ranges} | options)

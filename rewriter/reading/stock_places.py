@@ -62,6 +62,18 @@ def _look_up(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
     return Operation("look_up", (arguments["indices"],), {"table": table})
 
 
+def _one_hot(call: Call, arguments: Mapping[str, Any]) -> Operation | None:
+    """One number at the place that a whole number says, another at all others."""
+    depth, axis = _single(arguments.get("depth")), _single(arguments.get("axis", -1))
+    found = [constant(arguments.get(key, value)) for key, value in (("on", 1.0), ("off", 0.0))]
+    ends = [float(each.reshape(())) for each in found if each is not None and each.size == 1]
+    if depth is None or axis not in (-1, len(call.shapes[0]) - 1) or len(ends) != 2:
+        return None
+    if call.input_dtypes[0] not in WHOLE or not is_floating(call.dtypes[0]):
+        return None
+    return Operation("one_hot", (arguments["x"],), {"depth": depth, "ends": tuple(ends)})
+
+
 def _single(value: Any) -> int | None:
     """One whole number, alone or in an array; None for anything else."""
     found = _numbers(value)
@@ -130,6 +142,7 @@ def _place(
 
 READERS: dict[str, Callable[[Call, Mapping[str, Any]], Operation | None]] = {
     "take": _take,
+    "one_hot": _one_hot,
     "flip": _flip,
     "roll": _roll,
     "tile": _tile,

@@ -87,11 +87,15 @@ class Trace:
     @property
     def elementwise(self) -> bool:
         """Whether it is a function of a number, applied to every element of its argument."""
+        return self.of_channels(1)
+
+    def of_channels(self, count: int) -> bool:
+        """Whether it is one such function for each of ``count`` channels, the last axis."""
         constants = [v for node in self.nodes for v in node.inputs if isinstance(v, np.ndarray)]
         return (
             self.arguments == 1
             and all(node.kind in _ELEMENTWISE for node in self.nodes)
-            and all(value.size == 1 for value in constants)
+            and all(v.size == 1 or v.size == v.shape[-1] == count for v in constants)
         )
 
 

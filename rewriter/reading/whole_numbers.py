@@ -30,11 +30,24 @@ def settle(graph: Graph) -> None:
                 continue
             if given if role.name in LOOKS_UP else not (_moves(call) or whole & {*role.operands}):
                 continue
-            call.role = Opaque()
+            call.role, call.closed = Opaque(), _of(role)
         elif isinstance(role, Input) and _only_looked_up(graph, made[0], readers):
             numbers = made  # of a float type: what reads them cuts their fractions off
         whole.update(wanted.intersection(numbers))
     graph.whole = frozenset(whole)
+
+
+def _of(role: Operation) -> str:
+    """Why an operation has no integer form."""
+    if role.name in LOOKS_UP:
+        return (
+            "it looks rows up by computed numbers, which a file has in float. Look them up "
+            "by an input, or by what an argmax finds"
+        )
+    return (
+        "it makes real numbers of whole ones, which a file only finds, moves and looks rows up by. "
+        "Compute it from the file's outputs, or before its inputs"
+    )
 
 
 def _wanted(graph: Graph) -> set[Ref]:

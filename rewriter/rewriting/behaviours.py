@@ -70,7 +70,7 @@ _KINDS = {
     IDENTITY: "identity off_zero",
     FREE: "cast add subtract multiply average affine mean sum leaky_relu prelu elu gelu silu "
     "hard_silu abs exp log sqrt rsqrt squared_difference contract normalize "
-    "concatenate_constants look_up function times_function",
+    "concatenate_constants look_up one_hot function times_function",
     SAME: "maximum minimum max concatenate stack pool reshape transpose pad mirror_pad slice split "
     "repeat upsample min unstack take tile depth_to_space space_to_depth patches "
     "repeat_samples",

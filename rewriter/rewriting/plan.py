@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rewriter.reading import reasons
 from rewriter.reading.graph import Graph
 from rewriter.rewriting import behaviours, left_behind, retracing, rules, sizes
 from rewriter.rewriting.recipe import Recipe
@@ -39,7 +40,7 @@ class Plan:
       entries: one for every BatchNormalization.
       float_layers: layers that have no integer form here; they train as they are, and
         ``export_tflite`` refuses them unless float is allowed.
-      float_reasons: by name, why some of them have none, and what to do.
+      float_reasons: by name, why each of them has none, and what to do.
       notes: what the model has and the rewritten one will not, with what to do; ``rewrite`` warns
         of it.
     """
@@ -106,9 +107,11 @@ def make_plan(graph: Graph, decisions: list[rules.Decision]) -> Plan:
         for d in decisions
     )
     unknown: dict[str, str] = {}
-    for call in graph.calls:
-        if behaviours.stays_float(call) and not graph.flavour.is_added_loss(call.layer):
+    masks = reasons.read_masks(graph)
+    for index, call in enumerate(graph.calls):
+        float_ = behaviours.stays_float(call) or index in masks
+        if float_ and not graph.flavour.is_added_loss(call.layer):
             unknown[call.path] = call.closed
-    reasons = {path: reason for path, reason in unknown.items() if reason}
+    told = {path: reason for path, reason in unknown.items() if reason}
     names = graph.name, graph.flavour.name
-    return Plan(*names, entries, tuple(unknown), float_reasons=reasons)
+    return Plan(*names, entries, tuple(unknown), float_reasons=told)

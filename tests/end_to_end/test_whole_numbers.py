@@ -297,3 +297,51 @@ def test_what_is_looked_up_and_counted(flavour: str, tmp_path: Path) -> None:
     rewriter.export_tflite(qat, path, allow_float=True)
     result = rewriter.verify(qat, path, numbers, progress=False)
     assert result.parts_at is None and result.comparison.differences == ()
+
+
+def _one_hot(keras: Any, x: Any, depth: int) -> Any:
+    return keras.ops.one_hot(x, depth) if hasattr(keras, "ops") else tf.one_hot(x, depth)
+
+
+ONE_HOTS: dict[str, Any] = {
+    "function": lambda k, x: _one_hot(k, x, 7),
+    "Lambda": lambda k, x: k.layers.Lambda(
+        lambda t: tf.one_hot(t, 7, 0.75, -0.25), output_shape=(5, 7))(x),
+}  # fmt: skip
+
+
+@both
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("name", ONE_HOTS)
+def test_one_hot(name: str, dtype: str, flavour: str, tmp_path: Path) -> None:
+    """Of the numbers of an input, those without a place among them, as the model has it."""
+    keras, path = KERASES[flavour], tmp_path / "m.tflite"
+    inputs = keras.Input((5,), dtype=dtype, name="numbers")
+    model = keras.Model(inputs, ONE_HOTS[name](keras, inputs))
+    assert rewriter.plan(model).float_layers == ()
+    numbers = np.concatenate([_rng().integers(0, 7, (8, 5)), [[-1, 7, 6, 0, 100]]]).astype(dtype)
+    qat = _calibrated(model, numbers)
+    report = rewriter.export_tflite(qat, path)
+    assert report.ops == {"ONE_HOT": 1}
+    twin, wanted = call(rewriter.fold(qat), [numbers])[0], call(model, [numbers])[0]
+    np.testing.assert_allclose(twin, wanted, atol=2e-3)
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    scale, zero = made["quantization"]
+    for row, expected in zip(numbers, twin, strict=True):
+        interpreter.set_tensor(given["index"], row[None])
+        interpreter.invoke()
+        found = (interpreter.get_tensor(made["index"])[0].astype(np.float64) - zero) * scale
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@both
+def test_one_hot_of_a_place(flavour: str, tmp_path: Path) -> None:
+    def build(keras: Any) -> Any:
+        inputs = keras.Input((6,))
+        x = keras.layers.Dense(6, name="scores")(inputs)
+        place = keras.ops.argmax(x, -1) if hasattr(keras, "ops") else tf.argmax(x, -1)
+        return keras.Model(inputs, keras.layers.Dense(3)(_one_hot(keras, place, 6)))
+
+    assert everything(flavour, build, {}, tmp_path, steps=0).float_layers == ()

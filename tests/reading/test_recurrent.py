@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import rewriter
-from checks import KERASES, both, everything
+from checks import KERASES, both, call, decibels, everything
 from rewriter.errors import ExportError
 from rewriter.keras_compat import flavour_of
 from rewriter.reading import recurrent
@@ -39,6 +39,14 @@ def _both_ways(kind: str, merge: str | None = "concat", **options: Any) -> Layer
     return build
 
 
+def _several(*cells: str, **options: Any) -> Layer:
+    def build(k: Any) -> Any:
+        made = [getattr(k.layers, cell)(UNITS - i) for i, cell in enumerate(cells)]
+        return k.layers.RNN(made, name="rnn", **options)
+
+    return build
+
+
 CASES: dict[str, Layer] = {
     "lstm": _one("LSTM"),
     "lstm_all": _one("LSTM", return_sequences=True, unit_forget_bias=False, unroll=True),
@@ -58,6 +66,11 @@ CASES: dict[str, Layer] = {
     "both_gru_average": _both_ways("GRU", "ave"),
     "both_simple_product": _both_ways("SimpleRNN", "mul", return_sequences=True),
     "both_simple_apart": _both_ways("SimpleRNN", None, return_sequences=True),
+    "several": _several("LSTMCell", "GRUCell", return_sequences=True),
+    "several_states": _several("LSTMCell", "SimpleRNNCell", return_state=True, go_backwards=True),
+    "several_both": lambda k: k.layers.Bidirectional(
+        k.layers.RNN([k.layers.GRUCell(UNITS), k.layers.GRUCell(3)], name="way"), name="rnn"
+    ),
 }
 
 
@@ -68,7 +81,7 @@ def _wide(k: Any) -> Any:
 def _model(k: Any, layer: Layer, steps: int = STEPS) -> Any:
     inputs = k.Input((steps, FEATURES), name="window")
     given = layer(k)(inputs)
-    outputs = list(given) if isinstance(given, (list, tuple)) else [given]
+    outputs = tf.nest.flatten(given)
     return k.Model(inputs, [k.layers.Dense(3, name=f"end{i}")(x) for i, x in enumerate(outputs)])
 
 
@@ -99,6 +112,49 @@ def test_float_phase_training_twin_and_file(case: str, flavour: str, tmp_path: P
     # What bounds the gradients while training does so for each variable, and a GRU's bias is two.
     steps = 0 if "gru" in case else 3
     assert everything(flavour, build, {}, tmp_path, steps=steps).float_layers == ()
+
+
+def _given(k: Any, kind: str, **options: Any) -> Any:
+    """A model whose recurrent layer starts with what another layer gives it."""
+    inputs = k.Input((STEPS, FEATURES), name="window")
+    both = kind.startswith("both_")
+    one = getattr(k.layers, kind.removeprefix("both_"))
+    layer = k.layers.Bidirectional(one(UNITS), name="rnn") if both else one(UNITS, name="rnn")
+    count = (2 if "LSTM" in kind else 1) * (2 if both else 1)
+    flat = k.layers.Flatten()(inputs)
+    states = [k.layers.Dense(UNITS, "tanh", name=f"state{i}")(flat) for i in range(count)]
+    return k.Model(inputs, layer(inputs, initial_state=states))
+
+
+def _encoder_decoder(k: Any) -> Any:
+    """States handed on from one LSTM to another (Sutskever et al. 2014, arXiv:1409.3215)."""
+    inputs = k.Input((STEPS, FEATURES), name="window")
+    _, *states = k.layers.LSTM(UNITS, return_state=True, name="encoder")(inputs)
+    x = k.layers.Dense(FEATURES, name="words")(inputs)
+    x = k.layers.LSTM(UNITS, return_sequences=True, name="decoder")(x, initial_state=states)
+    return k.Model(inputs, k.layers.Dense(3, name="end")(x))
+
+
+STARTS: dict[str, Callable[[Any], Any]] = {
+    **{kind: (lambda k, kind=kind: _given(k, kind)) for kind in ("LSTM", "GRU", "SimpleRNN")},
+    "both_LSTM": lambda k: _given(k, "both_LSTM"),
+    "both_GRU": lambda k: _given(k, "both_GRU"),
+    "encoder_decoder": _encoder_decoder,
+}
+
+
+@both
+@pytest.mark.parametrize("case", STARTS)
+def test_states_that_are_given(case: str, flavour: str, tmp_path: Path) -> None:
+    steps = 0 if "GRU" in case else 3
+
+    def build(k: Any) -> Any:
+        return _filled(STARTS[case](k))
+
+    assert everything(flavour, build, {}, tmp_path, steps=steps).float_layers == ()
+    x, model = _windows(), build(_fresh(flavour))
+    qat = rewriter.rewrite(model, calibration_data=x)
+    assert decibels(call(rewriter.fold(qat), [x])[0], call(model, [x])[0]) > 20
 
 
 def _cells(layer: Any) -> dict[str, Any]:
@@ -258,8 +314,8 @@ def _stateful(k: Any) -> Any:
 
 
 def _initial(k: Any) -> Any:
-    x, state = k.Input((STEPS, FEATURES)), k.Input((UNITS,))
-    return k.Model([x, state], k.layers.GRU(UNITS, name="rnn")(x, initial_state=[state]))
+    x, zeros = k.Input((STEPS, FEATURES)), np.full((2, UNITS), 0.3, np.float32)
+    return k.Model(x, k.layers.GRU(UNITS, name="rnn")(x, initial_state=[tf.constant(zeros)]))
 
 
 def _open(k: Any) -> Any:
@@ -278,7 +334,7 @@ def _of(kind: str, **options: Any) -> Callable[[Any], Any]:
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "cell": (lambda k: _model(k, _users_cell), "its cell is Cell.* Use those"),
     "stateful": (_stateful, "it is stateful.*Build the layer without it"),
-    "initial_state": (_initial, "initial_state.* Let its states start at zero"),
+    "initial_state": (_initial, "initial_state is a constant.* let its states start at zero"),
     "open": (_open, "its number of steps is not known. Fix it"),
     "long": (_long, f"{recurrent.MOST_STEPS + 1} steps.* Shorten"),
     "dropout": (

@@ -182,6 +182,17 @@ def _gather(dtype, bits=8):
     return build
 
 
+def _one_hot(dtype, bits=8):
+    """Of numbers beyond its depth too."""
+
+    def build(rng):
+        output = random_quantization(rng) if bits == 8 else Quantization(2e-4, 0, 16)
+        attributes = {"depth": 6, "on": int(output.qmax), "off": int(output.qmin) + 3}
+        return Case(Operator("ONE_HOT", (whole(dtype),), output, attributes), [(7,)], most=9)
+
+    return build
+
+
 def _wide(kind, ratios, shapes=(IMAGE,), constant=None, narrow=None, **attributes):
     """Of int16 tensors, whose scales and then the output's are ``ratios`` of a random one.
 
@@ -289,6 +300,8 @@ CASES |= {
         for kind in ("ARG_MAX", "ARG_MIN")
         for axis, dtype in ((1, "int32"), (3, "int32"), (2, "int64"))
     },
+    "one_hot": _one_hot("int32"),
+    "one_hot_int64": _one_hot("int64"),
     "gather": _gather("int32"),
     "gather_int64": _gather("int64"),
     "wide_gather": _gather("int32", 16),

@@ -1,7 +1,8 @@
 """Functions that LiteRT has no operator for: tables of what they make of each integer.
 
 A CAST has the integers as places, an ADD counts them from 0, and a GATHER reads the table. That is
-the function of each real value in float32, rounded once.
+the function of each real value in float32, rounded once. Functions that differ from channel to
+channel have their tables one after the other: the ADD counts those of a channel from its own on.
 
 A product with a function (``x / y``, ``x * rsqrt(y)``) is in 16 bits inside, for its values may lie
 further apart than 8 bits tell::
@@ -40,8 +41,16 @@ _PLACES = "int32"
 
 def _function(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
     source, shape = low.grid(x[0]), x[0].shape
+    count = int(operation.options.get("channels", 1))
+    if count > 1 and source.bits > BITS:
+        raise ExportError(
+            f"Layer {call.path!r} computes another function for each of {count} channels, and "
+            f"tables of {WIDE} bits for all of them would be {count * 128} KiB. Use the recipe "
+            '"int8", or one function for all channels.'
+        )
     results = _results(call, operation.options["function"], source, x[0].off_zero)
-    places = _counted(low, call, low.apply("CAST", call, x, shape, whole(_PLACES)), source)
+    places = low.apply("CAST", call, x, shape, whole(_PLACES))
+    places = _counted(low, call, places, source, count)
 
     def finish(output: Quantization, fused: str) -> Operator:
         return Operator("GATHER", (whole(_PLACES),), output, {"table": _table(results, output)})
@@ -87,17 +96,23 @@ def _off_zero(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence
     return dataclasses.replace(x[0], off_zero=operation.options["width"])
 
 
-def _counted(low: ProgramBuilder, call: Call, places: Value, source: Quantization) -> Value:
-    """The integers of a grid, which are in ``places``, from 0 on."""
+def _counted(
+    low: ProgramBuilder, call: Call, places: Value, source: Quantization, channels: int = 1
+) -> Value:
+    """The integers of a grid, which are in ``places``, from 0 on; channel by channel."""
     grid = {"scale": 1.0, "zero_point": 0, "bits": whole(_PLACES).bits}
-    lowest = {"constant": [-source.lowest], "constant_quantization": grid}
+    each = source.qmax + 1 - source.lowest
+    first = [channel * each - source.lowest for channel in range(channels)]
+    lowest = {"constant": first, "constant_quantization": grid}
     return low.apply("ADD", call, [places], places.shape, whole(_PLACES), **lowest)
 
 
 def _results(
     call: Call, function: Callable[[np.ndarray], np.ndarray], source: Quantization, width: float
 ) -> np.ndarray:
-    """What a function makes of each value of a grid, float32, infinite where it is.
+    """What a function makes of each value of a grid, float32, infinite where it is, in one row.
+
+    Those of several channels follow each other.
 
     Where it is not a number, as the root of one below 0, it is what it is at the nearest value. 0
     is as ``OffZero`` has it where a step is more than ``width``.
@@ -111,14 +126,19 @@ def _results(
         real[steps == 0] = np.float32(source.scale) * np.float32(SHARE)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = np.asarray(function(real), np.float32)
-    known = np.flatnonzero(~np.isnan(found))
-    if not known.size:
+        found = np.asarray(function(real), np.float32).reshape(real.size, -1)
+    if np.isnan(found).all(axis=0).any():
         raise ExportError(
             f"Layer {call.path!r} computes what is not a number of all values from {real[0]:g} to "
             f"{real[-1]:g}, the range of its input. Calibrate with other data, or use another "
             "layer."
         )
+    return np.concatenate([_filled(row) for row in found.T])
+
+
+def _filled(found: np.ndarray) -> np.ndarray:
+    """A row with the nearest number in the place of what is none."""
+    known = np.flatnonzero(~np.isnan(found))
     above = np.searchsorted(known, np.arange(found.size)).clip(0, known.size - 1)
     below = (above - 1).clip(0)
     place = np.arange(found.size)

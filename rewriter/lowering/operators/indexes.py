@@ -46,9 +46,23 @@ def _look_up(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[
     return low.pending(call.path, x, batched(call.shapes[0]), finish, fusable=False)
 
 
+def _one_hot(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
+    depth, ends = operation.options["depth"], np.asarray(operation.options["ends"], np.float32)
+
+    def finish(output: Quantization, activation: str) -> Operator:
+        stored = affine.quantize(ends, output).numpy().clip(output.qmin, output.qmax)
+        on, off = map(int, stored)
+        return Operator(
+            "ONE_HOT", (low.grid(x[0]),), output, {"depth": depth, "on": on, "off": off}
+        )
+
+    return low.pending(call.path, x, batched(call.shapes[0]), finish, fusable=False)
+
+
 ROWS: dict[str, Row] = {
     "argmax": _place("ARG_MAX"),
     "argmin": _place("ARG_MIN"),
     "convert": _convert,
     "look_up": _look_up,
+    "one_hot": _one_hot,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -48,11 +49,12 @@ def _mirror_pad(low: ProgramBuilder, call: Call, operation: Operation, x: Sequen
 
 
 def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) -> Value:
-    """``ranges``: (start, stop, step) for every axis but the batch."""
+    """``ranges``: (start, stop, step) of all axes but the batch; a stop of -1: before the first."""
     shape = (None, *(len(range(*part)) for part in ranges))
-    if shape == x.shape:
+    if shape == x.shape and all(step > 0 for _, _, step in ranges):
         return x
     begin, end, strides = zip((0, 0, 1), *ranges, strict=True)
+    open_ends = sum(1 << axis for axis, stop in enumerate(end) if axis == 0 or stop < 0)
     return low.apply(
         "STRIDED_SLICE",
         call,
@@ -62,7 +64,7 @@ def _sliced(low: ProgramBuilder, call: Call, x: Value, ranges: Sequence[Range]) 
         end=list(end),
         strides=list(strides),
         begin_mask=1,
-        end_mask=1,
+        end_mask=open_ends,
     )
 
 
@@ -181,9 +183,15 @@ def _unstack(
 
 
 def _take(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[Value]) -> Value:
-    """Slices of neighbouring places, side by side."""
+    """Slices of neighbouring places, side by side; one slice where they are evenly apart."""
     sizes = low.static(x[0].shape, call)
     axis, places = operation.options["axis"], operation.options["places"]
+    apart = {after - before for before, after in itertools.pairwise(places)}
+    if len(apart) == 1 and 0 not in apart:
+        (step,) = apart
+        every = [(0, size, 1) for size in sizes]
+        every[axis - 1] = (places[0], places[-1] + (1 if step > 0 else -1), step)
+        return _sliced(low, call, x[0], every)
     starts = [i for i, place in enumerate(places) if not i or place != places[i - 1] + 1]
     parts = []
     for start, stop in zip(starts, [*starts[1:], len(places)], strict=True):
