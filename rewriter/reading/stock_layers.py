@@ -272,7 +272,8 @@ def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
     reader = LAYERS.get(name)
     if reader is None or (name in _HEED_MASKS and _under_mask(call)):
         return None
-    if name in _RANDOM and True in (inside.own_flag(flavour, call), *call.args[1:2]):
+    drops = name in _RANDOM and getattr(layer, "rate", None) != 0
+    if drops and True in (inside.own_flag(flavour, call), *call.args[1:2]):
         call.closed = (
             "it is called with training=True, and so is random in inference too. Call it without "
             "that in a model of the same weights"

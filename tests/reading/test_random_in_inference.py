@@ -57,6 +57,14 @@ def test_random_in_training_only(
     assert result.snr is not None and result.snr > 25
 
 
+def test_a_rate_of_nothing() -> None:
+    keras = keras_of("tf_keras")
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dropout(0.0)(keras.layers.Conv2D(4, 3)(inputs), training=True)
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    assert not rewriter.plan(model).float_layers
+
+
 @pytest.mark.parametrize(
     ("flavour", "kind"), [("tf_keras", "sparse"), ("tf_keras", "ragged"), ("keras", "sparse")]
 )
