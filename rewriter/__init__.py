@@ -30,6 +30,7 @@ from rewriter.training.calibrate import calibrate
 from rewriter.training.distillation import distillation_loss
 from rewriter.training.reestimate import reestimate_batch_norm
 from rewriter.training.schedule import QuantizationSchedule, freeze_batch_norm
+from rewriter.training.trained import trained_layers
 from rewriter.workflow.finetune import Finetuned, finetune
 from rewriter.workflow.quantize import Quantized, quantize
 from rewriter.workflow.sensitivity import sensitivity
@@ -76,6 +77,7 @@ __all__ = [
     "rewrite",
     "sensitivity",
     "set_phase",
+    "trained_layers",
     "verify",
     "write_model_explorer",
     "write_report",

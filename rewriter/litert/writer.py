@@ -66,7 +66,16 @@ def assemble(
     reasons = {s.layer: s.operator.attributes.get("reason", "") for s in inside}
     floats = sorted(kinds)
     if floats and not allow_float:
-        shown = ", ".join(f"{name} ({kinds[name]})" if kinds[name] else name for name in floats[:8])
+        stock = sorted({s.layer for s in inside if s.operator.attributes.get("stock")})
+        shown = ", ".join(
+            f"{name} ({kinds[name]})" if kinds[name] else name for name in (stock or floats)[:8]
+        )
+        if stock:
+            raise ExportError(
+                f"Layer '{stock[0]}' is not quantization-aware, and {len(stock)} layer(s) were "
+                f"added after the model was rewritten: {shown}. Run rewriter.rewrite on this "
+                "model, which rewrites them and leaves the others as they are, and calibrate it."
+            )
         raise ExportError(
             f"Layer '{floats[0]}' has no integer form, and {len(floats)} layer(s) would stay in "
             f"float: {shown}. Replace them, or allow float "

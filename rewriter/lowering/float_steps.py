@@ -17,6 +17,7 @@ from rewriter.lowering.values import Shape, Value
 from rewriter.program import Operator, Quantization, whole
 from rewriter.reading import inside
 from rewriter.reading.graph import Call, Ref, map_refs
+from rewriter.reading.roles import BatchNorm, Host
 
 
 def lower(
@@ -68,6 +69,8 @@ def _step(
     grids = tuple(low.tensors[name].quantization for name in names)
     described: dict[str, Any] = {**attributes, "layer": _described(call.layer)}
     described |= {"reason": call.closed} if call.closed else {}
+    if isinstance(call.role, (BatchNorm, Host)):  # a rewriting makes ours of all of these
+        described["stock"] = True
     operator = Operator("FLOAT", grids, output, described, function=function)
     return low.add(call.path, operator, names, shape)
 

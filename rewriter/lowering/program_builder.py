@@ -150,7 +150,9 @@ class ProgramBuilder:
         """The quantization of a finished tensor. Raises ExportError if it has none."""
         quantization = self.tensors[value.name or ""].quantization
         if quantization is None:
-            raise ExportError(f"The tensor {value.name!r} is not quantized.")
+            raise ExportError(
+                f"The tensor {value.name!r} is not quantized. Run rewriter.rewrite on the model."
+            )
         return quantization
 
     def quantized(self, value: Value, layer: str) -> str:
@@ -191,7 +193,10 @@ class ProgramBuilder:
     def real(self, value: Value) -> str:
         """The name of a tensor, in float or not. Raises ExportError while it is pending."""
         if value.name is None:
-            raise ExportError(f"The output of {value.layer!r} has no quantization.")
+            raise ExportError(
+                f"The output of {value.layer!r} has no quantization. Run rewriter.rewrite on the "
+                "model."
+            )
         return value.name
 
     def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:

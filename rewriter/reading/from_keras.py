@@ -98,7 +98,7 @@ class _Reader:
                 continue
             kwargs = {key: self._resolve(value, env) for key, value in kwargs.items()}
             path = prefix + layer.name
-            models.refuse_quantized(self.flavour, layer, path)
+            models.refuse(self.flavour, layer, path)
             own = False
             if flags is not None and id(flat[0]) in flags:
                 flag = flags[id(flat[0])]
@@ -140,7 +140,7 @@ class _Reader:
     ) -> list[Ref]:
         refs = self._append(layer, path, args, kwargs, outputs)
         call, always = self.calls[-1], kwargs["training"] if held else None
-        call.always, call.closed = always, self._reasons.pop(id(layer), "")
+        call.always, call.closed = always, self._reasons.pop(id(layer), call.closed)
         return self._replaced(call) or refs
 
     def _append(

@@ -89,12 +89,23 @@ def passed_on(
     )
 
 
-def refuse_quantized(flavour: Flavour, layer: Any, path: str) -> None:
-    """Keras's own quantization: the integers in a kernel's place are no trained weights.
+def refuse(flavour: Flavour, layer: Any, path: str) -> None:
+    """What no rewriting can be made of: inputs without a shape, and Keras's own quantization.
+
+    The integers that the latter puts in a kernel's place are no trained weights.
 
     Raises:
-      UnsupportedModelError: the layer, or one inside it, is quantized so.
+      UnsupportedModelError: the layer is a sparse or ragged input, or it, or one inside it, is
+        quantized so.
     """
+    if flavour.class_name(layer) == "InputLayer":
+        kind = next((k for k in ("sparse", "ragged") if getattr(layer, k, False)), None)
+        if kind is not None:
+            raise UnsupportedModelError(
+                f"The input {path!r} is {kind} ({kind}=True), and ranges and LiteRT files are of "
+                f"dense tensors. Build the model with an input that is not {kind}, and give it "
+                "dense arrays; a model after a layer that makes them dense can be rewritten."
+            )
     for inner in (layer, *flavour.sublayers(layer)):
         mode = getattr(inner, "quantization_mode", None)
         if mode is not None:

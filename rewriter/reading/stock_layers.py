@@ -13,7 +13,13 @@ import numpy as np
 from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.pure_functions import words
-from rewriter.reading import contractions, layer_norms, stock_activations, stock_functions
+from rewriter.reading import (
+    contractions,
+    inside,
+    layer_norms,
+    stock_activations,
+    stock_functions,
+)
 from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import (
     MOVES,
@@ -196,12 +202,12 @@ def _global(name: str) -> Reader:
     return reader
 
 
-_IDENTITIES = words(
-    """ActivityRegularization AlphaDropout Dropout GaussianDropout GaussianNoise Identity
+# These act in training only.
+_RANDOM = words(
+    """AlphaDropout Dropout GaussianDropout GaussianNoise
     SpatialDropout1D SpatialDropout2D SpatialDropout3D StochasticDepth"""
 )
-# Augmentation acts in training only.
-_IDENTITIES |= words(
+_RANDOM |= words(
     """RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
     RandomElasticTransform RandomErasing RandomFlip RandomGaussianBlur RandomGrayscale
     RandomHeight RandomHue RandomInvert RandomPerspective RandomPosterization RandomRotation
@@ -211,7 +217,8 @@ _IDENTITIES |= words(
 LAYERS: dict[str, Reader] = {
     **stock_activations.LAYERS,
     **layer_norms.LAYERS,
-    **dict.fromkeys(_IDENTITIES, _named("identity")),
+    **dict.fromkeys(words("ActivityRegularization Identity"), _named("identity")),
+    **dict.fromkeys(_RANDOM, _named("identity")),
     "PReLU": _prelu,
     "Add": _named("add"),
     "Subtract": _named("subtract"),
@@ -264,6 +271,13 @@ def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
         return stock_activations.function(flavour, call, layer.activation, call.refs[0], False)
     reader = LAYERS.get(name)
     if reader is None or (name in _HEED_MASKS and _under_mask(call)):
+        return None
+    drops = name in _RANDOM and getattr(layer, "rate", None) != 0
+    if drops and True in (inside.own_flag(flavour, call), *call.args[1:2]):
+        call.closed = (
+            "it is called with training=True, and so is random in inference too. Call it without "
+            "that in a model of the same weights"
+        )
         return None
     given = [value for key, value in call.kwargs.items() if key not in ("mask", "training")]
     return reader(layer, call, tuple(Call.tensors((call.args, given))))

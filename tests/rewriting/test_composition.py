@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import rewriter
 from checks import KERASES, both
-from rewriter.errors import UnsupportedModelError
+from rewriter.errors import ExportError, UnsupportedModelError
 from saved_models import save
 
 X = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype(np.float32)
@@ -145,3 +145,28 @@ def test_a_model_that_is_rewritten_already(flavour: str) -> None:
     for model in (q, twin, headed):
         with pytest.raises(UnsupportedModelError, match="quantization-aware already, or a twin"):
             rewriter.rewrite(model)
+
+
+@both
+@pytest.mark.parametrize("kind", ["head", "softmax", "norm"])
+@pytest.mark.parametrize("quantized_before", [True, False])
+def test_a_head_that_was_not_rewritten(
+    flavour: str, kind: str, quantized_before: bool, tmp_path: Path
+) -> None:
+    """The export says what to do; after that it is as any model."""
+    keras = KERASES[flavour]
+    quantized = rewriter.rewrite(backbone(flavour))
+    pooled = quantized.layers[-2].output if quantized_before else quantized.get_layer("mean").output
+    added = {
+        "head": keras.layers.Dense(3, name="added"),
+        "softmax": keras.layers.Dense(3, activation="softmax", name="added"),
+        "norm": keras.layers.BatchNormalization(name="added"),
+    }[kind]
+    model = keras.Model(quantized.inputs, added(pooled))
+    rewriter.calibrate(model, X)
+    said = "'added' is not quantization-aware" if quantized_before else "'mean' has no quantization"
+    with pytest.raises(ExportError, match=rf"{said}.*rewriter\.rewrite"):
+        rewriter.export_tflite(model, tmp_path / "model.tflite")
+    again = rewriter.rewrite(model)
+    rewriter.calibrate(again, X)
+    exported(again, tmp_path / "model.tflite")

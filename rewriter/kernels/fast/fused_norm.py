@@ -75,7 +75,7 @@ def _forward(
     def by_moving(x: Any, gamma: Any, beta: Any, *statistics: Any) -> Any:
         mean, variance = statistics[:2]
         y, *_, rest = norm_kernels.kernel(
-            x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0
+            x, gamma, beta, mean, variance, epsilon=epsilon, factor=None
         )
         return y, *statistics[-2:], mean, variance, rest
 
@@ -96,7 +96,7 @@ def _chosen(
 
     def by_moving(*arguments: Any) -> Any:
         x, gamma, beta, mean, variance = arguments[5:10]
-        y, *_ = norm_kernels.kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=0.0)
+        y, *_ = norm_kernels.kernel(x, gamma, beta, mean, variance, epsilon=epsilon, factor=None)
         return y, *arguments[-2:], mean, variance
 
     image, vectors = _image(dtype), [_VECTOR] * (6 if averaged else 4)
@@ -140,7 +140,9 @@ def _corrected(dtype: tf.DType, epsilon: float, statistics: bool) -> Switch:
 
     def by_moving(_: Any, dgamma: Any, dbeta: Any, dy: Any, gamma: Any, variance: Any) -> Any:
         zeros = tf.zeros_like(gamma)
-        dx, *_ = norm_kernels.kernel(dy, gamma, zeros, zeros, variance, epsilon=epsilon, factor=0.0)
+        dx, *_ = norm_kernels.kernel(
+            dy, gamma, zeros, zeros, variance, epsilon=epsilon, factor=None
+        )
         if not statistics:
             return (dx,)
         return dx, *norm_kernels.statistics_gradients(gamma, variance, epsilon, dgamma, dbeta)

@@ -10,11 +10,15 @@ from rewriter.kernels.fast import nodes
 
 
 def kernel(
-    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float, factor: float
+    x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float, factor: float | None
 ) -> Any:
-    """The forward kernel, by the batch's statistics; with ``factor`` 0 by those given."""
-    training = factor > 0.0
-    given = factor < 1.0
+    """The forward kernel, by the batch's statistics; with ``factor`` None by those given.
+
+    ``factor``: what the batch's count in the averages that the kernel returns; 0 keeps those given,
+    as a layer of momentum 1 does.
+    """
+    training = factor is not None
+    given = factor != 1.0
     inputs = {
         "x": x,
         "scale": gamma,
@@ -28,7 +32,7 @@ def kernel(
         [x.dtype, *[tf.float32] * 5],
         {"T": x.dtype, "U": tf.float32},
         epsilon=epsilon,
-        exponential_avg_factor=factor if training else 1.0,
+        exponential_avg_factor=1.0 if factor is None else factor,
         is_training=training,
     )
 
