@@ -18,6 +18,7 @@ from rewriter.quantization import (
     replicated,
     scalars,
 )
+from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer, widened
 
 
 class PhasedMixin:
@@ -107,10 +108,12 @@ class QuantizeMixin(PhasedMixin):
         """Whether there is a range of ours, with a value."""
         if not isinstance(self.quantizer, quantizers.RangeQuantizer):
             return False
-        low, high = (
-            float(self._quantizer_weights[name].numpy()) for name in ("min_var", "max_var")
-        )
+        low, high = self._ends()
         return low <= high
+
+    def _ends(self) -> tuple[float, float]:
+        low, high = (self._quantizer_weights[name].numpy() for name in ("min_var", "max_var"))
+        return float(low), float(high)
 
     @property
     def holds_range(self) -> bool:
@@ -118,12 +121,14 @@ class QuantizeMixin(PhasedMixin):
         return getattr(self.quantizer, "holds_range", False)
 
     def set_range(self, low: float, high: float, levels: tuple[float, ...] | None = None) -> None:
-        """Give a range of ours these bounds.
+        """Give a range of ours these bounds, or those that hold them with a power of two as step.
 
         Args:
           low, high: the smallest and the largest value.
           levels: see :class:`RangeQuantizer`.
         """
+        if isinstance(self.quantizer, PowerOfTwoRangeQuantizer):
+            low, high = widened(low, high, self.quantizer.grid)
         self._quantizer_weights["min_var"].assign(low)
         self._quantizer_weights["max_var"].assign(high)
         self.quantizer.levels = levels
@@ -133,18 +138,27 @@ class QuantizeMixin(PhasedMixin):
     def start_learning(self) -> None:
         """Give what training learns of the range its first values, where it has none.
 
+        One with a power of two as its step is widened to that, if it has only been observed.
+
         Raises:
           CalibrationError: there is no range to start from.
         """
-        if not isinstance(self.quantizer, learned.LearnedRangeQuantizer):
+        learns = isinstance(self.quantizer, learned.LearnedRangeQuantizer)
+        if not learns and not isinstance(self.quantizer, PowerOfTwoRangeQuantizer):
             return
         if not self.range_is_set:
-            raise CalibrationError(
-                f"The range of {self.name!r} is learned ({self.quantizer.method}), and nothing has "
-                "been observed to start from. Run rewriter.calibrate(model, data), or train in "
-                "phase 'observe', before phase 'quantize'."
+            what = (
+                f"is learned ({self.quantizer.method})" if learns else "has a power of two as step"
             )
-        self.quantizer.start(self._quantizer_weights)
+            raise CalibrationError(
+                f"The range of {self.name!r} {what}, and nothing has been observed to start from. "
+                "Run rewriter.calibrate(model, data), or train in phase 'observe', before phase "
+                "'quantize'."
+            )
+        if learns:
+            self.quantizer.start(self._quantizer_weights)
+        else:
+            self.set_range(*self._ends())
 
     @property
     def learned_grid(self) -> tuple[Any, Any] | None:

@@ -22,7 +22,7 @@ from rewriter.lowering import folding, ranges, widths
 from rewriter.lowering.finite import require_finite
 from rewriter.lowering.values import Shape, Value, batched
 from rewriter.program import Operator, Quantization, Step, Tensor
-from rewriter.quantization import quantizers
+from rewriter.quantization import powers_of_two, quantizers
 from rewriter.reading.graph import Call
 
 
@@ -297,4 +297,6 @@ class ProgramBuilder:
             if found is not None:
                 return found
             self.unset.append(f"{path} (learned)")
+        elif isinstance(quantizer, powers_of_two.PowerOfTwoRangeQuantizer):
+            low, high = powers_of_two.widened(low, high, grid)  # observed, maybe
         return folding.activation_quantization(low, high, grid)

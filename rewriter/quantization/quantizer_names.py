@@ -8,6 +8,7 @@ from typing import Any
 from rewriter.errors import RecipeError
 from rewriter.quantization import fixed_point
 from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
+from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer
 from rewriter.quantization.quantizers import (
     FixedQuantizer,
     PerChannelQuantizer,
@@ -89,6 +90,7 @@ _OURS: dict[str, type] = {
             FixedQuantizer,
             LearnedKernelQuantizer,
             LearnedRangeQuantizer,
+            PowerOfTwoRangeQuantizer,
         )
     },
     **{

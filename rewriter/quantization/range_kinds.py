@@ -8,6 +8,7 @@ from rewriter import grid as grids
 from rewriter.errors import RecipeError
 from rewriter.kernels.learned import METHODS
 from rewriter.quantization.learned import LearnedKernelQuantizer, LearnedRangeQuantizer
+from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer
 from rewriter.quantization.quantizers import (
     PerChannelQuantizer,
     PerTensorQuantizer,
@@ -51,19 +52,19 @@ def activation(
 ) -> RangeQuantizer:
     """As :func:`kernel`, of activations.
 
-    Of 8 bits, an activation's range is learned with ``"tqt"`` only, or where ``quantizer`` learns
-    one: what calibration finds is then as good as what training makes of it, and better with few
-    samples (docs/accuracy-log.md).
+    Of 8 bits, an activation's range is learned only where ``quantizer`` learns one: what
+    calibration finds is then as good as what training makes of it, and better with few samples
+    (docs/accuracy-log.md). With ``"tqt"`` its step is a power of two nonetheless.
 
     Args:
       quantizer: says the width.
       method: one of those that learn.
       calibration: the method of calibration to start from; None: the one that suits it.
-      given: of an input of the model, whose range of 8 bits is learned with ``"tqt"`` only: the
+      given: of an input of the model, whose range of 8 bits is not learned in any case: the
         gradient for it costs up to a third of a step, and data do not change.
 
     Returns:
-      The quantizer; one whose range is not learned is as of ``OBSERVED``.
+      The quantizer; one whose range is not learned is as of ``OBSERVED``, or of powers of two.
 
     Raises:
       RecipeError: the quantizer is not ours.
@@ -71,12 +72,14 @@ def activation(
     if not isinstance(quantizer, RangeQuantizer):
         raise _foreign(quantizer, method, "activation_quantizer")
     bits = quantizer.num_bits
-    if bits == grids.BITS and not METHODS[method].power_of_two:
-        if not isinstance(quantizer, LearnedRangeQuantizer):
+    asked = isinstance(quantizer, LearnedRangeQuantizer)
+    if bits == grids.BITS and (given or not asked):
+        if METHODS[method].power_of_two and not isinstance(quantizer, PowerOfTwoRangeQuantizer):
+            return PowerOfTwoRangeQuantizer(bits, calibration or CALIBRATION[method])
+        if not asked:
             return quantizer
-        if given:
-            found = calibration or CALIBRATION[OBSERVED]
-            return RangeQuantizer(bits, quantizer.momentum, found, held=False)
+        found = calibration or CALIBRATION[OBSERVED]
+        return RangeQuantizer(bits, quantizer.momentum, found, held=False)
     return LearnedRangeQuantizer(method, bits, calibration or CALIBRATION[method])
 
 

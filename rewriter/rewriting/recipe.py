@@ -60,7 +60,7 @@ class Recipe:
         arXiv:1902.08153), ``"lsq+"`` (with an offset of activations: Bhalgat et al. 2020,
         arXiv:2004.09576), ``"tqt"`` (powers of two: Jain et al. 2020, arXiv:1903.08066). The
         quantizers of the other fields must then be ours, which say the width. Of activations of 8
-        bits ``"lsq"`` and ``"lsq+"`` learn nothing, unless the quantizer itself does.
+        bits nothing is learned, unless the quantizer itself does.
       activation_bits: of all activations, beside no ``activation_quantizer``: 8, or 16 (symmetric).
       preserve: what training keeps of kernels that have it: ``"sparsity"`` (weights that are 0 stay
         0: pruned), ``"clusters"`` (equal weights stay equal: clustered, up to 256 values a

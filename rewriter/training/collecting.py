@@ -15,6 +15,7 @@ from rewriter.keras_compat import flat_layers
 from rewriter.layers.observing import ranges_apart
 from rewriter.layers.quantize import QuantizeMixin
 from rewriter.quantization import levels
+from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer, candidates
 from rewriter.quantization.quantizers import (
     CALIBRATIONS,
     UNSET_MAX,
@@ -105,7 +106,7 @@ class Collector:
                 trained = _range(self._apart[id(layer)])
                 other = self._made(layer, trained, self._apart_recorders)
                 found = min(found[0], other[0]), max(found[1], other[1])
-            if found != seen:
+            if found != seen or isinstance(layer.quantizer, PowerOfTwoRangeQuantizer):
                 layer.set_range(*found)
         for (layer, _), finder in zip(self._inputs, self._finders, strict=True):
             found = finder.levels()
@@ -125,8 +126,10 @@ class Collector:
         recorder = recorders.get(id(layer))
         if recorder is None or not seen[0] < seen[1]:
             return seen
-        make = range_methods.METHODS[self._methods[id(layer)]]
-        return make(seen, recorder.histogram(), layer.quantizer.grid.steps)
+        method, grid = self._methods[id(layer)], layer.quantizer.grid
+        if method == "mse" and isinstance(layer.quantizer, PowerOfTwoRangeQuantizer):
+            return range_methods.closest(candidates(*seen, grid), recorder.histogram(), grid.steps)
+        return range_methods.METHODS[method](seen, recorder.histogram(), grid.steps)
 
     def moving(self, count: int) -> str | None:
         """What to say of ranges that the second half of the data has widened a lot; None if none.

@@ -54,6 +54,11 @@ def _if_finite(batch: tuple[Any, Any], new: Any, values: Any) -> list[Any]:
     return [tf.where(finite, one, other) for one, other in zip(new, values, strict=True)]
 
 
+def _on_symmetric(x: Any, clamp: str, grid: Grid, low: Any, high: Any) -> Any:
+    relu = clamp == "relu"
+    return on_symmetric_grid(x if relu else clamped(x, clamp), grid, low, high, relu=relu)
+
+
 @functools.cache
 def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again: bool) -> Switch:
     """By phase: an activation; the range, two variables, is kept in place.
@@ -65,7 +70,7 @@ def _activation_switch(clamp: str, grid: Grid, rate: float, follows: bool, again
     def quantized(x: Any, low: Any, high: Any) -> Any:
         # A range that starts at 0 clamps like a ReLU, one that ends at 6 like a ReLU6.
         if grid.symmetric:
-            return on_symmetric_grid(clamped(x, clamp), grid, low, high)
+            return _on_symmetric(x, clamp, grid, low, high)
         return tf.quantization.fake_quant_with_min_max_vars(x, low, high, **_options(grid))
 
     def moved(low: Any, high: Any, values: Any) -> Any:
@@ -162,7 +167,7 @@ def _fixed_switch(clamp: str, grid: Grid, low: float, high: float) -> Switch:
 
     def quantized(x: Any) -> tuple[Any]:
         if grid.symmetric:
-            return (on_symmetric_grid(clamped(x, clamp), grid, low, high),)
+            return (_on_symmetric(x, clamp, grid, low, high),)
         return (tf.quantization.fake_quant_with_min_max_args(x, low, high, **_options(grid)),)
 
     return Switch(

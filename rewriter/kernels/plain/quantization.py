@@ -270,15 +270,27 @@ def _within(x: Any, clamp: str, grid: Grid) -> Any:
     return clamped(x, clamp) if grid.symmetric else x
 
 
-def on_symmetric_grid(x: Any, grid: Grid, low: Any, high: Any) -> Any:
+def on_symmetric_grid(x: Any, grid: Grid, low: Any, high: Any, *, relu: bool = False) -> Any:
     """``round(x / s) * s``, at most ``qmax`` steps to either side; ``s = max(-low, high) / qmax``.
 
-    As :func:`rewriter.lowering.folding.activation_quantization`, in float32.
+    As :func:`rewriter.lowering.folding.activation_quantization`, in float32, in one pass.
+    ``relu``: of ``max(x, 0)``, which is the half of the grid that has one bit less and no sign.
     """
     top = tf.constant(float(grid.qmax))
-    scale = tf.maximum(-tf.minimum(low, 0.0), tf.maximum(high, 0.0)) / top
-    scale = tf.where(scale > float(np.finfo(np.float32).tiny), scale, 1.0)
-    return tf.clip_by_value(tf.round(x * (1.0 / scale)), -top, top) * scale
+    reach = tf.maximum(-tf.minimum(low, 0.0), tf.maximum(high, 0.0))
+    reach = tf.where(reach / top > float(np.finfo(np.float32).tiny), reach, top)
+    found = tf.quantization.quantize_and_dequantize_v2(
+        x,
+        tf.zeros_like(reach) if relu else -reach,
+        reach,
+        signed_input=not relu,
+        num_bits=grid.bits - int(relu),
+        range_given=True,
+        round_mode="HALF_TO_EVEN",
+        narrow_range=not relu,
+    )
+    found.set_shape(x.shape)
+    return found
 
 
 def _through_clamp(y: Any, x: Any, clamp: str) -> Any:
