@@ -60,11 +60,11 @@ def _check_layers(layers: list[Any], inputs: set[str]) -> None:
     strings = {name for name in named if isinstance(name, str)}
     read_somewhere = {place for place, _ in _read(entries, strings)}
     singles: set[str] = set()
-    for place, entry in enumerate(layers):
+    for number, entry in enumerate(layers):
         nodes = entry.get("inbound_nodes") if isinstance(entry, Mapping) else None
         if not isinstance(nodes, list):
             if any(isinstance(each, list) for each in entries):
-                raise ValueError(f"entry {place} of the layers has no list of calls")
+                raise ValueError(f"entry {number} of the layers has no list of calls")
             return  # a Sequential
         inner = entry.get("config")
         name = entry.get("name") or (inner.get("name") if isinstance(inner, Mapping) else None)
