@@ -102,6 +102,7 @@ def test_still_after_loading(kind: str, suffix: str, case: str, tmp_path: Path) 
 @pytest.mark.parametrize("keep", ["list", "dict"])
 def test_in_containers(kind: str, keep: str, tmp_path: Path) -> None:
     model = tied_models.given(fresh(keras_of(kind)), keep)
+    assert set(rewriter.plan(model).float_layers) == {"one", "two"}
     qat = rewriter.rewrite(model)
     assert len(qat.trainable_variables) == len(model.trainable_variables)
     np.testing.assert_allclose(_fit(kind, qat), _fit(kind, model), rtol=1e-5)
