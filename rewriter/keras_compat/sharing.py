@@ -8,6 +8,7 @@ other's places.
 from __future__ import annotations
 
 import collections
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -62,6 +63,17 @@ def attached(layer: Any) -> list[Any]:
     if not hasattr(layer, names[0]):
         names = ("_trainable_variables", "_non_trainable_variables")
     return [variable for name in names for variable in getattr(layer, name, ())]
+
+
+def known_by_functions(layer: Any) -> Iterator[Any]:
+    """What the functions that a layer has as attributes know: by closures, defaults, globals."""
+    for value in list(vars(layer).values()):
+        if inspect.isfunction(value):
+            known = inspect.getclosurevars(value)
+            yield from known.nonlocals.values()
+            yield from known.globals.values()
+            yield from value.__defaults__ or ()
+            yield from (value.__kwdefaults__ or {}).values()
 
 
 def put(layer: Any, old: Any, new: Any) -> None:

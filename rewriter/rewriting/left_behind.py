@@ -33,7 +33,8 @@ def notes(model: Any, graph: Graph, read: Any) -> tuple[str, ...]:
       read: the model that it was read of: the original, or one with the channels last.
     """
     of_model, untied = _of_model(graph.flavour, model), _untied(read, graph)
-    found = (of_model, _of_layers(graph), untied, _unsaved(graph))
+    read_on = _read_by_functions(graph)
+    found = (of_model, _of_layers(graph), untied, read_on, _unsaved(graph))
     return tuple(note for kind in found for note in kind)
 
 
@@ -105,6 +106,17 @@ def _untied(model: Any, graph: Graph) -> list[str]:
         "variable the shape in which both use it; or, while training, assign the one to the other "
         "after each step."
         for variable, names in ties.apart(model, graph)
+    ]
+
+
+def _read_by_functions(graph: Graph) -> list[str]:
+    """The calls that read the original's variables, also in the rewritten model."""
+    return [
+        f"The call {path!r} reads the variable {name!r} by an argument or a function, not by a "
+        "layer that holds it: that is the original's variable, not the rewritten model's, and "
+        "training does not move it. Make a layer of the call that has the variable, or the layer "
+        "that owns it, as an attribute."
+        for path, name in ties.by_functions(graph)
     ]
 
 

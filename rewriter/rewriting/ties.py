@@ -12,7 +12,7 @@ from rewriter import layers
 from rewriter.errors import RecipeError
 from rewriter.keras_compat import Flavour, flat_layers, sharing
 from rewriter.layers import preserved
-from rewriter.reading.graph import Graph
+from rewriter.reading.graph import UNQUANTIZED, Graph
 from rewriter.rewriting.jobs import Job
 from rewriter.rewriting.layer_factory import LayerFactory
 
@@ -53,6 +53,26 @@ def apart(model: Any, graph: Graph) -> list[tuple[str, list[str]]]:
     several = {key: each for key, each in owners.items() if len(each[1]) > 1}
     held = _holders(graph) if several else {}
     return [each for key, each in several.items() if len(held.get(key, ())) < len(each[1])]
+
+
+def by_functions(graph: Graph) -> list[tuple[str, str]]:
+    """The calls that read a variable which their layers do not hold: their paths, and its name.
+
+    An operation may be given one, and a function that a layer has may know one: that is the
+    original's then, and no copy has another in its place.
+    """
+    flavour, found = graph.flavour, {}  # type: ignore[var-annotated]
+    for call in graph.calls:
+        held = {id(v) for v in getattr(call.layer, "variables", ())}
+        given = [each for each in tf.nest.flatten((call.args, call.kwargs)) if each is not None]
+        for each in (*given, *sharing.known_by_functions(call.layer)):
+            owned = [each] if flavour.is_variable(each) else []
+            if flavour.is_layer(each):
+                owned = list(each.variables)
+            for variable in owned:
+                if id(variable) not in held:
+                    found.setdefault((call.path, variable.name))
+    return list(found)
 
 
 class Ties:
@@ -140,7 +160,7 @@ def _refuse_preserved(held: Sequence[tuple[Any, str]]) -> None:
     """
     kept = [(layer, _preserved(layer, place)) for layer, place in held]
     for layer, kinds in kept:
-        others = [other.name for other, own in kept if own != kinds]
+        others = [other.name.removesuffix(UNQUANTIZED) for other, own in kept if own != kinds]
         if kinds and others:
             named = " and ".join(map(repr, others))
             raise RecipeError(

@@ -88,7 +88,9 @@ def classes(keras: ModuleType) -> SimpleNamespace:
 
         def call(self, x: Any) -> Any:
             kernel = {"plain": lambda h: h, "list": lambda h: h[0], "dict": lambda h: h["kernel"]}
-            return tf.matmul(x, tf.convert_to_tensor(kernel[self.keep](self.held)))
+            found = tf.convert_to_tensor(kernel[self.keep](self.held))
+            # Transposed it is the weight of no layer, so that this one stays.
+            return tf.matmul(x, found, transpose_b=self.keep != "plain")
 
         def compute_output_shape(self, shape: Any) -> Any:
             return (*shape[:-1], shape[-1])
@@ -138,7 +140,7 @@ def _variable(keras: ModuleType, shape: tuple[int, ...]) -> Any:
 
 
 def given(keras: ModuleType, keep: str = "plain") -> Any:
-    """Two layers that were given one variable; each is the call of a linear layer."""
+    """Two layers that were given one variable; each is the call of a linear layer, if plain."""
     inputs = keras.Input((6,), name="values")
     kernel = _variable(keras, (6, 6))
     x = classes(keras).Given(kernel, keep, name="one")(inputs)
