@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import tensorflow as tf
+
 from rewriter.keras_compat import Flavour
 from rewriter.lifting.block import ClosedError
-from rewriter.reading import recurrent
+from rewriter.reading import inside, recurrent
 from rewriter.reading.graph import Call
-from rewriter.reading.operations import is_floating
+from rewriter.reading.operations import RANDOM_IN_INFERENCE, is_floating
 
 Function = Callable[..., Any]
 
@@ -60,9 +62,32 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Funct
     return maker(flavour, call)
 
 
-def _own_call(flavour: Flavour, call: Call) -> Function | None:
-    """The layers inside it are called by its own ``call``."""
-    return call.layer.call
+def _weighted(flavour: Flavour, call: Call) -> Function | None:
+    """Its own ``call``; where that drops weights in training, a layer that does so in its place."""
+    layer, rate = call.layer, call.layer.dropout
+    if not rate:
+        return layer.call
+    if inside.own_flag(flavour, call):
+        call.closed = RANDOM_IN_INFERENCE
+        return None
+    softmax, matmul = map(flavour.function, ("softmax", "matmul"))
+    drop = flavour.keras.layers.Dropout(rate, name=f"{layer.name}_dropout")
+
+    def attend(
+        inputs: Any,
+        mask: Any = None,
+        return_attention_scores: bool = False,
+        use_causal_mask: bool = False,
+        **options: Any,
+    ) -> Any:
+        if use_causal_mask or any(each is not None for each in tf.nest.flatten(mask)):
+            raise NotImplementedError
+        query, value, *key = inputs
+        weights = drop(softmax(layer._calculate_scores(query, *key or [value])))
+        output = matmul(weights, value)
+        return (output, weights) if return_attention_scores else output
+
+    return attend
 
 
 def _attention(flavour: Flavour, call: Call) -> Function | None:
@@ -169,8 +194,8 @@ def _apart(flavour: Flavour, inner: Any, steps: int) -> Function:
 
 _MAKERS: dict[str, Callable[[Flavour, Call], Function | None]] = {
     "MultiHeadAttention": _attention,
-    "Attention": _own_call,
-    "AdditiveAttention": _own_call,
+    "Attention": _weighted,
+    "AdditiveAttention": _weighted,
     "ops.DotProductAttention": _scaled_product,
     "Dot": _cosine,
     **dict.fromkeys(("ops.Norm", "ops.norm", "ops.linalg.norm", "ops.compat.v1.norm"), _norm),

@@ -45,6 +45,11 @@ PLACES = words("argmax argmin")
 LOOKS_UP = words("look_up one_hot")
 # What is added to a number, or is the least that it may be, to keep it from 0 and nothing else.
 GUARD = 0.01
+# Why a call has no integer form.
+RANDOM_IN_INFERENCE = (
+    "it is called with training=True, and so is random in inference too. Call it without "
+    "that in a model of the same weights"
+)
 
 
 def constant(value: Any) -> np.ndarray | None:

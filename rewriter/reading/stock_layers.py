@@ -24,6 +24,7 @@ from rewriter.reading.graph import Call, Ref
 from rewriter.reading.operations import (
     MOVES,
     PLACES,
+    RANDOM_IN_INFERENCE,
     Operation,
     affine,
     along,
@@ -274,10 +275,7 @@ def _read(flavour: Flavour, call: Call, name: str) -> Operation | None:
         return None
     drops = name in _RANDOM and getattr(layer, "rate", None) != 0
     if drops and True in (inside.own_flag(flavour, call), *call.args[1:2]):
-        call.closed = (
-            "it is called with training=True, and so is random in inference too. Call it without "
-            "that in a model of the same weights"
-        )
+        call.closed = RANDOM_IN_INFERENCE
         return None
     given = [value for key, value in call.kwargs.items() if key not in ("mask", "training")]
     return reader(layer, call, tuple(Call.tensors((call.args, given))))

@@ -75,3 +75,34 @@ def test_inputs_that_are_not_dense(flavour: str, kind: str) -> None:
     model = keras.Model(inputs, x)
     with pytest.raises(UnsupportedModelError, match=f"'words' is {kind}.*dense"):
         rewriter.rewrite(model)
+
+
+def attending(keras: Any, **flags: Any) -> Any:
+    layers = fresh(keras).layers
+    inputs = keras.Input((6, 8))
+    x = layers.BatchNormalization(name="norm")(layers.Conv1D(8, 3, name="conv")(inputs))
+    x = layers.Attention(dropout=0.5, name="attention")([x, x], **flags)
+    return keras.Model(inputs, layers.Dense(2)(layers.Flatten()(x)))
+
+
+@both
+def test_attention_drops_weights_in_training(flavour: str, tmp_path: Path) -> None:
+    model = attending(keras_of(flavour))
+    x = np.random.default_rng(1).normal(size=(64, 6, 8)).astype(np.float32)
+    quantized = rewriter.rewrite(model)
+    np.testing.assert_allclose(quantized(x), model(x), atol=1e-6)
+    for each in (model, quantized):
+        runs = np.stack([np.asarray(each(x, training=True)) for _ in range(2)])
+        assert np.abs(runs[0] - runs[1]).max() > 1e-2
+    if flavour == "tf_keras":  # in Keras 3 it has a state of its own, and stays as it is
+        rewriter.calibrate(quantized, x)
+        rewriter.export_tflite(quantized, tmp_path / "model.tflite")
+        result = rewriter.verify(quantized, tmp_path / "model.tflite", x, progress=False)
+        assert result.snr is not None and result.snr > 25
+
+
+def test_attention_that_always_drops_weights(tmp_path: Path) -> None:
+    quantized = rewriter.rewrite(attending(keras_of("tf_keras"), training=True))
+    rewriter.calibrate(quantized, X[:, :6, :8, 0].copy())
+    with pytest.raises(ExportError, match=r"attention.*training=True"):
+        rewriter.export_tflite(quantized, tmp_path / "model.tflite")
