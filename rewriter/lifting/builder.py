@@ -197,12 +197,10 @@ class Builder:
           weights: its values by attribute.
           options: of its constructor.
         """
-        own = weights or {}
-        key = None
+        own, key = weights or {}, None
         if any(k.variable is not None for k in own.values()):
             ids = tuple((a, identity(k)) for a, k in own.items())
-            views = [k.view for k in own.values()]
-            key = (make, ids, repr((views, sorted(options.items()))))
+            key = make, ids, repr(([k.view for k in own.values()], sorted(options.items())))
         layer = self._shared.get(key) if key else None
         if layer is None:
             layer = make(name=self.name(node, weights), **options)
@@ -248,8 +246,6 @@ class Builder:
         tensors, constants, weights, repeated = [], {}, {}, set()
         for place, out in enumerate(node.inputs):
             value = self.value(out)
-            if self.trains and out.node in self.dependence.computed:
-                raise self.refusal(node, "an operand is computed from variables")
             if isinstance(value, Symbol):
                 if value.rows:
                     raise self.refusal(node, "it works on rows of several samples")
@@ -263,6 +259,8 @@ class Builder:
                     raise self.refusal(node, "an operand depends on the number of samples")
                 array = np.array(value.values[0] if value.scalar else value.values, np.int32)
                 value = Known(array)
+            if self.trains and out.node in self.dependence.computed and value.variable is None:
+                raise self.refusal(node, "an operand is computed from variables")
             if value.array.dtype.kind not in "biuf":
                 raise self.refusal(node, f"an operand is of type {value.array.dtype}")
             if value.variable is not None or value.array.size > 64 or place in repeated:

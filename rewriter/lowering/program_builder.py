@@ -193,10 +193,8 @@ class ProgramBuilder:
     def real(self, value: Value) -> str:
         """The name of a tensor, in float or not. Raises ExportError while it is pending."""
         if value.name is None:
-            raise ExportError(
-                f"The output of {value.layer!r} has no quantization. Run rewriter.rewrite on the "
-                "model."
-            )
+            text = f"The output of {value.layer!r} has no quantization"
+            raise ExportError(f"{text}. Run rewriter.rewrite on the model.")
         return value.name
 
     def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:

@@ -345,3 +345,16 @@ def test_one_hot_of_a_place(flavour: str, tmp_path: Path) -> None:
         return keras.Model(inputs, keras.layers.Dense(3)(_one_hot(keras, place, 6)))
 
     assert everything(flavour, build, {}, tmp_path, steps=0).float_layers == ()
+
+
+@both
+def test_one_hot_of_16_bits_is_refused(flavour: str, tmp_path: Path) -> None:
+    """LiteRT's operator makes int8 and float32 numbers only."""
+    keras = KERASES[flavour]
+    inputs = keras.Input((5,), dtype="int32", name="numbers")
+    x = ONE_HOTS["Lambda"](keras, inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, name="scores")(x))
+    qat = rewriter.rewrite(model, "int16x8")
+    rewriter.calibrate(qat, _rng().integers(0, 7, (64, 5)).astype(np.int32))
+    with pytest.raises(ExportError, match=r"has activations of 16 bits and becomes ONE_HOT"):
+        rewriter.export_tflite(qat, tmp_path / "m.tflite")

@@ -89,8 +89,9 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def call(self, x: Any) -> Any:
             kernel = {"plain": lambda h: h, "list": lambda h: h[0], "dict": lambda h: h["kernel"]}
             found = tf.convert_to_tensor(kernel[self.keep](self.held))
-            # Transposed it is the weight of no layer, so that this one stays.
-            return tf.matmul(x, found, transpose_b=self.keep != "plain")
+            y = tf.matmul(x, found)
+            # No integers sort, so that this layer stays, and what it holds.
+            return y if self.keep == "plain" else tf.sort(y, axis=-1)
 
         def compute_output_shape(self, shape: Any) -> Any:
             return (*shape[:-1], shape[-1])
