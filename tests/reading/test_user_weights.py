@@ -82,6 +82,8 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Function]] = {
     "each head moved": ((6, 2, 3), (3, 2, 5), _einsum("bthd,dhc->bhct")),
     "each head to one": ((6, 2, 3), (2, 3), _einsum("bthd,hd->bth")),
     "matmul turned": ((6, 4), (5, 4), lambda x, w: tf.matmul(x, w, transpose_b=True)),
+    "turned square": ((6, 4), (4, 4), _einsum("btc,dc->btd")),
+    "steps turned": ((6, 4), (6, 6), _einsum("btc,st->bsc")),
     "of the transposed": ((6, 4), (5, 4), lambda x, w: tf.matmul(x, tf.transpose(w))),
 }
 
@@ -96,7 +98,7 @@ def test_products_in_any_order(name: str, flavour: str, tmp_path: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["other order", "each head moved", "of the transposed"])
+@pytest.mark.parametrize("name", ["other order", "each head moved", "steps turned", "of the transposed"])
 def test_they_train_as_the_layer_does(name: str, flavour: str) -> None:
     sizes, weight, function = PRODUCTS[name]
     keras, x = KERASES[flavour], _data(*sizes)
@@ -106,6 +108,26 @@ def test_they_train_as_the_layer_does(name: str, flavour: str) -> None:
     for each in (model, qat):
         each.compile(keras.optimizers.SGD(0.1), "mse")
         each.fit(x, 0 * call(model, [x])[0], batch_size=32, epochs=3, shuffle=False, verbose=0)
+    np.testing.assert_allclose(call(qat, [x])[0], call(model, [x])[0], atol=1e-5)
+
+
+TURNED: dict[str, tuple[tuple[int, ...], Function]] = {
+    "once": ((4, 4), lambda x, w: tf.maximum(x, tf.transpose(w))),
+    "for each sample": (
+        (1, 4, 4),
+        lambda x, w: x * tf.tile(tf.transpose(w, [0, 2, 1]), [tf.shape(x)[0], 1, 1]),
+    ),
+}
+
+
+@both
+@pytest.mark.parametrize("name", TURNED)
+def test_a_square_weight_is_not_its_transpose(name: str, flavour: str) -> None:
+    weight, function = TURNED[name]
+    x = _data(4, 4)
+    model = _model(flavour, (4, 4), lambda keras: _own(keras, function, weight))
+    qat = rewriter.rewrite(model)
+    assert "own" not in {layer.name for layer in qat.layers if type(layer).__name__ == "Own"}
     np.testing.assert_allclose(call(qat, [x])[0], call(model, [x])[0], atol=1e-5)
 
 
