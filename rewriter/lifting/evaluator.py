@@ -88,7 +88,7 @@ class Evaluator:
                 todo += missing
             else:
                 inputs = [found[i] for i in node.inputs]
-                shown = inputs[0]
+                shown = inputs[0].variable
                 if node.op not in (_VIEWS - {_TURNS}) | _REPEATS and any(
                     i.variable for i in inputs
                 ):
@@ -96,10 +96,7 @@ class Evaluator:
                 with tf.init_scope(), tf.device("cpu:0"):
                     results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
                 made = enumerate(results)
-                found |= {
-                    Out(current.node, i): Known(r.numpy(), shown.variable, shown.view)
-                    for i, r in made
-                }
+                found |= {Out(current.node, i): Known(r.numpy(), shown) for i, r in made}
         return found[out]
 
     def _evaluate(self, out: Out, node: Node) -> None:

@@ -111,26 +111,6 @@ def test_they_train_as_the_layer_does(name: str, flavour: str) -> None:
     np.testing.assert_allclose(call(qat, [x])[0], call(model, [x])[0], atol=1e-5)
 
 
-TURNED: dict[str, tuple[tuple[int, ...], Function]] = {
-    "once": ((4, 4), lambda x, w: tf.maximum(x, tf.transpose(w))),
-    "for each sample": (
-        (1, 4, 4),
-        lambda x, w: x * tf.tile(tf.transpose(w, [0, 2, 1]), [tf.shape(x)[0], 1, 1]),
-    ),
-}
-
-
-@both
-@pytest.mark.parametrize("name", TURNED)
-def test_a_square_weight_is_not_its_transpose(name: str, flavour: str) -> None:
-    weight, function = TURNED[name]
-    x = _data(4, 4)
-    model = _model(flavour, (4, 4), lambda keras: _own(keras, function, weight))
-    qat = rewriter.rewrite(model)
-    assert "own" not in {layer.name for layer in qat.layers if type(layer).__name__ == "Own"}
-    np.testing.assert_allclose(call(qat, [x])[0], call(model, [x])[0], atol=1e-5)
-
-
 @both
 def test_a_weight_in_two_orders_is_no_weight_of_two_layers(flavour: str) -> None:
     def both_ways(x: Any, w: Any) -> Any:
