@@ -53,7 +53,7 @@ def _parts(model: Any) -> Iterator[tuple[str, str, Any]]:
                 yield name, layer.batch_norm.name, layer.batch_norm
         elif isinstance(layer, QuantizedLayerNormalizationMixin):
             yield name, name, layer.norm
-        elif isinstance(layer, FusedBatchNormalizationMixin):
-            yield model.name, name, layer
-        elif layer.weights and not flavour.is_ours(layer):  # others of ours have ranges only
+        elif isinstance(layer, FusedBatchNormalizationMixin) or (
+            layer.weights and not flavour.is_ours(layer)  # others of ours have ranges only
+        ):
             yield model.name, name, layer

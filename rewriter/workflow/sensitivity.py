@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from rewriter import grid as grids
 from rewriter.errors import RecipeError, RewriterError, RewriterWarning
-from rewriter.keras_compat import flat_layers
 from rewriter.litert import writer
 from rewriter.lowering.lower import lower
 from rewriter.rewriting.layer_rules import LayerRule

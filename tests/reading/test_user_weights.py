@@ -98,7 +98,9 @@ def test_products_in_any_order(name: str, flavour: str, tmp_path: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["other order", "each head moved", "steps turned", "of the transposed"])
+@pytest.mark.parametrize(
+    "name", ["other order", "each head moved", "steps turned", "of the transposed"]
+)
 def test_they_train_as_the_layer_does(name: str, flavour: str) -> None:
     sizes, weight, function = PRODUCTS[name]
     keras, x = KERASES[flavour], _data(*sizes)
