@@ -18,3 +18,10 @@ def read(variable: Any) -> np.ndarray:
         handle, dtype = variable.handle, variable.dtype
         return np.asarray(tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype))
     return np.asarray(tf.convert_to_tensor(variable))
+
+
+def handles(variable: tf.Variable) -> list[tf.Tensor]:
+    """By what graphs read a variable: its resource, or those of its copies on several devices."""
+    if isinstance(variable, tf.distribute.DistributedValues):
+        return [copy.handle for copy in variable.values]
+    return [variable.handle]

@@ -19,6 +19,7 @@ import tensorflow as tf
 from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour, flat_layers, private_tensorflow
 from rewriter.keras_compat.recording import recorded
+from rewriter.keras_compat.variables import handles
 from rewriter.lifting.computed import VIEWS, Dependence
 from rewriter.lifting.flatten import Flat
 from rewriter.lifting.graph import Graph, Out
@@ -194,7 +195,8 @@ def _captured(
     flavour: Flavour, layer: Any, wrapped: Any, flat: Flat
 ) -> tuple[dict[int, tf.Variable], dict[int, np.ndarray]]:
     """What stands outside of the graph: variables of the layer, and values."""
-    held = {id(v.handle): v for v in map(flavour.tf_variable, layer.variables)}
+    owned = map(flavour.tf_variable, layer.variables)
+    held = {id(handle): variable for variable in owned for handle in handles(variable)}
     own = {id(flavour.tf_variable(v)) for v in flavour.own_variables(layer)}
     variables: dict[int, tf.Variable] = {}
     constants: dict[int, np.ndarray] = {}

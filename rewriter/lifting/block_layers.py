@@ -139,15 +139,16 @@ def _run(flavour: Flavour, layer: Any, args: Any, kwargs: Mapping[str, Any]) -> 
 def _hold(
     flavour: Flavour, layer: Any, weighted: Sequence[tuple[Any, Mapping[str, Known]]]
 ) -> None:
-    """Have the new layers hold the variables of ``layer`` themselves, where they have their shapes.
+    """Have the new layers hold the variables of ``layer`` themselves, where they show them as is.
 
-    Another layer may hold the same, which can be seen then.
+    Another layer may hold the same, which can be seen then. A weight of another shape or order of
+    axes is one of its own, which has the values that :meth:`Builder.assign` has given it.
     """
     held = {id(flavour.tf_variable(variable)): variable for variable in layer.variables}
     for new, weights in weighted:
         for attribute, known in weights.items():
             own, original = getattr(new, attribute), held.get(id(known.variable))
-            if original is None or own is original:
+            if original is None or own is original or known.view:
                 continue
             if tuple(own.shape) == tuple(original.shape) and own.dtype == original.dtype:
                 sharing.put(new, own, original)

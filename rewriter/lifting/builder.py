@@ -61,7 +61,7 @@ class Builder:
             self.done |= {n for norm in self.layer_norms.values() for n in norm.nodes}
         stops = {n for n, node in enumerate(graph.nodes) if trains and node.op == "StopGradient"}
         self.pieces = elementwise.Finder(
-            graph, self.domains, self.evaluator, _named(flavour), self.done | stops
+            graph, self.domains, self.evaluator, elementwise.named(flavour), self.done | stops
         ).find()
         self.done |= {n for match in self.pieces.values() for n in match.nodes}
         self.dilated: dict[int, tuple[tuple[int, int], str]] = {}
@@ -292,8 +292,3 @@ class Builder:
         )
         self.kept.append(f"{node.name} ({node.op})")
         return [Symbol(t) for t in tf.nest.flatten(outputs)]
-
-
-def _named(flavour: Flavour) -> list[str]:
-    """The activations in pieces that a Keras has a name or a function for."""
-    return [n for n in elementwise.FUNCTIONS if n == "gelu_tanh" or flavour.spelled(n) is not None]

@@ -13,8 +13,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import tensorflow as tf
+
 from rewriter.lifting.builder import Builder
-from rewriter.lifting.graph import Node
+from rewriter.lifting.graph import Node, Out
 from rewriter.lifting.linear import dense
 from rewriter.lifting.values import Known, Symbol, Value
 
@@ -58,7 +61,8 @@ def einsum(b: Builder, number: int, node: Node) -> list[Value] | None:
     sizes = {**dict(zip(axes.kernel, kernel.array.shape, strict=True))}
     sizes |= dict(zip(axes.tensor, x.shape, strict=True))
     order = axes.summed + axes.groups + axes.added
-    turned = kernel.turned([axes.kernel.index(letter) for letter in order])
+    perm = [axes.kernel.index(letter) for letter in order]
+    turned = kernel.turned(perm)
     inner = axes.kept + axes.groups + axes.summed
     x = _moved(b, x, axes.tensor, inner)
     if axes.groups:
@@ -66,6 +70,8 @@ def einsum(b: Builder, number: int, node: Node) -> list[Value] | None:
         return None if made is None else [Symbol(made)]
     plain = axes.kept + axes.added == axes.output
     if len(axes.summed) == len(axes.added) == 1 and plain:
+        if turned.view:
+            turned = _computed(b, node.inputs[1 - place], kernel).turned(perm)
         return dense(b, number, node, x, turned)
     options: dict[str, Any] = {
         "equation": f"{inner},{order}->{axes.kept}{axes.added}",
@@ -102,6 +108,14 @@ def _axes(equation: str, place: int, rank: int, kernel_rank: int) -> _Axes | Non
     if not (batch and whole and summed and (added or groups)):
         return None
     return _Axes(tensor, kernel, output, kept, groups, summed, added)
+
+
+def _computed(b: Builder, out: Out, kernel: Known) -> Known:
+    """A variable whose axes lie otherwise, as what is computed of it: other layers may hold it."""
+    shown = kernel.variable
+    floats = shown is not None and shown.dtype == tf.float32 and kernel.array.dtype == np.float32
+    held = b.trains and floats and out.node in b.dependence.own
+    return Known(kernel.array, computed=out) if held else kernel
 
 
 def _moved(b: Builder, x: Any, before: str, after: str) -> Any:

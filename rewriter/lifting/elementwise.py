@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import formulas
+from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
 from rewriter.lifting.evaluator import Evaluator
@@ -211,3 +212,8 @@ class Finder:
 def _equal(values: np.ndarray, wanted: np.ndarray) -> bool:
     bound = 2e-6 * np.maximum(1, np.abs(wanted))
     return bool(np.all(np.isfinite(values)) and np.all(np.abs(values - wanted) <= bound))
+
+
+def named(flavour: Flavour) -> list[str]:
+    """The activations in pieces that a Keras has a name or a function for."""
+    return [n for n in FUNCTIONS if n == "gelu_tanh" or flavour.spelled(n) is not None]

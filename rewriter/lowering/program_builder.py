@@ -25,6 +25,8 @@ from rewriter.program import Operator, Quantization, Step, Tensor
 from rewriter.quantization import powers_of_two, quantizers
 from rewriter.reading.graph import Call
 
+_REWRITE = "Run rewriter.rewrite on the model."
+
 
 class ProgramBuilder:
     """The program so far, and the means to add to it.
@@ -150,9 +152,7 @@ class ProgramBuilder:
         """The quantization of a finished tensor. Raises ExportError if it has none."""
         quantization = self.tensors[value.name or ""].quantization
         if quantization is None:
-            raise ExportError(
-                f"The tensor {value.name!r} is not quantized. Run rewriter.rewrite on the model."
-            )
+            raise ExportError(f"The tensor {value.name!r} is not quantized. {_REWRITE}")
         return quantization
 
     def quantized(self, value: Value, layer: str) -> str:
@@ -193,8 +193,7 @@ class ProgramBuilder:
     def real(self, value: Value) -> str:
         """The name of a tensor, in float or not. Raises ExportError while it is pending."""
         if value.name is None:
-            text = f"The output of {value.layer!r} has no quantization"
-            raise ExportError(f"{text}. Run rewriter.rewrite on the model.")
+            raise ExportError(f"The output of {value.layer!r} has no quantization. {_REWRITE}")
         return value.name
 
     def quantize(self, value: Value, layer: Any, path: str, least: float = 0.0) -> Value:

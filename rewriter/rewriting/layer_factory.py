@@ -54,7 +54,7 @@ class LayerFactory:
     def clone(self, original: Any, name: str | None = None, changes: Any = None) -> Any:
         """The same layer again; ``changes``: other values in its configuration."""
         new = self.flavour.clone(original, name, changes)
-        if self.shared:
+        if self.shared and not self.flavour.is_ours(original):  # ours build what is inside them
             self._build_inside(new, original)
         self._copy_later(new, original)
         return new

@@ -102,9 +102,9 @@ def _untied(model: Any, graph: Graph) -> list[str]:
     return [
         f"The layers {' and '.join(map(repr, names))} have the variable {variable!r} in common. "
         "The rewritten model has one for each of them, with the same values, which training moves "
-        "apart: one of the layers is taken apart, and uses the variable in another shape. Give the "
-        "variable the shape in which both use it; or, while training, assign the one to the other "
-        "after each step."
+        "apart: one of the layers is taken apart, and uses the variable in another shape or order "
+        "of axes. Give the variable the shape in which both use it; or, while training, assign the "
+        "one to the other after each step."
         for variable, names in ties.apart(model, graph)
     ]
 

@@ -40,7 +40,8 @@ def trained_layers(model: Any) -> dict[str, Any]:
 
 def _parts(model: Any) -> Iterator[tuple[str, str, Any]]:
     """(name of the layer or model that holds it, its name, the layer itself)."""
-    kind = keras_compat.flavour_of(model).keras.Model
+    flavour = keras_compat.flavour_of(model)
+    kind = flavour.keras.Model
     for layer in model.layers:
         name = layer.name
         if isinstance(layer, kind):
@@ -52,10 +53,7 @@ def _parts(model: Any) -> Iterator[tuple[str, str, Any]]:
                 yield name, layer.batch_norm.name, layer.batch_norm
         elif isinstance(layer, QuantizedLayerNormalizationMixin):
             yield name, name, layer.norm
-        elif isinstance(layer, FusedBatchNormalizationMixin) or _is_theirs(layer):
+        elif isinstance(layer, FusedBatchNormalizationMixin) or (
+            layer.weights and not flavour.is_ours(layer)  # others of ours have ranges only
+        ):
             yield model.name, name, layer
-
-
-def _is_theirs(layer: Any) -> bool:
-    """Whether it has weights and is none of ours, which have nothing else but ranges."""
-    return bool(layer.weights) and not hasattr(layer, "flavour")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 
 from rewriter import grid as grids
 from rewriter.errors import RecipeError, RewriterError
-from rewriter.keras_compat import input_of
+from rewriter.keras_compat import flat_layers, input_of, sharing
 from rewriter.keras_compat.variables import read
 from rewriter.kernels import connected
 from rewriter.quantization import phases
@@ -20,14 +21,22 @@ from rewriter.workflow import tasks
 from rewriter.workflow.sensitivity_report import Measured
 
 
-def is_integer(layer: Any) -> bool:
-    """Whether it is a linear layer of ours with integer operators, and a variable for its kernel.
+def integer_hosts(model: Any) -> list[Any]:
+    """The linear layers of a rewritten model with integer operators, whose kernels can be assigned.
 
-    A kernel that is computed cannot be assigned; it keeps the width that the recipe says.
+    A kernel that is computed cannot be, and one that another layer holds too would be another for
+    that one as well: they keep the widths that the recipe says.
     """
-    if not hasattr(layer, "kernel_quantizers") or layer.row.float_only:
-        return False
-    return not layer.flavour.stands_for(type(layer.host))
+    parts = flat_layers(model)
+    holders = collections.Counter(id(v) for part in parts for v in sharing.attached(part))
+    found = []
+    for layer in parts:
+        integer = hasattr(layer, "kernel_quantizers") and not layer.row.float_only
+        if integer and not layer.flavour.stands_for(type(layer.host)):
+            kernels = [getattr(layer.host, name) for name in layer.kernel_names]
+            if all(holders[id(kernel)] == 1 for kernel in kernels):
+                found.append(layer)
+    return found
 
 
 class Host:

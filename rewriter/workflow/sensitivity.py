@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from rewriter import grid as grids
 from rewriter.errors import RecipeError, RewriterError, RewriterWarning
-from rewriter.keras_compat import flat_layers
 from rewriter.litert import writer
 from rewriter.lowering.lower import lower
 from rewriter.rewriting.layer_rules import LayerRule
@@ -19,7 +18,7 @@ from rewriter.rewriting.recipe import Recipe
 from rewriter.rewriting.rewrite import rewrite
 from rewriter.training.calibrate import calibrate
 from rewriter.workflow import allocation, samples
-from rewriter.workflow.kernel_widths import Host, Kernels, Measure, is_integer
+from rewriter.workflow.kernel_widths import Host, Kernels, Measure, integer_hosts
 from rewriter.workflow.sensitivity_report import Choice, LayerSensitivity, Sensitivity
 
 WIDTHS = (8, 4, 2)
@@ -90,7 +89,7 @@ def sensitivity(
         warnings.simplefilter("ignore", RewriterWarning)
         given = samples.packed([each[sample] for each in inputs])
         calibrate(qat, given, progress=progress, for_training=False)
-    hosts = [Host(host, tried) for host in flat_layers(qat) if is_integer(host)]
+    hosts = [Host(host, tried) for host in integer_hosts(qat)]
     measure = Measure(qat, inputs, labels, batch_size)
     layers = []
     steps = tqdm(hosts, desc="measuring layers", disable=not progress)
@@ -259,9 +258,7 @@ def _require(model: Any, recipe: Recipe, choice: Choice) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they have been shown: the model is the same
         rewritten = rewrite(model, recipe)
-    for layer in flat_layers(rewritten):
-        if not is_integer(layer):
-            continue
+    for layer in integer_hosts(rewritten):
         found = {grids.of(quantizer).bits for quantizer in layer.kernel_quantizers}
         if found != {choice.widths[layer.name]}:
             raise RecipeError(

@@ -82,6 +82,8 @@ PRODUCTS: dict[str, tuple[tuple[int, ...], tuple[int, ...], Function]] = {
     "each head moved": ((6, 2, 3), (3, 2, 5), _einsum("bthd,dhc->bhct")),
     "each head to one": ((6, 2, 3), (2, 3), _einsum("bthd,hd->bth")),
     "matmul turned": ((6, 4), (5, 4), lambda x, w: tf.matmul(x, w, transpose_b=True)),
+    "turned square": ((6, 4), (4, 4), _einsum("btc,dc->btd")),
+    "steps turned": ((6, 4), (6, 6), _einsum("btc,st->bsc")),
     "of the transposed": ((6, 4), (5, 4), lambda x, w: tf.matmul(x, tf.transpose(w))),
 }
 
@@ -96,7 +98,9 @@ def test_products_in_any_order(name: str, flavour: str, tmp_path: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("name", ["other order", "each head moved", "of the transposed"])
+@pytest.mark.parametrize(
+    "name", ["other order", "each head moved", "steps turned", "of the transposed"]
+)
 def test_they_train_as_the_layer_does(name: str, flavour: str) -> None:
     sizes, weight, function = PRODUCTS[name]
     keras, x = KERASES[flavour], _data(*sizes)

@@ -123,6 +123,27 @@ def test_copies_and_other_sizes(kind: str) -> None:
 
 
 @both
+@pytest.mark.parametrize("case", ["head", "autoencoder", "given"])
+def test_what_was_rewritten_gets_a_new_end(kind: str, case: str) -> None:
+    keras = fresh(keras_of(kind))
+    first = rewriter.rewrite(tied_models.CASES[case](keras))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(5, name="more")(first.output))
+    model = keras.Model(first.input, x)
+    qat = rewriter.rewrite(model)
+    assert sorted(_owners(qat).values()) == sorted(_owners(first).values())
+    assert len(qat.trainable_variables) == len(model.trainable_variables)
+    np.testing.assert_allclose(_fit(kind, qat), _fit(kind, model), rtol=1e-5)
+
+
+@both
+def test_the_width_of_one_is_not_tried_on_the_other(kind: str) -> None:
+    """On a grid of few bits the kernel would be another one for the other layer, too."""
+    model = tied_models.given(fresh(keras_of(kind)))
+    x, _ = tied_models.data(model)
+    assert not rewriter.sensitivity(model, x, progress=False).layers
+
+
+@both
 def test_a_regularizer_counts_once(kind: str) -> None:
     keras = fresh(keras_of(kind))
     model = tied_models.head(keras, embeddings_regularizer=keras.regularizers.L2(0.1))

@@ -84,9 +84,12 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def __init__(self, kernel: Any, keep: str = "plain", **kwargs: Any):
             super().__init__(**kwargs)
             self.keep = keep
-            self.held = {"plain": kernel, "list": [kernel], "dict": {"kernel": kernel}}[keep]
+            held = {"list": [kernel], "dict": {"kernel": kernel}}
+            self.held = held.get(keep, kernel)
 
         def call(self, x: Any) -> Any:
+            if self.keep == "turned":
+                return tf.einsum("bd,ed->be", x, tf.convert_to_tensor(self.held))
             kernel = {"plain": lambda h: h, "list": lambda h: h[0], "dict": lambda h: h["kernel"]}
             found = tf.convert_to_tensor(kernel[self.keep](self.held))
             y = tf.matmul(x, found)
@@ -140,13 +143,13 @@ def _variable(keras: ModuleType, shape: tuple[int, ...]) -> Any:
     return getattr(keras, "Variable", tf.Variable)(value, name="in_common")
 
 
-def given(keras: ModuleType, keep: str = "plain") -> Any:
-    """Two layers that were given one variable; each is the call of a linear layer, if plain."""
+def given(keras: ModuleType, keep: str = "plain", second: str = "") -> Any:
+    """Two layers that were given one variable: the calls of linear layers, if plain or turned."""
     inputs = keras.Input((6,), name="values")
     kernel = _variable(keras, (6, 6))
     x = classes(keras).Given(kernel, keep, name="one")(inputs)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x))
-    return keras.Model(inputs, classes(keras).Given(kernel, keep, name="two")(x))
+    return keras.Model(inputs, classes(keras).Given(kernel, second or keep, name="two")(x))
 
 
 def sublayer(keras: ModuleType) -> Any:
@@ -162,6 +165,8 @@ CASES = {
     "plain_head": functools.partial(head, cls="PlainHead"),
     "autoencoder": autoencoder,
     "given": given,
+    "turned": functools.partial(given, keep="turned"),
+    "turned_once": functools.partial(given, second="turned"),
     "sublayer": sublayer,
 }
 

@@ -204,6 +204,36 @@ replicated.called(quantize.quantizer, data * 4, False, found)
 assert values() == {"largest": [3 * data.max()] * 2, "seen": [3] * 2}, values()
 """
 
+_USERS_LAYERS = """
+class Product(layers.Layer):
+    # By a kernel that it is given, standardized if ``centred``.
+    def __init__(self, kernel, centred, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel, self.centred = kernel, centred
+
+    def call(self, x):
+        kernel = tf.convert_to_tensor(self.kernel)
+        return tf.matmul(x, kernel - tf.reduce_mean(kernel, 0) if self.centred else kernel)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+data = np.random.default_rng(0).normal(size=(2, 8, 6)).astype(np.float32)
+with strategy.scope():
+    kernel = getattr(keras, "Variable", tf.Variable)(data[0, :6] / 2)
+    inputs = keras.Input((6,))
+    x = layers.BatchNormalization(synchronized=True)(Product(kernel, False, name="one")(inputs))
+    model = keras.Model(inputs, Product(kernel, True, name="two")(x))
+    qat = rewriter.rewrite(model)
+    assert not rewriter.plan(model).float_layers
+    assert len(qat.trainable_variables) == len(model.trainable_variables)
+    for each in (model, qat):
+        each.compile(keras.optimizers.SGD(0.05), "mse")
+fit = lambda m: m.fit(*data, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"]
+np.testing.assert_allclose(fit(qat), fit(model), rtol=1e-5)
+"""
+
 
 def _run(script: str, keras: str) -> None:
     support = f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\n"
@@ -242,3 +272,9 @@ def test_quantizers_of_others(keras: str) -> None:
 def test_quantizers_of_others_write_to_all_replicas(keras: str) -> None:
     """What a quantizer keeps beside its range, and what it is given outside of a layer."""
     _run(_COUNTERS, keras)
+
+
+@pytest.mark.parametrize("keras", ["tf_keras", "keras"])
+def test_users_layers(keras: str) -> None:
+    """Their variables are read, computed with and held in common as on one device."""
+    _run(_USERS_LAYERS, keras)

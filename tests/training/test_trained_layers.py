@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import rewriter
 from builders import conv_bn_relu, fresh, keras_of
@@ -101,3 +102,30 @@ def test_in_a_model_around_it(flavour: str) -> None:
     around = keras.Sequential([keras.Input((8, 8, 3)), quantized])
     one, other = rewriter.trained_layers(quantized), rewriter.trained_layers(around)
     assert list(map(id, other.values())) == list(map(id, one.values()))
+
+
+@both
+def test_weights_of_a_users_layer(flavour: str) -> None:
+    """Of a kernel that is computed, and of an operation that became no stock layer."""
+    keras = fresh(keras_of(flavour))
+
+    class Masked(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(name="kernel", shape=(6, 6))
+            self.shift = self.add_weight(name="shift", shape=(4, 6))
+            super().build(shape)
+
+        def call(self, x: Any) -> Any:
+            kernel, shift = map(tf.convert_to_tensor, (self.kernel, self.shift))
+            return tf.matmul(x, kernel * np.tri(6, dtype=np.float32)) * shift
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
+    inputs = keras.Input((4, 6))
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(6, name="dense")(inputs))
+    quantized = rewriter.rewrite(keras.Model(inputs, Masked(name="own")(x)))
+    found = rewriter.trained_layers(quantized)
+    assert len(found) == 4
+    trained = {id(v) for v in quantized.trainable_weights}
+    assert {id(v) for layer in found.values() for v in layer.trainable_weights} == trained
