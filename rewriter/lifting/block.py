@@ -197,7 +197,12 @@ def _captured(
     """What stands outside of the graph: variables of the layer, and values."""
     owned = map(flavour.tf_variable, layer.variables)
     held = {id(handle): variable for variable in owned for handle in handles(variable)}
-    own = {id(flavour.tf_variable(v)) for v in flavour.own_variables(layer)}
+    bound = {  # by what an operator would not have
+        id(flavour.tf_variable(v)): part.name
+        for part in flavour.sublayers(layer)
+        if flavour.restrained(part)
+        for v in flavour.own_variables(part)
+    }
     variables: dict[int, tf.Variable] = {}
     constants: dict[int, np.ndarray] = {}
     for external, internal in wrapped.graph.captures:
@@ -210,10 +215,10 @@ def _captured(
         variable = held.get(id(external))
         if variable is None:
             raise ClosedError("its call reads a variable that is not the layer's")
-        if id(variable) not in own:
+        if id(variable) in bound:
             raise ClosedError(
-                f"its call reads the variable {variable.name!r} of a layer inside it without "
-                "calling that layer"
+                f"its call reads a variable of {bound[id(variable)]!r}, which has a regularizer or "
+                "a constraint, without calling that layer"
             )
         variables[number] = variable
     return variables, constants

@@ -43,6 +43,9 @@ def build(
     """
     builder = Builder(block.graph, flavour, "its call", operation.of(flavour), trains=True)
     builder.share(shared)
+    for part in flavour.sublayers(layer):
+        others = map(flavour.tf_variable, flavour.own_variables(part))
+        builder.read_by.update((id(variable), layer.name) for variable in others)
     fixed: dict[int, bool] = {}
     done: set[int] = set()
 

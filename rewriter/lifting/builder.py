@@ -51,6 +51,7 @@ class Builder:
         self.domains = values.Domains(graph)
         self.evaluator = evaluator.Evaluator(graph)
         self.dependence = Dependence(graph)
+        self.read_by: dict[int, str] = {}  # variables of others, and the name of what reads them
         found = {} if trains else affine.Finder(graph, self.domains, self.evaluator).find()
         self.norms = found
         self.done: set[int] = {n for norm in self.norms.values() for n in norm.nodes}
@@ -168,7 +169,9 @@ class Builder:
         variable = next(
             (k.variable for k in (weights or {}).values() if k.variable is not None), None
         )
-        if variable is not None and "/" in variable.name:
+        if id(variable) in self.read_by:
+            parts = [self.read_by[id(variable)]]
+        elif variable is not None and "/" in variable.name:
             parts = variable.name.split(":")[0].split("/")[:-1]
         else:
             scope = node.scope

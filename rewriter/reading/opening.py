@@ -172,6 +172,9 @@ def _symbolic(
             model = _called(flavour, layer, layer.call, symbols, args, options, inputs)
         except Exception as error:  # of a user's call: whatever it raises is the reason
             raise ClosedError(f"its call cannot take symbolic tensors: {short(error)}") from error
+        for _, given, options, _ in flavour.nodes(model):
+            if any(map(flavour.is_variable, tf.nest.flatten((given, options)))):
+                raise ClosedError("its call computes with a variable of a layer inside it")
         models.append(model)
     table = modes.Numbers()
     read = [

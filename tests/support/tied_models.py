@@ -99,6 +99,23 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def compute_output_shape(self, shape: Any) -> Any:
             return (*shape[:-1], shape[-1])
 
+    class There(layers.Layer):
+        """Calls a layer inside it, and goes the way back by its kernel."""
+
+        def __init__(self, width: int, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.dense = layers.Dense(width, name="inner")
+
+        def build(self, shape: Any) -> None:
+            self.dense.build(shape)
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return tf.matmul(tf.nn.relu(self.dense(x)), self.dense.kernel, transpose_b=True)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape
+
     class Sorted(layers.Layer):
         """Calls a layer of the model's, and does what no integers do."""
 
@@ -112,7 +129,7 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def compute_output_shape(self, shape: Any) -> Any:
             return shape
 
-    made = (TiedHead, PlainHead, Decoder, Given, Sorted)
+    made = (TiedHead, PlainHead, Decoder, Given, There, Sorted)
     return SimpleNamespace(**{each.__name__: each for each in made})
 
 
@@ -150,6 +167,13 @@ def given(keras: ModuleType, keep: str = "plain", second: str = "") -> Any:
     x = classes(keras).Given(kernel, keep, name="one")(inputs)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(x))
     return keras.Model(inputs, classes(keras).Given(kernel, second or keep, name="two")(x))
+
+
+def there_and_back(keras: ModuleType) -> Any:
+    """A layer that calls another and reads its kernel."""
+    inputs = keras.Input((6,), name="values")
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(6, name="dense")(inputs))
+    return keras.Model(inputs, classes(keras).There(4, name="there")(x))
 
 
 def sublayer(keras: ModuleType) -> Any:
