@@ -172,9 +172,8 @@ def _symbolic(
             model = _called(flavour, layer, layer.call, symbols, args, options, inputs)
         except Exception as error:  # of a user's call: whatever it raises is the reason
             raise ClosedError(f"its call cannot take symbolic tensors: {short(error)}") from error
-        for _, given, options, _ in flavour.nodes(model):
-            if any(map(flavour.is_variable, tf.nest.flatten((given, options)))):
-                raise ClosedError("its call computes with a variable of a layer inside it")
+        if _reads_variables(flavour, layer, model):
+            raise ClosedError("its call computes with variables of a layer inside it")
         models.append(model)
     table = modes.Numbers()
     read = [
@@ -184,6 +183,21 @@ def _symbolic(
     merged = modes.merged([calls for _, calls, _ in read], [outputs for outputs, _, _ in read])
     flags = {key: merged.get(number) for key, number in read[0][2].items()}
     return Opened(models[0], flags)
+
+
+def _reads_variables(flavour: Flavour, layer: Any, model: Any) -> bool:
+    """Whether operations of a functional model may be given variables of the layers inside.
+
+    They are given them as such, or as the values of the moment, which would be constants.
+    """
+
+    def may_be(leaf: Any) -> bool:
+        eager = tf.is_tensor(leaf) and hasattr(leaf, "numpy") and leaf.dtype.is_floating
+        return eager or flavour.is_variable(leaf)
+
+    given = [(args, kwargs) for _, args, kwargs, _ in flavour.nodes(model)]
+    inside_ = any(part.variables for part in flavour.sublayers(layer))
+    return inside_ and any(map(may_be, tf.nest.flatten(given)))
 
 
 def _model_numbers(

@@ -56,7 +56,7 @@ def test_trains_as_the_original(kind: str, case: str) -> None:
 
 
 @both
-@pytest.mark.parametrize("case", ["head", "plain_head", "autoencoder", "turned"])
+@pytest.mark.parametrize("case", ["head", "plain_head", "autoencoder", "half", "turned"])
 def test_integers_that_are_tied(kind: str, case: str) -> None:
     plan = rewriter.plan(tied_models.CASES[case](fresh(keras_of(kind))))
     assert plan.float_layers == ()

@@ -116,6 +116,20 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def compute_output_shape(self, shape: Any) -> Any:
             return shape
 
+    class Half(layers.Layer):
+        """The way back by half the kernel of a layer that it is given, as a value of the moment."""
+
+        def __init__(self, dense: Any, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.dense = dense
+
+        def call(self, x: Any) -> Any:
+            kernel = tf.transpose(tf.convert_to_tensor(self.dense.kernel)) * 0.5
+            return keras.ops.matmul(x, kernel) if hasattr(keras, "ops") else x @ kernel
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (*shape[:-1], 6)
+
     class Sorted(layers.Layer):
         """Calls a layer of the model's, and does what no integers do."""
 
@@ -129,7 +143,7 @@ def classes(keras: ModuleType) -> SimpleNamespace:
         def compute_output_shape(self, shape: Any) -> Any:
             return shape
 
-    made = (TiedHead, PlainHead, Decoder, Given, There, Sorted)
+    made = (TiedHead, PlainHead, Decoder, Given, There, Half, Sorted)
     return SimpleNamespace(**{each.__name__: each for each in made})
 
 
@@ -153,6 +167,14 @@ def autoencoder(keras: ModuleType) -> Any:
     x = keras.layers.BatchNormalization(name="norm")(encoder(inputs))
     x = keras.layers.ReLU()(x)
     return keras.Model(inputs, classes(keras).Decoder(encoder, 6, name="decoder")(x))
+
+
+def half(keras: ModuleType) -> Any:
+    """A way back whose operations take tensors of Keras, and so might be run on them."""
+    inputs = keras.Input((6,), name="values")
+    encoder = keras.layers.Dense(4, name="encoder")
+    x = keras.layers.BatchNormalization(name="norm")(encoder(inputs))
+    return keras.Model(inputs, classes(keras).Half(encoder, name="half")(x))
 
 
 def _variable(keras: ModuleType, shape: tuple[int, ...]) -> Any:
@@ -188,6 +210,7 @@ CASES = {
     "head": head,
     "plain_head": functools.partial(head, cls="PlainHead"),
     "autoencoder": autoencoder,
+    "half": half,
     "given": given,
     "turned": functools.partial(given, keep="turned"),
     "turned_once": functools.partial(given, second="turned"),

@@ -254,8 +254,10 @@ def other_size(keras: Any) -> Any:
     return Padded(name="block")
 
 
-def standardized(keras: Any) -> Any:
-    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+def _of_a_kernel(keras: Any, compute: Any) -> Any:
+    """A layer of a kernel of its own and a normalization; ``compute`` makes the call of both."""
+
+    class Own(keras.layers.Layer):  # type: ignore[misc,name-defined]
         def __init__(self, **kwargs: Any):
             super().__init__(**kwargs)
             self.bn = keras.layers.BatchNormalization(name="bn")
@@ -266,8 +268,37 @@ def standardized(keras: Any) -> Any:
             super().build(shape)
 
         def call(self, x: Any) -> Any:
-            kernel = tf.convert_to_tensor(self.kernel)
+            return compute(x, tf.convert_to_tensor(self.kernel), self.bn)
+
+    return Own(name="block")
+
+
+def standardized(keras: Any) -> Any:
+    def compute(x: Any, kernel: Any, bn: Any) -> Any:
+        return bn(tf.nn.conv2d(x, kernel - tf.reduce_mean(kernel, (0, 1, 2)), 1, "SAME"))
+
+    return _of_a_kernel(keras, compute)
+
+
+def standardized_layer(keras: Any) -> Any:
+    """The kernel is a layer's, which is not called; all of it takes tensors of Keras."""
+
+    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.conv = keras.layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv")
+            self.bn = keras.layers.BatchNormalization(name="bn")
+
+        def build(self, shape: Any) -> None:
+            self.conv.build(shape)
+            self.bn.build((*shape[:-1], 4))
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            kernel = tf.convert_to_tensor(self.conv.kernel)
             kernel -= tf.reduce_mean(kernel, (0, 1, 2))
+            if hasattr(keras, "ops"):
+                return self.bn(keras.ops.conv(x, kernel, padding="same"))
             return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME"))
 
     return Standardized(name="block")
@@ -289,6 +320,7 @@ OPENED: dict[str, Build] = {
     "two_inputs": two_inputs,
     "other_size": other_size,
     "standardized": standardized,
+    "standardized_layer": standardized_layer,
 }
 
 
@@ -332,21 +364,10 @@ def own_gradient(keras: Any) -> Any:
 
 
 def computed_scale(keras: Any) -> Any:
-    class Scaled(keras.layers.Layer):  # type: ignore[misc,name-defined]
-        def __init__(self, **kwargs: Any):
-            super().__init__(**kwargs)
-            self.bn = keras.layers.BatchNormalization(name="bn")
+    def compute(x: Any, kernel: Any, bn: Any) -> Any:
+        return bn(tf.nn.conv2d(x, kernel, 1, "SAME")) * tf.reduce_mean(kernel, (0, 1, 2))
 
-        def build(self, shape: Any) -> None:
-            self.kernel = self.add_weight(name="kernel", shape=(1, 1, 4, 4))
-            self.bn.build(shape)
-            super().build(shape)
-
-        def call(self, x: Any) -> Any:
-            kernel = tf.convert_to_tensor(self.kernel)
-            return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME")) * tf.reduce_mean(kernel, (0, 1, 2))
-
-    return Scaled(name="block")
+    return _of_a_kernel(keras, compute)
 
 
 def noisy(keras: Any) -> Any:
