@@ -280,60 +280,44 @@ def test_gradients_go_through_the_computation(keras: Any) -> None:
     assert np.abs(total).max() < 1e-4 * np.abs(gradient).sum()
 
 
-def in_two_places(keras: Any) -> Any:
-    class Twice(keras.layers.Layer):  # type: ignore[misc,name-defined]
+def in_two_places(x: Any, kernel: Any, gain: Any) -> Any:
+    return gain * tf.nn.conv2d(x, kernel * gain, 1, "SAME")
+
+
+def with_a_computed_bias(x: Any, kernel: Any, gain: Any) -> Any:
+    kernel = tf.tanh(kernel)
+    return tf.nn.conv2d(x, kernel, 1, "SAME") + tf.reduce_mean(kernel, (0, 1, 2))
+
+
+def of_its_input(x: Any, kernel: Any, gain: Any) -> Any:
+    count = tf.cast(tf.shape(x)[0], tf.float32)
+    return tf.nn.conv2d(x, kernel / count, 1, "SAME")
+
+
+def computing(keras: Any, compute: Callable[..., Any]) -> Any:
+    """A layer with a kernel and a gain."""
+
+    class Own(keras.layers.Layer):  # type: ignore[misc,name-defined]
         def build(self, shape: Any) -> None:
             self.kernel = self.add_weight(name="kernel", shape=(3, 3, 4, 4))
             self.gain = self.add_weight(name="gain", shape=(4,))
             super().build(shape)
 
         def call(self, x: Any) -> Any:
-            gain = tf.convert_to_tensor(self.gain)
-            kernel = tf.convert_to_tensor(self.kernel) * gain
-            return gain * tf.nn.conv2d(x, kernel, 1, "SAME")
+            return compute(x, *map(tf.convert_to_tensor, (self.kernel, self.gain)))
 
         def compute_output_shape(self, shape: Any) -> Any:
             return shape
 
-    return Twice(name="own")
+    return Own(name="own")
 
 
-def with_a_computed_bias(keras: Any) -> Any:
-    class Biased(keras.layers.Layer):  # type: ignore[misc,name-defined]
-        def build(self, shape: Any) -> None:
-            self.kernel = self.add_weight(name="kernel", shape=(3, 3, 4, 4))
-            super().build(shape)
-
-        def call(self, x: Any) -> Any:
-            kernel = tf.tanh(tf.convert_to_tensor(self.kernel))
-            return tf.nn.conv2d(x, kernel, 1, "SAME") + tf.reduce_mean(kernel, (0, 1, 2))
-
-        def compute_output_shape(self, shape: Any) -> Any:
-            return shape
-
-    return Biased(name="own")
-
-
-def of_its_input(keras: Any) -> Any:
-    class Sized(keras.layers.Layer):  # type: ignore[misc,name-defined]
-        def build(self, shape: Any) -> None:
-            self.kernel = self.add_weight(name="kernel", shape=(3, 3, 4, 4))
-            super().build(shape)
-
-        def call(self, x: Any) -> Any:
-            count = tf.cast(tf.shape(x)[0], tf.float32)
-            return tf.nn.conv2d(x, tf.convert_to_tensor(self.kernel) / count, 1, "SAME")
-
-        def compute_output_shape(self, shape: Any) -> Any:
-            return shape
-
-    return Sized(name="own")
-
-
-@pytest.mark.parametrize("make", [in_two_places, with_a_computed_bias, of_its_input])
-def test_what_is_more_than_a_kernel_stays_in_float(keras: Any, make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compute", [in_two_places, with_a_computed_bias, of_its_input])
+def test_what_is_more_than_a_kernel_stays_in_float(
+    keras: Any, compute: Callable[..., Any], tmp_path: Path
+) -> None:
     """It trains as it is, and the export says so."""
-    model = model_of(keras, make(keras))
+    model = model_of(keras, computing(keras, compute))
     qat = rewriter.rewrite(model)
     follows(keras, model, qat)
     rewriter.calibrate(qat, normal(16, 8, 8, 3, seed=5), progress=False)
