@@ -23,7 +23,7 @@ from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import block, block_layers, block_numbers
 from rewriter.lifting.block import ClosedError
-from rewriter.reading import inside, modes
+from rewriter.reading import inside, modes, momentary
 
 # They pass their input on in inference.
 _ONLY_IN_TRAINING = words(
@@ -166,13 +166,17 @@ def _symbolic(
     inputs: Any,
 ) -> Opened:
     models = []
+    variables = momentary.inside(flavour, layer)
     for mode in _flags(layer):
         options = kwargs if mode is None else kwargs | {"training": mode}
+        tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         try:
-            model = _called(flavour, layer, layer.call, symbols, args, options, inputs)
+            with tape:
+                tape.watch(variables)
+                model = _called(flavour, layer, layer.call, symbols, args, options, inputs)
         except Exception as error:  # of a user's call: whatever it raises is the reason
             raise ClosedError(f"its call cannot take symbolic tensors: {short(error)}") from error
-        if _reads_variables(flavour, layer, model):
+        if variables and momentary.read(flavour, model, variables, tape):
             raise ClosedError("its call computes with variables of a layer inside it")
         models.append(model)
     table = modes.Numbers()
@@ -183,21 +187,6 @@ def _symbolic(
     merged = modes.merged([calls for _, calls, _ in read], [outputs for outputs, _, _ in read])
     flags = {key: merged.get(number) for key, number in read[0][2].items()}
     return Opened(models[0], flags)
-
-
-def _reads_variables(flavour: Flavour, layer: Any, model: Any) -> bool:
-    """Whether operations of a functional model may be given variables of the layers inside.
-
-    They are given them as such, or as the values of the moment, which would be constants.
-    """
-
-    def may_be(leaf: Any) -> bool:
-        eager = tf.is_tensor(leaf) and hasattr(leaf, "numpy") and leaf.dtype.is_floating
-        return eager or flavour.is_variable(leaf)
-
-    given = [(args, kwargs) for _, args, kwargs, _ in flavour.nodes(model)]
-    inside_ = any(part.variables for part in flavour.sublayers(layer))
-    return inside_ and any(map(may_be, tf.nest.flatten(given)))
 
 
 def _model_numbers(

@@ -409,9 +409,31 @@ def regularized(keras: Any) -> Any:
     return Regularized(name="block")
 
 
+def scaled_by_a_layers_weight(keras: Any) -> Any:
+    """A single number of the moment, computed from a kernel."""
+
+    class Scaled(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.conv = keras.layers.Conv2D(4, 1, name="conv")
+            self.bn = keras.layers.BatchNormalization(name="bn")
+
+        def build(self, shape: Any) -> None:
+            self.conv.build(shape)
+            self.bn.build((*shape[:-1], 4))
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            kernel = tf.convert_to_tensor(self.conv.kernel)
+            return self.bn(self.conv(x)) * tf.reduce_mean(kernel)
+
+    return Scaled(name="block")
+
+
 REFUSED: dict[str, tuple[Build, str]] = {
     "doubles_in_training": (doubles_in_training, "computes something else in training"),
     "own_gradient": (own_gradient, "gradient of its own"),
+    "scaled_by_a_layers_weight": (scaled_by_a_layers_weight, "computes with its own variables"),
     "computed_scale": (computed_scale, "computes with its own variables"),
     "noisy": (noisy, "RandomStandardNormal"),
     "regularized": (regularized, "has a regularizer"),
