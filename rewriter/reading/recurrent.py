@@ -17,8 +17,10 @@ import tensorflow as tf
 
 from rewriter.keras_compat import Flavour
 from rewriter.lifting.block import ClosedError
+from rewriter.reading import inside
 from rewriter.reading.cells import CELLS, Kit
 from rewriter.reading.graph import Call, Ref
+from rewriter.reading.operations import RANDOM_IN_INFERENCE
 from rewriter.reading.stock_activations import function as activation
 
 # Each step has 16 operators or more of its own, in the file and in the graph that trains: of 64 an
@@ -30,6 +32,8 @@ _AT_ONCE = 10
 
 LAYERS = frozenset({"LSTM", "GRU", "SimpleRNN", "RNN", "Bidirectional"})
 _MERGES = {"concat": "Concatenate", "sum": "Add", "ave": "Average", "mul": "Multiply"}
+# What the calls of both Kerases name it.
+_SEQUENCES = ("sequences", "inputs")
 _REMEDY = "Build the layer without it"
 
 
@@ -64,6 +68,9 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
     both = flavour.class_name(layer) == "Bidirectional"
     directions = [layer.forward_layer, layer.backward_layer] if both else [layer]
     cells = [(each, cell) for each in directions for cell in _cells(flavour, each)]
+    drops = any(getattr(c, f"{k}dropout", 0) for _, c in cells for k in ("", "recurrent_"))
+    if drops and True in (inside.own_flag(flavour, call), *_flags(call.args)):
+        raise ClosedError(RANDOM_IN_INFERENCE)
     for each, cell in cells:
         _refuse(flavour, call, each, cell)
     _refuse_call(call, layer, sum(CELLS[flavour.class_name(cell)].states for _, cell in cells))
@@ -79,7 +86,7 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
 
     def split(args: tuple, options: Mapping[str, Any]) -> tuple[Any, list[Any]]:
         """The sequence, and the states that are given."""
-        leaves = tf.nest.flatten((args, options))
+        leaves = _sequence_first(args, options)
         inputs, *states = [leaf for leaf in leaves if flavour.is_tensor(leaf)]
         return inputs, states
 
@@ -104,6 +111,16 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Calla
         return found if len(found) > 1 else found[0]
 
     return two if both else one
+
+
+def _sequence_first(args: tuple, options: Mapping[str, Any]) -> list[Any]:
+    """The arguments of a call, flattened: by keyword too, the sequence stands before its states."""
+    given = {name: value for name, value in options.items() if name not in _SEQUENCES}
+    return tf.nest.flatten(([options.get(name) for name in _SEQUENCES], args, given))
+
+
+def _flags(args: tuple) -> list[bool]:
+    return [each for each in args if isinstance(each, bool)]
 
 
 def _cells(flavour: Flavour, layer: Any) -> Sequence[Any]:
@@ -182,7 +199,8 @@ def _refuse_call(call: Call, layer: Any, states: int) -> None:
             f"it is given {len(call.refs) - 1} states, and has {states}. Give it an initial_state "
             "with all of them, or let them start at zero"
         )
-    shape = call.input_shapes[0]
+    sequence = Call.tensors(_sequence_first(call.args, call.kwargs))[0]
+    shape = call.input_shapes[call.refs.index(sequence)]
     if len(shape) != 3 or None in shape[1:]:
         raise ClosedError(
             "its number of steps is not known. Fix it: Input((steps, features)), or input_shape "

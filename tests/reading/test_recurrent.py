@@ -123,6 +123,9 @@ def _given(k: Any, kind: str, **options: Any) -> Any:
     count = (2 if "LSTM" in kind else 1) * (2 if both else 1)
     flat = k.layers.Flatten()(inputs)
     states = [k.layers.Dense(UNITS, "tanh", name=f"state{i}")(flat) for i in range(count)]
+    if options.get("by_keyword"):  # in the order of the names, states come before the sequence
+        name = "inputs" if k.__name__.startswith("tf_keras") else "sequences"
+        return k.Model(inputs, layer(**{name: inputs}, initial_state=states))
     return k.Model(inputs, layer(inputs, initial_state=states))
 
 
@@ -139,6 +142,8 @@ STARTS: dict[str, Callable[[Any], Any]] = {
     **{kind: (lambda k, kind=kind: _given(k, kind)) for kind in ("LSTM", "GRU", "SimpleRNN")},
     "both_LSTM": lambda k: _given(k, "both_LSTM"),
     "both_GRU": lambda k: _given(k, "both_GRU"),
+    "keyword_LSTM": lambda k: _given(k, "LSTM", by_keyword=True),
+    "keyword_both_LSTM": lambda k: _given(k, "both_LSTM", by_keyword=True),
     "encoder_decoder": _encoder_decoder,
 }
 
@@ -390,6 +395,25 @@ def test_what_has_no_such_form_says_why(case: str, flavour: str, tmp_path: Path)
     if case == "precision":
         with pytest.raises(ExportError, match=r"Layer 'rnn': .*or unroll=True"):
             rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
+
+
+def _always(k: Any, flag: bool, both: bool, **options: Any) -> Any:
+    x = k.Input((STEPS, FEATURES))
+    layer = k.layers.LSTM(UNITS, name="way" if both else "rnn", **options)
+    layer = k.layers.Bidirectional(layer, name="rnn") if both else layer
+    return k.Model(x, k.layers.Dense(2)(layer(x, training=flag)))
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("option", ["dropout", "recurrent_dropout"])
+def test_what_is_dropped_in_inference_too_has_no_such_form(option: str, both: bool) -> None:
+    """In tf_keras alone: in Keras 3 the flag of the model comes before that of the call."""
+    k, options = _fresh("tf_keras"), {option: 0.3}
+    plan = rewriter.plan(_always(k, True, both, **options))
+    assert "called with training=True, and so is random" in plan.float_reasons["rnn"]
+    assert not rewriter.plan(_always(k, True, both)).float_layers
+    again = rewriter.plan(_always(k, False, both, **options)).float_reasons.get("rnn", "")
+    assert ("recurrent_dropout" in again) == (option == "recurrent_dropout")
 
 
 @both
