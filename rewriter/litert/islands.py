@@ -221,9 +221,22 @@ def _convert(program: Program, island: Island, batches: Sequence[int], open_batc
             raise ExportError(f"{island.where}: {reasons}") from error
 
 
+# What the converter says of an operation that LiteRT has no operator for; and those that it says
+# it of beside others, which are the cause: inputs, and conversions, of strings.
+_LACKS = re.compile(r"'(tf\.\w+)' op is neither a custom op nor a flex op")
+_BESIDE = ("tf.Placeholder", "tf.Cast")
+
+
 def _reasons(error: Exception, log: str) -> str:
     """The converter's complaints without its stack traces."""
     found = dict.fromkeys(re.findall(r"error: (?:loc\(.*?\): )?(?!loc\()(.+)", f"{error}\n{log}"))
+    lacks = [name.group(1) for each in found if (name := _LACKS.match(each))]
+    lacks = [name for name in lacks if name not in _BESIDE] or lacks
+    if lacks:
+        return (
+            f"LiteRT has no operator for {', '.join(lacks)}, in float neither. Compute it before "
+            "the file's inputs or from its outputs: rewrite the model without that layer"
+        )
     reasons = "; ".join(found) or str(error).split("<unknown>:0: error:")[0].strip()
     if "TensorList" in reasons:  # it wants to know how large a list of all steps will be
         reasons = "a loop over steps needs a fixed batch_size, or unroll=True in the layer"

@@ -252,9 +252,23 @@ def test_errors_of_the_converter_name_the_layers(name, tmp_path):
         )(x)
 
     qat, _ = prepared(keras, build)
-    with pytest.raises(ExportError, match=r"Layers 'fine', 'not_in_litert': .*converter failed"):
+    said = r"Layers 'fine', 'not_in_litert': LiteRT has no operator for tf.Igamma, .*without that"
+    with pytest.raises(ExportError, match=said):
         rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
     assert not list(tmp_path.iterdir())
+
+
+@KERASES
+def test_a_table_of_words_is_named_and_not_what_its_input_is(name, tmp_path):
+    keras = builders.keras_of(name)
+    words = keras.Input((3,), dtype="string", name="words")
+    x = keras.layers.StringLookup(vocabulary=["a", "b"], name="lookup")(words)
+    x = keras.layers.Flatten()(keras.layers.Embedding(3, 4)(x))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(4)(x))
+    qat = rewriter.rewrite(keras.Model(words, x))
+    rewriter.calibrate(qat, tf.constant([["a", "b", "c"]] * 8), progress=False)
+    with pytest.raises(ExportError, match=r"'lookup': LiteRT has no operator for tf.LookupTable"):
+        rewriter.export_tflite(qat, tmp_path / "m.tflite", allow_float=True)
 
 
 @KERASES
