@@ -20,9 +20,9 @@ from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour, flat_layers, private_tensorflow
 from rewriter.keras_compat.recording import recorded
 from rewriter.keras_compat.variables import handles
-from rewriter.lifting.computed import VIEWS, Dependence
+from rewriter.lifting.computed import Dependence
 from rewriter.lifting.flatten import Flat
-from rewriter.lifting.graph import Graph, Out
+from rewriter.lifting.graph import Graph, Out, shows
 from rewriter.lifting.values import Domains
 
 _REPEATS = frozenset({"Tile", "BroadcastTo"})
@@ -246,7 +246,7 @@ def _check(graph: Graph) -> None:
             continue
         if node.op in _REPEATS and not domains.known(Out(number)):
             continue  # once for each sample
-        if node.op not in VIEWS and node.op != "Transpose":
+        if not shows(graph, node) and node.op != "Transpose":
             raise ClosedError(
                 f"its call computes with its own variables ({node.op}) before it uses them, so "
                 "they are the weights of no layer"

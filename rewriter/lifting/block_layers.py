@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour, sharing
-from rewriter.lifting import lift, operation
+from rewriter.lifting import lift, operation, operators
 from rewriter.lifting.block import Block, ClosedError, Inner
 from rewriter.lifting.builder import Builder
 from rewriter.lifting.graph import Out
@@ -54,7 +54,7 @@ def build(
             return value
         known = builder.value(value)
         if isinstance(known, Repeated):
-            raise ClosedError("its call hands a value of its own to a layer inside it")
+            return _for_every_sample(builder, value, known.row, symbols)
         if isinstance(known, Known):
             if known.variable is not None:
                 raise ClosedError("its call hands a variable of its own to a layer inside it")
@@ -96,6 +96,35 @@ def build(
         raise ClosedError(str(error).partition(". ")[0]) from error
     _set_trainable(flavour, layer, builder.weighted)
     return outputs, fixed
+
+
+def _for_every_sample(builder: Builder, out: Out, row: Known, symbols: Sequence[Any]) -> Any:
+    """A row that each sample has, as learned queries are: zeros of the sample, and the row added.
+
+    Raises:
+      ClosedError: no argument has the type of the row, or axes beside that of the samples.
+    """
+    flavour, node = builder.flavour, builder.graph.nodes[out.node]
+    dtype, rank = row.array.dtype.name, row.array.ndim
+    fits = (s for s in symbols if tf.as_dtype(s.dtype).name == dtype and len(s.shape) > 1)
+    given = next(fits, None)
+    if given is None or rank < 2:
+        raise ClosedError("its call hands a value of its own to a layer inside it")
+    one = given[(slice(None), *[slice(0, 1)] * (len(given.shape) - 1))]
+    if len(given.shape) != rank:
+        one = flavour.function("reshape")(one, (-1, *[1] * (rank - 1)))
+    zero = builder.apply(node, builder.layers.Rescaling, one, scale=0.0)
+    add = tf.compat.v1.NodeDef(op="AddV2")
+    add.attr["T"].type = tf.as_dtype(dtype).as_datatype_enum
+    return builder.apply(
+        node,
+        operation.of(flavour),
+        [zero],
+        {"operand_1": row},
+        operator=operators.to_json(add),
+        constants={},
+        operands={"1": {"shape": list(row.array.shape), "dtype": dtype}},
+    )
 
 
 def _called(flavour: Flavour, inner: Inner, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -20,14 +20,12 @@ from rewriter.errors import LoadError, short
 from rewriter.keras_compat import Flavour
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
-from rewriter.lifting.graph import Graph, Out
+from rewriter.lifting.graph import Graph, Out, shows
 from rewriter.lifting.values import Known
 
 if TYPE_CHECKING:
     from rewriter.lifting.builder import Builder, Weights
 
-# Of a variable, they show the same values: it is a weight itself. A cast makes others of them.
-VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims")
 _SHAPES = words("Shape ShapeN Size Rank")
 # Which operand of an operator is the kernel of a layer.
 _KERNELS = {
@@ -69,7 +67,7 @@ class Dependence:
                 inputs.add(number)
             elif any(b in self.own for b in before):
                 self.own.add(number)
-                if node.op not in VIEWS or any(b in self.computed for b in before):
+                if not shows(graph, node) or any(b in self.computed for b in before):
                     self.computed.add(number)
             if any(b in sized for b in before):
                 sized.add(number)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
-from rewriter.lifting.graph import Graph, Node, Out, constant
+from rewriter.lifting.graph import Graph, Node, Out, adds_axes, constant
 from rewriter.lifting.values import Domains, Known, Repeated
 
 # Of a variable, they show the same values in another shape, order or type.
@@ -89,15 +89,17 @@ class Evaluator:
             else:
                 inputs = [found[i] for i in node.inputs]
                 shown = inputs[0].variable
-                if node.op not in (_VIEWS - {_TURNS}) | _REPEATS and any(
-                    i.variable for i in inputs
-                ):
+                kept = node.op != _TURNS and (self._views(node) or node.op in _REPEATS)
+                if not kept and any(i.variable for i in inputs):
                     return None
                 with tf.init_scope(), tf.device("cpu:0"):
                     results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
                 made = enumerate(results)
                 found |= {Out(current.node, i): Known(r.numpy(), shown) for i, r in made}
         return found[out]
+
+    def _views(self, node: Node) -> bool:
+        return node.op in _VIEWS or adds_axes(self._graph, node)
 
     def _evaluate(self, out: Out, node: Node) -> None:
         if out.node in self._graph.variables:
@@ -119,7 +121,7 @@ class Evaluator:
             return
         with tf.init_scope(), tf.device("cpu:0"):
             results = operators.run(node.definition, [tf.constant(i.array) for i in inputs])
-        shown = inputs[0] if node.op in _VIEWS and inputs else Known(np.zeros(()))
+        shown = inputs[0] if self._views(node) and inputs else Known(np.zeros(()))
         if node.op == _TURNS:
             self._values[out] = shown.turned(inputs[1].array.tolist())
             return

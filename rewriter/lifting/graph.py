@@ -10,8 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter.errors import LoadError
+from rewriter.keras_compat.pure_functions import words
 from rewriter.lifting import operators
 
+# Of a variable, they show the same values: it is a weight itself. A cast makes others of them.
+_VIEWS = words("Identity ReadVariableOp Reshape Squeeze ExpandDims")
 _TRANSPARENT = ("CheckNumerics", "EnsureShape", "Identity", "Snapshot")
 
 
@@ -104,6 +107,27 @@ def direct(graph: Graph) -> Graph:
         if out not in ends:
             nodes[out.node].inputs = []
     return dataclasses.replace(graph, nodes=nodes)
+
+
+def adds_axes(graph: Graph, node: Node) -> bool:
+    """Whether an operator is a slice that takes all, with axes of size 1 beside: ``x[None, :]``."""
+    if node.op != "StridedSlice" or node.attribute("shrink_axis_mask", 0):
+        return False
+    steps = graph.nodes[node.inputs[3].node]
+    if steps.op != "Const":
+        return False
+    names = ("new_axis_mask", "ellipsis_mask", "begin_mask", "end_mask")
+    new, rest, first, last = (node.attribute(name, 0) for name in names)
+    free = new | rest | (first & last)
+    return all(
+        free >> place & 1 and (step == 1 or (new | rest) >> place & 1)
+        for place, step in enumerate(constant(steps))
+    )
+
+
+def shows(graph: Graph, node: Node) -> bool:
+    """Whether an operator shows the values of a variable as they are, in another shape."""
+    return node.op in _VIEWS or adds_axes(graph, node)
 
 
 def check(nodes: Any, where: str) -> None:
