@@ -50,13 +50,19 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Funct
     maker = _MAKERS.get(flavour.class_name(call.layer))
     tensors = (*call.dtypes, *call.input_dtypes)
     layer = call.layer
+    weights = flavour.own_variables(layer) if flavour.is_layer(layer) else []
+    if maker is _weighted and weights and layer.dropout:
+        call.closed = (
+            f"it has dropout={layer.dropout} and a variable, a scale of its scores. Build it with "
+            "one of the two"
+        )
     if (
         maker is None
         or call.masked
         or not all(map(is_floating, tensors))
         or getattr(layer, "activity_regularizer", None) is not None
         or any(dtype != getattr(layer, "compute_dtype", dtype) for dtype in call.input_dtypes)
-        or (flavour.is_layer(layer) and flavour.own_variables(layer))
+        or weights
     ):
         return None
     return maker(flavour, call)

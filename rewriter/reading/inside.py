@@ -24,6 +24,7 @@ from rewriter.reading.operations import LOOKS_UP, MOVES, PLACES, Operation, affi
 from rewriter.reading.traces import Node, Trace, trace
 
 STOCK = ("Lambda", "Activation")  # these hold a user's function
+_SCALED = ("AdditiveAttention", "Attention")  # these may have a variable, a scale of their scores
 # Nodes of a weighted sum.
 _LINEAR = frozenset({"Add", "AddN", "AddV2", "Mul", "Neg", "Pack", "RealDiv", "Sub", "Sum"})
 
@@ -53,11 +54,13 @@ def masks(flavour: Flavour, layer: Any) -> bool:
 def may_be_replaced(flavour: Flavour, call: Call) -> bool:
     """Whether a user's function or layer may be nothing but the calls inside it.
 
-    It makes no mask. Variables of its own become the weights of the calls that read them.
+    It makes no mask. Variables of its own become the weights of the calls that read them. So do
+    those of stock attention.
     """
     layer = call.layer
+    scaled = flavour.class_name(layer) in _SCALED and not (call.masked or layer.dropout)
     return (
-        may_be_read(flavour, call)
+        (may_be_read(flavour, call) or (scaled and bool(flavour.own_variables(layer))))
         and getattr(layer, "activity_regularizer", None) is None
         and {*call.input_dtypes} <= {*WHOLE, getattr(layer, "compute_dtype", call.input_dtypes[0])}
         and flavour.is_layer(layer)

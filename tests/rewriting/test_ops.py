@@ -328,6 +328,9 @@ case("MultiHeadAttention_image", lambda k, x, y: k.layers.MultiHeadAttention(2, 
 case("MultiHeadAttention_image_scores", lambda k, x, y: k.layers.MultiHeadAttention(
     2, 3, output_shape=5)(x, value=x[:, :2, :2], return_attention_scores=True), only="tf_keras")  # fmt: skip
 case("Attention", lambda k, x, y: k.layers.Attention()([x, y]), "line")
+case("Attention_scaled", lambda k, x, y: k.layers.Attention(use_scale=True)([x, y]), "line")
+case("Attention_concat", lambda k, x, y: k.layers.Attention(score_mode="concat")([x, y]), "line")
+case("AdditiveAttention_scaled", lambda k, x, y: k.layers.AdditiveAttention()([x, y]), "line")
 case("AdditiveAttention", lambda k, x, y: k.layers.AdditiveAttention(use_scale=False)([x, y]),
      "line")  # fmt: skip
 case("dot_product_attention", lambda k, x, y: k.ops.dot_product_attention(x, y, y, scale=0.3),

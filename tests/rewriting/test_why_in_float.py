@@ -93,6 +93,10 @@ CASES: dict[str, tuple[Build, str]] = {
     ),
     "booleans": (_if_greater, "greater works with bool"),
     "a mask": (_causal, "it works under a mask"),
+    "a scale and a dropout": (
+        lambda keras, x: keras.layers.AdditiveAttention(dropout=0.5, name="own")([x, x]),
+        r"it has dropout=0\.5 and a variable.* one of the two",
+    ),
     "a guard": (_shared_guard, "a root behind a constant.* a sum of its own"),
     "a convolution": (
         lambda keras, x: keras.layers.Conv3D(2, 1, name="own")(
