@@ -20,6 +20,9 @@ from rewriter.quantization import (
 )
 from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer, widened
 
+# Between masked values and the smallest of the others: exp(-10) is a hundredth of a step of 8 bits.
+MARGIN = 10.0
+
 
 class PhasedMixin:
     """Gives a layer its ``phase``, an int32 variable: see :mod:`rewriter.quantization.phases`."""
@@ -79,10 +82,15 @@ class QuantizeMixin(PhasedMixin):
       quantizer: an object of TFMOT's ``Quantizer`` protocol, or its serialized form.
       clamp: an activation that LiteRT fuses, applied first: ``"none"``, ``"relu"`` or
         ``"relu6"``. Quantizing clamps anyway, so in phase ``quantize`` it costs nothing.
+      floor: values below it are masked, for the softmax that reads them. A range ends ``MARGIN``
+        below the smallest of the others. None: there is no mask.
     """
 
-    def __init__(self, quantizer: Any, clamp: str = "none", **kwargs: Any):
+    def __init__(
+        self, quantizer: Any, clamp: str = "none", floor: float | None = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
+        self.floor = floor
         self.quantizer = quantizer_names.given(quantizer)
         self.clamp = clamp
         self.supports_masking = True
@@ -173,6 +181,8 @@ class QuantizeMixin(PhasedMixin):
         if symbolic is not None:
             return symbolic
         training = self.flavour.static_training(training)
+        if self.floor is not None:
+            inputs = self._above_floor(inputs, training)
         if hasattr(self.quantizer, "switch"):  # ours
             outputs = self._switched(tf.cast(inputs, tf.float32), training)
             outputs = tf.cast(kernels.connected(outputs), inputs.dtype)
@@ -189,6 +199,15 @@ class QuantizeMixin(PhasedMixin):
             lambda: self._switch(inputs, True),
             lambda: self._switch(inputs, False),
         )
+
+    def _above_floor(self, inputs: Any, training: Any) -> Any:
+        """Where a range moves, masked values just so far below the others that they count as 0."""
+        phase = phases.read(self.phase)
+        trains = tf.cast(False if training is None else training, tf.bool)
+        moves = (phase == phases.OBSERVE) | ((phase == phases.QUANTIZE) & trains)
+        masked = inputs < tf.cast(self.floor, inputs.dtype)
+        least = tf.reduce_min(tf.where(masked, inputs.dtype.max, inputs))
+        return tf.where(moves & masked, least - tf.cast(MARGIN, inputs.dtype), inputs)
 
     def after(self, inputs: Any, training: Any) -> Any:
         """As a call, for inputs that may be pending; the result may be, too."""
@@ -281,4 +300,5 @@ class QuantizeMixin(PhasedMixin):
 
     def get_config(self) -> dict[str, Any]:
         own = {"quantizer": quantizer_names.serialize(self.quantizer), "clamp": self.clamp}
+        own |= {} if self.floor is None else {"floor": self.floor}
         return {**super().get_config(), **own}

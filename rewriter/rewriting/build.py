@@ -13,7 +13,16 @@ from rewriter.kernels.codes import CLAMPS
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input
-from rewriter.rewriting import behaviours, layer_rules, left_behind, parts, placement, rules, ties
+from rewriter.rewriting import (
+    behaviours,
+    layer_rules,
+    left_behind,
+    masks,
+    parts,
+    placement,
+    rules,
+    ties,
+)
 from rewriter.rewriting.jobs import Job, jobs
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe
@@ -56,6 +65,7 @@ class Builder:
         self.given: set[str] = set()  # the names of those
         self.factory = LayerFactory(graph.flavour, recipe)
         self.ends = layer_rules.ends(graph)
+        self.floors = masks.floors(graph)
         self.ties = ties.Ties(self.graph, self.jobs, self.factory, self._named)
         self.tensors: dict[Ref, Any] = {}
         self.losses: list[tuple[Any, Any]] = []  # added to the model
@@ -223,6 +233,7 @@ class Builder:
             dtype = self.graph.calls[ref.call].dtypes[ref.index]
             given = ref in self.graph.input_refs()
             layer = self.factory.quantize(name, dtype, clamp, group.fixed, group.name, given)
+            layer.floor = self.floors.get(ref)
             self.taken.add(layer.name)
             self.given.add(layer.name)
             self.quantize_layers[id(group)] = layer

@@ -14,7 +14,7 @@ from rewriter.lowering.linear import channel_affine
 from rewriter.lowering.operators.rows import Row, constant, multiplied, scaled
 from rewriter.lowering.program_builder import ProgramBuilder
 from rewriter.lowering.values import Shape, Value, batched
-from rewriter.program import Quantization
+from rewriter.program import Operator, Quantization
 from rewriter.reading.graph import Call
 from rewriter.reading.operations import Operation
 
@@ -139,12 +139,29 @@ def _affine(low: ProgramBuilder, call: Call, operation: Operation, x: Sequence[V
     if np.all(offset == 0):
         return low.free("MUL", call, [value], fusable=True, **constant(scale, bits))
     if np.all(scale == 1):
-        return low.free("ADD", call, [value], fusable=True, **constant(offset, bits))
+        return _shifted(low, call, value, offset)
     raise ExportError(
         f"Layer {call.path!r} scales and shifts by constants of shapes {scale.shape} and "
         f"{offset.shape}, which are not one number for each channel. Use one number, or one for "
         "each channel."
     )
+
+
+def _shifted(low: ProgramBuilder, call: Call, value: Value, offset: np.ndarray) -> Value:
+    """A sum with constants, of which a mask's are as large as it takes to reach the grid's end.
+
+    Larger ones give the same, and leave the constants' own grid no step for the others.
+    """
+    source = low.grid(value)
+    made = low.free("ADD", call, [value], fusable=True, **constant(offset, source.bits))
+
+    def finish(output: Quantization, activation: str) -> Operator:
+        least, most = source.range
+        enough = np.clip(offset, output.range[0] - most, output.range[1] - least)
+        return Operator("ADD", (source,), output, constant(enough, source.bits), activation)
+
+    made.finish = finish
+    return made
 
 
 def _concatenate_constants(
