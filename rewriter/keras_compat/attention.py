@@ -6,6 +6,29 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+# Places of a mask, which stand in a model's configuration.
+_MOST_PLACES = 512 * 512
+
+
+def causal(scores: Any, rows: int | None, columns: int | None) -> np.ndarray:
+    """What is added to scores so that no row sees a later one: 0, or a large negative number.
+
+    Args:
+      scores: a symbolic tensor of shape (..., rows, columns).
+      rows, columns: its sizes, which it may leave open.
+
+    Raises:
+      NotImplementedError: they are not known, or too large for a configuration.
+    """
+    if rows is None or columns is None or rows * columns > _MOST_PLACES:
+        raise NotImplementedError
+    # As the stock layers have it; exp() makes 0 of both.
+    least = -3e4 if "float16" in str(scores.dtype) else -1e9
+    sees = np.tri(rows, columns).reshape([1] * (len(scores.shape) - 2) + [rows, columns])
+    return np.where(sees, 0.0, least).astype(np.float32)
+
 
 def attend(layer: Any, function: Callable[[str], Any]) -> Callable[..., Any]:
     """The call of an attention over all axes between the batch and the channels, as one axis.
@@ -16,9 +39,11 @@ def attend(layer: Any, function: Callable[[str], Any]) -> Callable[..., Any]:
 
     Returns:
       a function with the arguments of the layer's ``call``, on symbolic tensors of static sizes;
-      it raises NotImplementedError for masks, and where other axes are attended over.
+      it raises NotImplementedError for masks but a causal one of a sequence, and where other axes
+      are attended over.
     """
-    reshape, transpose, matmul = map(function, ("reshape", "transpose", "matmul"))
+    names = ("reshape", "transpose", "matmul", "add")
+    reshape, transpose, matmul, add = map(function, names)
     heads = [0, 2, 1, 3]
 
     def flat(x: Any, places: tuple[int, ...]) -> Any:
@@ -35,13 +60,16 @@ def attend(layer: Any, function: Callable[[str], Any]) -> Callable[..., Any]:
         **masks: Any,
     ) -> Any:
         whole = tuple(range(1, len(query.shape) - 1))
-        masked = use_causal_mask or any(m is not None for m in (attention_mask, *masks.values()))
+        masked = any(m is not None for m in (attention_mask, *masks.values()))
+        masked = masked or (use_causal_mask and whole != (1,))
         if masked or tuple(layer._attention_axes) != whole:
             raise NotImplementedError
         rows, columns = (tuple(x.shape)[1:-1] for x in (query, value))
         asked = flat(layer._query_dense(query), rows) * (float(layer._key_dim) ** -0.5)
         keys = flat(layer._key_dense(value if key is None else key), columns)
         products = matmul(transpose(asked, heads), transpose(keys, [0, 2, 3, 1]))
+        if use_causal_mask:
+            products = add(products, causal(products, *rows, *columns))
         scores = layer._softmax(products) if whole == (1,) else function("softmax")(products)
         values = transpose(flat(layer._value_dense(value), columns), heads)
         given = transpose(matmul(layer._dropout_layer(scores), values), heads)

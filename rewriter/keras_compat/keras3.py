@@ -121,7 +121,16 @@ class Keras3(Flavour):
     def attention(self, layer: Any, rank: int) -> Any:
         # Of later versions than the oldest supported one.
         more = (getattr(layer, name, None) for name in ("_use_gate", "_sliding_window"))
-        return layer.call if rank == 3 or any(more) else attention.attend(layer, self.function)
+        if any(more):
+            return layer.call
+        ours = attention.attend(layer, self.function)
+
+        def call(*args: Any, use_causal_mask: bool = False, **options: Any) -> Any:
+            own = rank == 3 and not use_causal_mask
+            attend = layer.call if own else ours
+            return attend(*args, use_causal_mask=use_causal_mask, **options)
+
+        return call
 
     def steps_apart(self, wrapper: Any, batch: int | None) -> bool:
         return True

@@ -27,6 +27,7 @@ _FUNCTIONS: dict[str, Any] = {
     "maximum": tf.maximum,
     "mean": tf.reduce_mean,
     "minimum": tf.minimum,
+    "add": tf.add,
     "multiply": tf.multiply,
     "negative": tf.negative,
     "pad": tf.pad,

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.keras_compat import Flavour
+from rewriter.keras_compat.attention import causal
 from rewriter.lifting.block import ClosedError
 from rewriter.reading import inside, recurrent
 from rewriter.reading.graph import Call
@@ -50,7 +51,8 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Funct
     maker = _MAKERS.get(flavour.class_name(call.layer))
     tensors = (*call.dtypes, *call.input_dtypes)
     layer = call.layer
-    weights = flavour.own_variables(layer) if flavour.is_layer(layer) else []
+    own = flavour.own_variables(layer) if flavour.is_layer(layer) else []
+    weights = [each for each in own if is_floating(tf.as_dtype(each.dtype).name)]  # but no seeds
     if maker is _weighted and weights and layer.dropout:
         call.closed = (
             f"it has dropout={layer.dropout} and a variable, a scale of its scores. Build it with "
@@ -71,13 +73,14 @@ def function(flavour: Flavour, call: Call, made: dict[Any, Any] | None) -> Funct
 def _weighted(flavour: Flavour, call: Call) -> Function | None:
     """Its own ``call``; where that drops weights in training, a layer that does so in its place."""
     layer, rate = call.layer, call.layer.dropout
-    if not rate:
+    if not rate and not call.kwargs.get("use_causal_mask"):
         return layer.call
-    if inside.own_flag(flavour, call):
+    if rate and inside.own_flag(flavour, call):
         call.closed = RANDOM_IN_INFERENCE
         return None
-    softmax, matmul = map(flavour.function, ("softmax", "matmul"))
-    drop = flavour.keras.layers.Dropout(rate, name=f"{layer.name}_dropout")
+    softmax, matmul, add = map(flavour.function, ("softmax", "matmul", "add"))
+    layers = flavour.keras.layers
+    drop = layers.Dropout(rate, name=f"{layer.name}_dropout") if rate else lambda weights: weights
 
     def attend(
         inputs: Any,
@@ -86,10 +89,13 @@ def _weighted(flavour: Flavour, call: Call) -> Function | None:
         use_causal_mask: bool = False,
         **options: Any,
     ) -> Any:
-        if use_causal_mask or any(each is not None for each in tf.nest.flatten(mask)):
+        if any(each is not None for each in tf.nest.flatten(mask)):
             raise NotImplementedError
         query, value, *key = inputs
-        weights = drop(softmax(layer._calculate_scores(query, *key or [value])))
+        scores = layer._calculate_scores(query, *key or [value])
+        if use_causal_mask:
+            scores = add(scores, causal(scores, query.shape[1], value.shape[1]))
+        weights = drop(softmax(scores))
         output = matmul(weights, value)
         return (output, weights) if return_attention_scores else output
 
@@ -106,13 +112,13 @@ def _attention(flavour: Flavour, call: Call) -> Function | None:
 def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
     """``softmax(q k / sqrt(d)) v`` for every head (Vaswani et al. 2017, arXiv:1706.03762)."""
     layer, shapes = call.layer, call.input_shapes
-    plain = not layer.is_causal and layer.attn_logits_soft_cap is None
-    if not plain or len(call.refs) != 3 or {len(shape) for shape in shapes} != {4}:
+    if layer.attn_logits_soft_cap is not None or len(call.refs) != 3 or {len(shape) for shape in shapes} != {4}:
         return None
     if len({shape[2] for shape in shapes}) != 1 or shapes[1][3] is None:
         return None  # heads that share keys
     width = shapes[1][3]
-    einsum, softmax, multiply = map(flavour.function, ("einsum", "softmax", "multiply"))
+    names = ("einsum", "softmax", "multiply", "add")
+    einsum, softmax, multiply, add = map(flavour.function, names)
 
     def attend(
         query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, scale: Any = None
@@ -121,6 +127,8 @@ def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
             raise NotImplementedError
         given = 1 / math.sqrt(width) if scale is None else scale
         scores = multiply(einsum("btnh,bsnh->bnts", query, key), given)
+        if layer.is_causal:
+            scores = add(scores, causal(scores, query.shape[1], key.shape[1]))
         return einsum("bnts,bsnh->btnh", softmax(scores), value)
 
     return attend
