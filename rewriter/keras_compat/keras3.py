@@ -15,6 +15,9 @@ from rewriter.keras_compat import attention, references, symbols
 from rewriter.keras_compat.base import Flavour, variable_dtype
 from rewriter.keras_compat.calls import flat_layers
 
+# What a MultiHeadAttention may be given beside query, value and key.
+_MASKS = ("attention_mask", "use_causal_mask")
+
 
 class Keras3(Flavour):
     name = "keras"
@@ -125,10 +128,9 @@ class Keras3(Flavour):
             return layer.call
         ours = attention.attend(layer, self.function)
 
-        def call(*args: Any, use_causal_mask: bool = False, **options: Any) -> Any:
-            own = rank == 3 and not use_causal_mask
-            attend = layer.call if own else ours
-            return attend(*args, use_causal_mask=use_causal_mask, **options)
+        def call(*args: Any, **options: Any) -> Any:
+            masks = len(args) > 3 or any(options.get(name) is not None for name in _MASKS)
+            return (layer.call if rank == 3 and not masks else ours)(*args, **options)
 
         return call
 

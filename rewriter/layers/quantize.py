@@ -9,7 +9,7 @@ import tensorflow as tf
 from rewriter import kernels
 from rewriter.errors import CalibrationError
 from rewriter.keras_compat import Flavour
-from rewriter.layers import observing, shared_ranges
+from rewriter.layers import masked, observing, shared_ranges
 from rewriter.quantization import (
     learned,
     phases,
@@ -19,9 +19,6 @@ from rewriter.quantization import (
     scalars,
 )
 from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer, widened
-
-# Between masked values and the smallest of the others: exp(-10) is a hundredth of a step of 8 bits.
-MARGIN = 10.0
 
 
 class PhasedMixin:
@@ -82,8 +79,8 @@ class QuantizeMixin(PhasedMixin):
       quantizer: an object of TFMOT's ``Quantizer`` protocol, or its serialized form.
       clamp: an activation that LiteRT fuses, applied first: ``"none"``, ``"relu"`` or
         ``"relu6"``. Quantizing clamps anyway, so in phase ``quantize`` it costs nothing.
-      floor: values below it are masked, for the softmax that reads them. A range ends ``MARGIN``
-        below the smallest of the others. None: there is no mask.
+      floor: values below it are masked, for the softmax that reads them. A range ends a little
+        below the others, see :mod:`rewriter.layers.masked`. None: there is no mask.
     """
 
     def __init__(
@@ -182,7 +179,7 @@ class QuantizeMixin(PhasedMixin):
             return symbolic
         training = self.flavour.static_training(training)
         if self.floor is not None:
-            inputs = self._above_floor(inputs, training)
+            inputs = masked.raised(inputs, self.floor, phases.read(self.phase), training)
         if hasattr(self.quantizer, "switch"):  # ours
             outputs = self._switched(tf.cast(inputs, tf.float32), training)
             outputs = tf.cast(kernels.connected(outputs), inputs.dtype)
@@ -199,15 +196,6 @@ class QuantizeMixin(PhasedMixin):
             lambda: self._switch(inputs, True),
             lambda: self._switch(inputs, False),
         )
-
-    def _above_floor(self, inputs: Any, training: Any) -> Any:
-        """Where a range moves, masked values just so far below the others that they count as 0."""
-        phase = phases.read(self.phase)
-        trains = tf.cast(False if training is None else training, tf.bool)
-        moves = (phase == phases.OBSERVE) | ((phase == phases.QUANTIZE) & trains)
-        masked = inputs < tf.cast(self.floor, inputs.dtype)
-        least = tf.reduce_min(tf.where(masked, inputs.dtype.max, inputs))
-        return tf.where(moves & masked, least - tf.cast(MARGIN, inputs.dtype), inputs)
 
     def after(self, inputs: Any, training: Any) -> Any:
         """As a call, for inputs that may be pending; the result may be, too."""

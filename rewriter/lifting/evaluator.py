@@ -43,8 +43,8 @@ class Evaluator:
 
     def repeated(
         self, out: Out, domains: Domains, shape: Callable[[Out], tuple[int | None, ...]]
-    ) -> Repeated | None:
-        """A tensor that depends on the number of samples, if it is one row again and again.
+    ) -> Known | Repeated | None:
+        """A tensor that depends on sizes, if it is one row again and again, or the same for any.
 
         Args:
           out: the tensor.
@@ -55,9 +55,13 @@ class Evaluator:
           None for anything else, or where the row is computed from a variable.
         """
         one, several = (self._for_batch(out, domains, shape, batch) for batch in (1, _SEVERAL))
-        if one is None or several is None or one.array.dtype.kind != "f":
+        if one is None or several is None:
             return None
         row = one.array
+        if np.array_equal(row, several.array):
+            return one  # of other sizes than the number of samples
+        if row.dtype.kind != "f":
+            return None
         if row.shape[:1] != (1,) or not np.array_equal(row.repeat(_SEVERAL, 0), several.array):
             return None
         return Repeated(one)

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.keras_compat import Flavour
-from rewriter.keras_compat.attention import causal
+from rewriter.keras_compat.attention import hidden
 from rewriter.lifting.block import ClosedError
 from rewriter.reading import inside, recurrent
 from rewriter.reading.graph import Call
@@ -94,7 +94,7 @@ def _weighted(flavour: Flavour, call: Call) -> Function | None:
         query, value, *key = inputs
         scores = layer._calculate_scores(query, *key or [value])
         if use_causal_mask:
-            scores = add(scores, causal(scores, query.shape[1], value.shape[1]))
+            scores = add(scores, hidden(scores, query.shape[1], value.shape[1], True))
         weights = drop(softmax(scores))
         output = matmul(weights, value)
         return (output, weights) if return_attention_scores else output
@@ -112,7 +112,11 @@ def _attention(flavour: Flavour, call: Call) -> Function | None:
 def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
     """``softmax(q k / sqrt(d)) v`` for every head (Vaswani et al. 2017, arXiv:1706.03762)."""
     layer, shapes = call.layer, call.input_shapes
-    if layer.attn_logits_soft_cap is not None or len(call.refs) != 3 or {len(shape) for shape in shapes} != {4}:
+    if (
+        layer.attn_logits_soft_cap is not None
+        or len(call.refs) != 3
+        or {len(shape) for shape in shapes} != {4}
+    ):
         return None
     if len({shape[2] for shape in shapes}) != 1 or shapes[1][3] is None:
         return None  # heads that share keys
@@ -128,7 +132,7 @@ def _scaled_product(flavour: Flavour, call: Call) -> Function | None:
         given = 1 / math.sqrt(width) if scale is None else scale
         scores = multiply(einsum("btnh,bsnh->bnts", query, key), given)
         if layer.is_causal:
-            scores = add(scores, causal(scores, query.shape[1], key.shape[1]))
+            scores = add(scores, hidden(scores, query.shape[1], key.shape[1], True))
         return einsum("bnts,bsnh->btnh", softmax(scores), value)
 
     return attend

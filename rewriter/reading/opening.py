@@ -31,6 +31,9 @@ _ONLY_IN_TRAINING = words(
     SpatialDropout3D StochasticDepth"""
 )
 
+# Of tf_keras; those of Keras 3 take no symbolic sizes.
+_MADE_OF_SIZES = words("eye fill ones range sequence_mask zeros")
+
 
 @dataclasses.dataclass(eq=False)
 class Opened:
@@ -73,17 +76,27 @@ def opened(
     Raises:
       ClosedError: it cannot be opened; the message is the reason.
     """
-    reason = None
+    reason = found = None
     if not flavour.own_variables(layer):
         try:
-            return _symbolic(flavour, layer, symbols, args, kwargs, inputs)
+            found = _symbolic(flavour, layer, symbols, args, kwargs, inputs)
         except ClosedError as error:
             reason = error
+        if found is not None and not _of_sizes(flavour, found.model):
+            return found
     try:
         return _graph(flavour, layer, symbols, args, kwargs, shared, inputs)
     except ClosedError as error:
+        if found is not None:
+            return found
         # What went wrong on symbolic tensors says little where the call is not written for them.
         raise (reason if reason is not None and modes.TWO_WAYS in str(reason) else error) from error
+
+
+def _of_sizes(flavour: Flavour, model: Any) -> bool:
+    """Whether tensors are made of sizes there, which are known, and so constants of a graph."""
+    names = (flavour.class_name(operation) for operation, *_ in flavour.nodes(model))
+    return any(name.removeprefix("ops.") in _MADE_OF_SIZES for name in names)
 
 
 def expanded(

@@ -14,7 +14,7 @@ import numpy as np
 
 from rewriter.grid import BYTES, WHOLE
 from rewriter.keras_compat import Flavour
-from rewriter.reading import contractions, stock_moves
+from rewriter.reading import choices, contractions, stock_moves
 from rewriter.reading.operations import (
     Operation,
     affine,
@@ -263,6 +263,7 @@ _READERS: dict[str, Reader] = {
     "squared_difference": _squared_difference,
     **stock_moves.READERS,
     **contractions.READERS,
+    **choices.READERS,
     "identity": _one("identity"),
     "cast": _cast,
     "relu": lambda call, arguments: clamp(arguments["x"], low=0),

@@ -16,7 +16,7 @@ from rewriter.keras_compat import input_of
 from rewriter.kernels.composed_norm import as_in_training
 from rewriter.quantization import phases
 from rewriter.reading import from_keras
-from rewriter.training import bias_correction, finite, statistics
+from rewriter.training import bias_correction, finite, scores, statistics
 from rewriter.training.batches import batches_of
 from rewriter.training.collecting import Collector
 
@@ -117,6 +117,9 @@ def calibrate(
     if moving is not None:
         warnings.warn(moving, RewriterWarning, stacklevel=2)
     training.warn(stacklevel=2)
+    coarse = scores.coarse(graph)
+    if coarse is not None:
+        warnings.warn(coarse, RewriterWarning, stacklevel=2)
     return model
 
 

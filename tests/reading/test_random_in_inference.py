@@ -94,11 +94,10 @@ def test_attention_drops_weights_in_training(flavour: str, tmp_path: Path) -> No
     for each in (model, quantized):
         runs = np.stack([np.asarray(each(x, training=True)) for _ in range(2)])
         assert np.abs(runs[0] - runs[1]).max() > 1e-2
-    if flavour == "tf_keras":  # in Keras 3 it has a state of its own, and stays as it is
-        rewriter.calibrate(quantized, x)
-        rewriter.export_tflite(quantized, tmp_path / "model.tflite")
-        result = rewriter.verify(quantized, tmp_path / "model.tflite", x, progress=False)
-        assert result.snr is not None and result.snr > 25
+    rewriter.calibrate(quantized, x)
+    rewriter.export_tflite(quantized, tmp_path / "model.tflite")
+    result = rewriter.verify(quantized, tmp_path / "model.tflite", x, progress=False)
+    assert result.snr is not None and result.snr > 25
 
 
 def test_attention_that_always_drops_weights(tmp_path: Path) -> None:
