@@ -81,7 +81,7 @@ def attend(layer: Any, function: Callable[[str], Any]) -> Callable[..., Any]:
         keys = flat(layer._key_dense(value if key is None else key), columns)
         products = matmul(transpose(asked, heads), transpose(keys, [0, 2, 3, 1]))
         if known:
-            places = hidden(products, *rows, *columns, use_causal_mask, attention_mask)
+            places = hidden(products, rows[0], columns[0], use_causal_mask, attention_mask)
             products = add(products, places)
         scores = layer._softmax(products) if whole == (1,) else function("softmax")(products)
         values = transpose(flat(layer._value_dense(value), columns), heads)

@@ -287,6 +287,10 @@ class QuantizeMixin(PhasedMixin):
                 phases.assign(self, phases.QUANTIZE_FROZEN)
 
     def get_config(self) -> dict[str, Any]:
-        own = {"quantizer": quantizer_names.serialize(self.quantizer), "clamp": self.clamp}
-        own |= {} if self.floor is None else {"floor": self.floor}
+        own: dict[str, Any] = {
+            "quantizer": quantizer_names.serialize(self.quantizer),
+            "clamp": self.clamp,
+        }
+        if self.floor is not None:
+            own["floor"] = self.floor
         return {**super().get_config(), **own}

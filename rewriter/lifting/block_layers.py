@@ -110,7 +110,8 @@ def _for_every_sample(builder: Builder, out: Out, row: Known, symbols: Sequence[
     given = next(fits, None)
     if given is None or rank < 2:
         raise ClosedError("its call hands a value of its own to a layer inside it")
-    one = given[(slice(None), *[slice(0, 1)] * (len(given.shape) - 1))]
+    first = (slice(None), *[slice(0, 1)] * (len(given.shape) - 1))
+    one = given[first]
     if len(given.shape) != rank:
         one = flavour.function("reshape")(one, (-1, *[1] * (rank - 1)))
     zero = builder.apply(node, builder.layers.Rescaling, one, scale=0.0)
