@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rewriter import kernels
 from rewriter.errors import CalibrationError
-from rewriter.keras_compat import Flavour
+from rewriter.keras_compat import Flavour, paths
 from rewriter.layers import observing, shared_ranges
 from rewriter.quantization import (
     learned,
@@ -61,7 +61,17 @@ class PhasedMixin:
         if regularizer is not None and "activity_regularizer" not in config:
             serialize = self.flavour.keras.regularizers.serialize
             config["activity_regularizer"] = serialize(regularizer)
-        return config
+        places = paths.kept(self)
+        return {**config, "places": places} if places else config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """As Keras's, with the places that the paths of variables begin with."""
+        config = dict(config)
+        places = config.pop("places", {})
+        layer = super().from_config(config)  # type: ignore[misc]
+        paths.put(layer, places)
+        return layer
 
 
 class QuantizeMixin(PhasedMixin):
