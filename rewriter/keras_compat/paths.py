@@ -23,7 +23,7 @@ def stand_like(new: Any, original: Any, own: Sequence[Any]) -> None:
     Args:
       new: the layer that takes the place of ``original``.
       original: a layer, or anything else, which stands nowhere.
-      own: the variables of ``original`` that no other layer holds, whose names tf_keras chose for it.
+      own: the variables of ``original`` that no other layer holds; tf_keras names them after it.
     """
     if hasattr(new, _PARENT):
         _stand(new, getattr(original, _PARENT, None))

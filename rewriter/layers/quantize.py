@@ -69,7 +69,7 @@ class PhasedMixin:
         """As Keras's, with the places that the paths of variables begin with."""
         config = dict(config)
         places = config.pop("places", {})
-        layer = super().from_config(config)  # type: ignore[misc]
+        layer = super().from_config(config)
         paths.put(layer, places)
         return layer
 
