@@ -9,6 +9,7 @@ that matters.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The console script: :func:`main` without what TensorFlow's C++ parts write to stderr."""
+    # Paths and names may have letters that the stream has none for, as in a Latin-1 or ASCII
+    # locale: they are escaped. The work is done when its outcome is shown.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "--debug" in sys.argv[1:]:
         sys.exit(main())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

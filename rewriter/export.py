@@ -14,6 +14,7 @@ from rewriter.litert import c_array as c_array_text
 from rewriter.litert import writer
 from rewriter.lowering.lower import Lowered, lower_with_sources
 from rewriter.quantization import levels
+from rewriter.reading.roles import Ours
 from rewriter.rewriting import sizes
 
 
@@ -109,6 +110,7 @@ def export_tflite(
     model = sizes.settled(model, input_shape)
     _refuse_open(model)
     lowered = lower_with_sources(model)
+    _refuse_twin(lowered)
     program = lowered.program
     content, file = writer.assemble(
         program,
@@ -162,6 +164,18 @@ def input_lines(lowered: Lowered) -> dict[str, str]:
         first, step, _ = values
         lines[public] = f"{line}  // where pixel k stands for {first:.6g} + {step:.6g} * k"
     return lines
+
+
+def _refuse_twin(lowered: Lowered) -> None:
+    """Raise ExportError for what :func:`rewriter.fold` returned, or a model that holds it."""
+    calls = lowered.graph.calls
+    found = [c.path for c in calls if isinstance(c.role, Ours) and c.role.final]
+    if found:
+        raise ExportError(
+            f"The model {lowered.graph.name!r} is a twin, which rewriter.fold returned, or holds "
+            f"one: {found[0]!r} computes with a file's integers already. Give the "
+            "quantization-aware model that it was made of."
+        )
 
 
 def _refuse_open(model: Any) -> None:

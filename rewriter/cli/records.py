@@ -186,7 +186,7 @@ def _spec(path: Path, spec: Path | None) -> dict[str, tuple[_Kind, tuple[int, ..
             f"SPEC.json, with {form}; types are {', '.join(_KINDS)}."
         )
     try:
-        values = json.loads(spec.read_text())
+        values = json.loads(spec.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LoadError(f"{str(spec)!r} is no JSON: {error}. Expected {form}.") from error
     if not isinstance(values, dict) or not values:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import tensorflow as tf
 
 from rewriter import kernels
+from rewriter.keras_compat import paths
 from rewriter.kernels import composed_norm, moments
 from rewriter.layers.norm_arguments import NormArguments
 from rewriter.quantization import phases
@@ -41,6 +43,14 @@ class FusedBatchNormalizationMixin(NormArguments):
     """
 
     def build(self, input_shape: Any) -> None:
+        with self.flavour.part_scope(place) if (place := paths.given(self)) else nullcontext():
+            self._build_weights(input_shape)
+        self.add_phase()
+        self.frozen = self.add_switch("frozen")
+        self._build_pipeline(input_shape[self.axis % len(input_shape)])
+        super().build(input_shape)
+
+    def _build_weights(self, input_shape: Any) -> None:
         rank = len(input_shape)
         axis = self.axis % rank
         channels = input_shape[axis]
@@ -73,10 +83,6 @@ class FusedBatchNormalizationMixin(NormArguments):
         self.moving_variance = add(
             self, "moving_variance", (channels,), self.moving_variance_initializer, statistic=True
         )
-        self.add_phase()
-        self.frozen = self.add_switch("frozen")
-        self._build_pipeline(channels)
-        super().build(input_shape)
 
     def _build_pipeline(self, channels: int) -> None:
         if self.pipeline is None:

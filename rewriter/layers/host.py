@@ -10,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from rewriter import kernels as arithmetic
+from rewriter.keras_compat import paths
 from rewriter.keras_compat.variables import read
 from rewriter.layers import bias_correction, channels, coarse_bias, learned_kernels, preserved
 from rewriter.layers.linear import LINEAR
-from rewriter.layers.quantize import PhasedMixin
+from rewriter.layers.phased import PhasedMixin
 from rewriter.layers.unfolding import unfold
 from rewriter.quantization import learned, phases, quantizer_names, quantizers, replicated
 from rewriter.reading import hosts
@@ -90,7 +91,7 @@ class QuantizedHostMixin(PhasedMixin):
             getattr(self, name).trainable = False
         self.add_phase()
         host = self.host
-        with self.flavour.part_scope(host.name):
+        with self.flavour.part_scope(paths.scope(host)):
             host.build(channels.without_steps(input_shape) if self.distributed else input_shape)
             host.built = True
         output_shape = self.compute_output_shape(input_shape)
@@ -113,7 +114,7 @@ class QuantizedHostMixin(PhasedMixin):
             part = getattr(self, name)
             if part is not None:
                 part.state_scope, part.owner = name, self.name
-                with self.flavour.part_scope(part.name):
+                with self.flavour.part_scope(paths.scope(part)):
                     part.build(tuple(shape))
                     part.built = True
         super().build(input_shape)

@@ -11,7 +11,8 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter import kernels
-from rewriter.layers.quantize import PhasedMixin
+from rewriter.keras_compat import paths
+from rewriter.layers.phased import PhasedMixin
 from rewriter.quantization import phases
 from rewriter.reading import layer_norms
 
@@ -62,7 +63,7 @@ class QuantizedLayerNormalizationMixin(PhasedMixin):
         for name, given in shapes.items():
             part = getattr(self, name)
             part.state_scope, part.owner = name, self.name
-            with self.flavour.part_scope(part.name):
+            with self.flavour.part_scope(paths.scope(part)):
                 part.build(given)
                 part.built = True
         super().build(input_shape)

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from rewriter.keras_compat import Flavour, references
-from rewriter.layers.quantize import PhasedMixin
+from rewriter.layers.phased import PhasedMixin
 from rewriter.quantization.pipeline import BatchNormPipeline, Pipe
 
 _PLAIN = (

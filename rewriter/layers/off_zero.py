@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from rewriter import grid as grids
 from rewriter.layers import neighbours
-from rewriter.layers.quantize import PhasedMixin
+from rewriter.layers.phased import PhasedMixin
 from rewriter.quantization import phases
 
 # Of a step: what 0 stands for, which is all that lies within half a step of it.

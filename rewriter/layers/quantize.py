@@ -1,4 +1,4 @@
-"""A layer that quantizes an activation, and the phase that all our layers share."""
+"""A layer that quantizes an activation."""
 
 from __future__ import annotations
 
@@ -8,60 +8,16 @@ import tensorflow as tf
 
 from rewriter import kernels
 from rewriter.errors import CalibrationError
-from rewriter.keras_compat import Flavour
 from rewriter.layers import masked, observing, shared_ranges
+from rewriter.layers.phased import PhasedMixin
 from rewriter.quantization import (
     learned,
     phases,
     quantizer_names,
     quantizers,
     replicated,
-    scalars,
 )
 from rewriter.quantization.powers_of_two import PowerOfTwoRangeQuantizer, widened
-
-
-class PhasedMixin:
-    """Gives a layer its ``phase``, an int32 variable: see :mod:`rewriter.quantization.phases`."""
-
-    flavour: Flavour
-    rewriter_phased = True
-    __call__: Any  # Keras's
-    state_scope = "quantization"  # of the scalars' names; the parts of one layer have their own
-    owner = ""  # the name of the layer that this one is a part of
-
-    def add_phase(self) -> None:
-        """Add the variable; for ``build``."""
-        self.phase = self.add_switch("phase")
-
-    def add_switch(self, name: str) -> Any:
-        """An int32 scalar variable that starts at 0."""
-        with self.flavour.part_scope(self.state_scope):
-            return self.flavour.add_weight(
-                self, name, (), scalars.ZERO, dtype="int32", trainable=False
-            )
-
-    def signature(self, inputs: Any, dtype: Any = None) -> Any:
-        """A placeholder for the output, where nothing else is asked for; None otherwise.
-
-        Tracing conditions into a graph that is thrown away was most of the time of ``rewrite``.
-        """
-        if not self.flavour.signature_only():
-            return None
-        shape = tuple(self.compute_output_shape(inputs.shape))
-        return tf.compat.v1.placeholder(dtype or inputs.dtype, shape)
-
-    def compute_output_shape(self, input_shape: Any) -> Any:
-        return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        """Keras's own part, with the activity regularizer, which one of them leaves out."""
-        config = super().get_config()
-        regularizer = getattr(self, "activity_regularizer", None)
-        if regularizer is not None and "activity_regularizer" not in config:
-            serialize = self.flavour.keras.regularizers.serialize
-            config["activity_regularizer"] = serialize(regularizer)
-        return config
 
 
 class QuantizeMixin(PhasedMixin):

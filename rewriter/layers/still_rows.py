@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from rewriter.kernels import moments
-from rewriter.layers.quantize import PhasedMixin
+from rewriter.layers.phased import PhasedMixin
 from rewriter.quantization import phases
 
 

@@ -88,6 +88,15 @@ class _Lowerer(ProgramBuilder):
                 "rewriter.rewrite and calibrate it (on the command line: rewriter convert, or "
                 "quantize --save-model), and give what that returns or writes."
             )
+        frozen = (
+            call.path for call in self.graph.calls if type(call.layer).__name__ == "FakeQuantize"
+        )
+        if path := next(frozen, None):
+            raise ExportError(
+                f"The model {self.graph.name!r} is what rewriter.freeze returned, or holds it: "
+                f"{path!r} is the grid of an activation for other converters. Give the "
+                "quantization-aware model that it was made of."
+            )
         paths = {call.path for call in self.graph.calls}
         for call in self.graph.calls:
             # A layer that gave its name to the Quantize layer after it: users know it by that.

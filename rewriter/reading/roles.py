@@ -60,7 +60,7 @@ class Ours:
     Attributes:
       quantizes: whether it only puts what it reads on a grid.
       quantized: whether its output is on one.
-      final: whether it is a layer of a twin, of which nothing can be made.
+      final: whether it is a layer of a twin or a frozen copy, of which nothing can be made.
       activation: what the activation of a host computes; None if there is none of an integer form.
     """
 
@@ -71,7 +71,7 @@ class Ours:
 
 
 # Classes of ours, of which only the names are known here.
-_QUANTIZE, _FINAL = "Quantize", ("IntegerOperator", "QuantizeInput")
+_QUANTIZE, _FINAL = "Quantize", ("IntegerOperator", "QuantizeInput", "FakeQuantize")
 _OFF_ZERO = "OffZero"
 
 

@@ -88,14 +88,23 @@ def function(
     traced = trace(activation, [(None,)]) if callable(activation) else None
     if traced is None:
         return None
-    return scalar(traced, x) or (functions.of_trace(traced, x) if tables else None)
+    found = scalar(traced, x)
+    if found is not None and (tables or found.name != functions.NAME):
+        return found
+    return functions.of_trace(traced, x) if tables else None
 
 
 def scalar(traced: Trace, x: Any) -> Operation | None:
-    """The operation of a function of a number that is known by what it computes, or None."""
+    """The operation of a function of a number that is known by what it computes, or None.
+
+    A clamp is fused, and its gradient is that of the clamp. Where the function stops its own, as
+    ``x + stop_gradient(relu(x) - x)`` does, it stays, and is a table.
+    """
     found = scalar_functions.recognise(traced)
     if found is None:
         return None
     name, options = found
     operation = FUNCTIONS[name](x)
+    if operation.name in ("clamp", "identity") and traced.stops:
+        return functions.of_trace(traced, x)
     return dataclasses.replace(operation, options={**operation.options, **options})

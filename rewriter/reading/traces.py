@@ -77,12 +77,14 @@ class Trace:
       nodes: in the order of execution; they make the values after those.
       result: which value is returned.
       run: the function, of as many float32 tensors.
+      stops: whether its gradient stops somewhere inside, so that it is not that of its values.
     """
 
     arguments: int
     nodes: tuple[Node, ...]
     result: int
     run: Callable[..., Any]
+    stops: bool = False
 
     @property
     def elementwise(self) -> bool:
@@ -136,6 +138,7 @@ def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]
     numbers: dict[str, int] = {f"{name}:0": i for i, name in enumerate(given)}
     depends = set(given)
     nodes: list[Node] = []
+    stops = False
     constants = _Constants(graph)
     for name in _ordered(by_name, output.partition(":")[0]):
         node = by_name[name]
@@ -153,6 +156,7 @@ def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]
             sized.add(name)
             continue
         depends.add(name)
+        stops = stops or node.op == "StopGradient"
         if node.op in _SAME or (node.op == "Cast" and _keeps(node)):
             numbers[f"{name}:0"] = numbers[inputs[0]]
             continue
@@ -177,7 +181,7 @@ def _read(graph: Any, given: Sequence[str], output: str, run: Callable[..., Any]
     def call(*x: Any) -> Any:
         return run(*x)[0]
 
-    return Trace(len(given), tuple(nodes), numbers[output], call)
+    return Trace(len(given), tuple(nodes), numbers[output], call, stops)
 
 
 def _keeps(cast: Any) -> bool:

@@ -41,7 +41,7 @@ def freeze(model: Any, *, input_shape: Any = None) -> Any:
 
     Raises:
       ExportError: if ranges are not set, or a quantizer has no grid; it names the layers.
-      UnsupportedModelError: if the model has not been rewritten, or is a twin; for an
+      UnsupportedModelError: if the model has not been rewritten, is a twin or frozen; for an
         ``input_shape`` that does not fit.
     """
     model = sizes.settled(model, input_shape)
@@ -49,8 +49,8 @@ def freeze(model: Any, *, input_shape: Any = None) -> Any:
     ours = [call for call in graph.calls if isinstance(call.role, Ours)]
     if not ours or any(call.role.final for call in ours if isinstance(call.role, Ours)):
         raise UnsupportedModelError(
-            f"The model {graph.name!r} is not quantization-aware, or a twin. "
-            "Give a model that rewriter.rewrite returned."
+            f"The model {graph.name!r} is not quantization-aware, or a twin or frozen "
+            "already. Give a model that rewriter.rewrite returned."
         )
     maker = _Maker(graph.flavour)
     frozen = retracing.retrace(model, graph, make=maker.make, name=f"{graph.name}_frozen")

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from rewriter import grid as grids
 from rewriter import layers
-from rewriter.keras_compat import Flavour
+from rewriter.keras_compat import Flavour, paths
 from rewriter.keras_compat.variables import read
 from rewriter.layers import preserved
 from rewriter.quantization import quantizers
@@ -47,6 +47,9 @@ class LayerFactory:
 
     def _copy_later(self, new: Any, original: Any) -> None:
         """Have the values of ``original`` in ``new`` when it has been built."""
+        variables = getattr(original, "variables", ())
+        own = [v for v in variables if id(self.flavour.tf_variable(v)) not in self.shared]
+        paths.stand_like(new, original, own)
         copy = copies.Copy(self.flavour, new, original)
         copy.start()
         self.copies.append(copy)

@@ -89,8 +89,8 @@ def _refuse_rewritten(graph: Graph, builder: Builder) -> None:
     final = any(isinstance(call.role, Ours) and call.role.final for call in ours)
     if final or (ours and not builder.adds):
         raise UnsupportedModelError(
-            f"The model {graph.name!r} is quantization-aware already, or a twin: "
+            f"The model {graph.name!r} is quantization-aware already, a twin or a frozen copy: "
             f"{ours[0].path!r} is one of {len(ours)} layers that only rewriting puts into a model. "
-            "Fine-tune, calibrate or export it as it is (a twin can only be evaluated), or rewrite "
-            "the original model."
+            "Fine-tune, calibrate or export it as it is (a twin and a frozen copy can only be "
+            "evaluated), or rewrite the original model."
         )

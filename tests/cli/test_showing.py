@@ -56,3 +56,17 @@ def test_colours_on_a_terminal(environment, coloured, monkeypatch, capsys):
     )
     rewriter_command._show_warning("a  word")
     assert capsys.readouterr().err == "rewriter: warning: a word\n"
+
+
+def test_letters_that_the_stream_has_none_for(folder, tmp_path):
+    """A path, as a name, is shown escaped; it was a traceback when the output was complete."""
+    model = tmp_path / "größe.keras"
+    model.write_bytes((folder / "keras.keras").read_bytes())
+    command = [sys.executable, "-m", "rewriter", "convert", model, "-o", tmp_path / "maß.keras"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [*command, "--calibrate", folder / "data.npz"], capture_output=True, env=ascii_only
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"ma\xdf.keras: quantization-aware, calibrated" in done.stdout
+    assert (tmp_path / "maß.keras").exists()

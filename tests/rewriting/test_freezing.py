@@ -146,11 +146,25 @@ def test_model_export(flavour: str, tmp_path: Path) -> None:
 @both
 def test_what_cannot_be_frozen(flavour: str) -> None:
     model = original(flavour)
-    with pytest.raises(UnsupportedModelError, match="not quantization-aware, or a twin"):
+    with pytest.raises(UnsupportedModelError, match="not quantization-aware, or a twin or frozen"):
         rewriter.freeze(model)
     qat = rewriter.rewrite(model)
     with pytest.raises(ExportError, match=r"ranges of \d+ activations have not been set"):
         rewriter.freeze(qat)
     rewriter.calibrate(qat, X, progress=False)
-    with pytest.raises(UnsupportedModelError, match="not quantization-aware, or a twin"):
+    with pytest.raises(UnsupportedModelError, match="not quantization-aware, or a twin or frozen"):
         rewriter.freeze(rewriter.fold(qat))
+
+
+@both
+def test_copies_are_neither_rewritten_nor_exported(flavour: str, tmp_path: Path) -> None:
+    """They were taken for models with float layers, and the advice led in a circle."""
+    qat = calibrated(flavour)
+    for copy, what in ((rewriter.freeze(qat), "rewriter.freeze"), (rewriter.fold(qat), "a twin")):
+        with pytest.raises(UnsupportedModelError, match="a twin or a frozen copy"):
+            rewriter.rewrite(copy)
+        for allow in (False, True):
+            with pytest.raises(ExportError, match=f"is .*{what}.*Give the quantization-aware mod"):
+                rewriter.export_tflite(copy, tmp_path / "m.tflite", allow_float=allow)
+    with pytest.raises(UnsupportedModelError, match="frozen already"):
+        rewriter.freeze(rewriter.freeze(qat))
