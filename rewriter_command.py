@@ -28,8 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = rewriter_parser.parser().parse_args(argv)
     with contextlib.nullcontext() if args.debug else _quiet_libraries():
-        from rewriter.cli import commands
-        from rewriter.errors import RewriterError, RewriterWarning
+        try:
+            from rewriter.cli import commands
+            from rewriter.errors import RewriterError, RewriterWarning
+        except ValueError as error:  # a value of the environment that is none
+            if args.debug:
+                raise
+            return _fail(error)
 
         if not args.debug:
             warnings.simplefilter("always", RewriterWarning)
@@ -38,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (RewriterError, OSError) as error:
             if args.debug:
                 raise
-            sys.stderr.write(f"rewriter: {_coloured('error', 31)}: {_one_line(error)}\n")
-            return 1
+            return _fail(error)
     return 0
+
+
+def _fail(error: Exception) -> int:
+    sys.stderr.write(f"rewriter: {_coloured('error', 31)}: {_one_line(error)}\n")
+    return 1
 
 
 def run() -> None:

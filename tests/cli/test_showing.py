@@ -70,3 +70,18 @@ def test_letters_that_the_stream_has_none_for(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert rb"ma\xdf.keras: quantization-aware, calibrated" in done.stdout
     assert (tmp_path / "maß.keras").exists()
+
+
+def test_a_value_of_the_environment_that_is_none():
+    """It is read when the package is imported, before there is a command."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import rewriter_command as r; r.run()", "inspect", "m.keras"],
+        env={**os.environ, "REWRITER_KERNELS": "fsat"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "rewriter: error: REWRITER_KERNELS must be 'plain' or 'fast'. Received: 'fsat'.\n"
+    )
