@@ -18,6 +18,7 @@ from rewriter.lifting.graph import Graph, Node, Out, direct
 from rewriter.lifting.values import Known, Repeated, Sizes, Symbol, Value, identity
 
 Weights = dict[str, Known]  # by the attribute of the layer
+_NEVER_TRAINED = {"trainable": False}
 
 
 class Builder:
@@ -289,6 +290,7 @@ class Builder:
                     "dtype": k.array.dtype.name,
                     **({"repeated": True} if place in repeated else {}),
                     **({"weight": str(own)} if own != place else {}),
+                    **({} if k.variable is not None and k.variable.trainable else _NEVER_TRAINED),
                 }
                 for place, own, k in operands
             },
