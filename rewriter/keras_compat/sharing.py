@@ -14,6 +14,7 @@ from typing import Any
 
 from rewriter.keras_compat.calls import flat_layers
 
+_MARKS = "_shown_in_another_shape"
 # Objects of these are not looked into: what they hold is their own.
 _FOREIGN = ("keras", "tf_keras", "tensorflow", "numpy", "builtins", "functools", "collections")
 
@@ -63,6 +64,19 @@ def attached(layer: Any) -> list[Any]:
     if not hasattr(layer, names[0]):
         names = ("_trainable_variables", "_non_trainable_variables")
     return [variable for name in names for variable in getattr(layer, name, ())]
+
+
+def mark(layer: Any, variable: int) -> None:
+    """Note that a layer has a weight of its own for a variable, which it shows in another shape.
+
+    ``variable``: the identity of TensorFlow's.
+    """
+    object.__setattr__(layer, _MARKS, (*marked(layer), variable))
+
+
+def marked(layer: Any) -> tuple[int, ...]:
+    """The identities of the variables that were noted with :func:`mark`."""
+    return getattr(layer, _MARKS, ())
 
 
 def known_by_functions(layer: Any) -> Iterator[Any]:

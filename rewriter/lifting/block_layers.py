@@ -124,7 +124,7 @@ def _for_every_sample(builder: Builder, out: Out, row: Known, symbols: Sequence[
         {"operand_1": row},
         operator=operators.to_json(add),
         constants={},
-        operands={"1": {"shape": list(row.array.shape), "dtype": dtype}},
+        operands={"1": operators.operand(row.array, row.variable)},
     )
 
 
@@ -175,16 +175,20 @@ def _hold(
     """Have the new layers hold the variables of ``layer`` themselves, where they show them as is.
 
     Another layer may hold the same, which can be seen then. A weight of another shape or order of
-    axes is one of its own, which has the values that :meth:`Builder.assign` has given it.
+    axes is one of its own, which has the values that :meth:`Builder.assign` has given it; the layer
+    says of which variables (:func:`rewriter.keras_compat.sharing.mark`).
     """
     held = {id(flavour.tf_variable(variable)): variable for variable in layer.variables}
     for new, weights in weighted:
         for attribute, known in weights.items():
             own, original = getattr(new, attribute), held.get(id(known.variable))
-            if original is None or own is original or known.view:
+            if original is None or own is original:
                 continue
-            if tuple(own.shape) == tuple(original.shape) and own.dtype == original.dtype:
+            alike = tuple(own.shape) == tuple(original.shape) and own.dtype == original.dtype
+            if alike and not known.view:
                 sharing.put(new, own, original)
+            else:
+                sharing.mark(new, id(known.variable))
 
 
 def _set_trainable(

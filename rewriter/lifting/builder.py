@@ -285,8 +285,7 @@ class Builder:
             },
             operands={
                 str(place): {
-                    "shape": list(k.array.shape),
-                    "dtype": k.array.dtype.name,
+                    **operators.operand(k.array, k.variable),
                     **({"repeated": True} if place in repeated else {}),
                     **({"weight": str(own)} if own != place else {}),
                 }

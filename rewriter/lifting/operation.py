@@ -23,7 +23,8 @@ class GraphOperatorMixin:
       operator: the operator and its attributes, as ``operators.to_json`` describes it.
       constants: operands that are no tensors of the model, by place: ``values`` and ``dtype``.
       operands: ``shape`` and ``dtype`` of operands that are weights, by place; with ``repeated``,
-        the one row is given once for each sample; with ``weight``, it shows that of another place.
+        the one row is given once for each sample; with ``weight``, it shows that of another place;
+        with ``trainable`` as false it is never trained, whatever the layer's flag.
     """
 
     flavour: Flavour
@@ -42,19 +43,28 @@ class GraphOperatorMixin:
         for place, kept in self._operands.items():
             if "weight" in kept:
                 continue
-            weight = self.add_weight(  # type: ignore[attr-defined]
-                name=f"operand_{place}",
-                shape=tuple(kept["shape"]),
-                dtype=kept["dtype"],
-                initializer="zeros",
-                trainable=kept["dtype"].startswith(("float", "bfloat")),
-            )
+            # In HDF5 tf_keras keeps what an optimizer has of a variable by its name alone.
+            with tf.name_scope(self.name):  # type: ignore[attr-defined]
+                weight = self.add_weight(  # type: ignore[attr-defined]
+                    name=f"operand_{place}",
+                    shape=tuple(kept["shape"]),
+                    dtype=kept["dtype"],
+                    initializer="zeros",
+                    trainable=kept.get("trainable", True)
+                    and kept["dtype"].startswith(("float", "bfloat")),
+                )
             setattr(self, f"operand_{place}", weight)
 
     @property
     def operator(self) -> str:
         """The name of the operator."""
         return str(self._definition.op)
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The attributes of the weights that are never trained."""
+        operands = self._operands.items()
+        return tuple(f"operand_{p}" for p, kept in operands if not kept.get("trainable", True))
 
     def call(self, inputs: Any) -> Any:
         tensors = tf.nest.flatten(inputs)

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 
@@ -136,3 +137,15 @@ def from_json(values: Mapping[str, Any]) -> Any:
     if node.op not in ALLOWED - STRUCTURE:
         raise LoadError(f"A file has the operator {node.op!r}, which may not stand in a layer.")
     return node
+
+
+def operand(array: np.ndarray, variable: tf.Variable | None) -> dict[str, Any]:
+    """What a layer around an operator is told of an operand that is a weight of it.
+
+    Args:
+      array: its value.
+      variable: of which it is; None for a constant, which is never trained.
+    """
+    found: dict[str, Any] = {"shape": list(array.shape), "dtype": array.dtype.name}
+    trains = variable is not None and variable.trainable
+    return found if trains else {**found, "trainable": False}

@@ -34,8 +34,10 @@ def read(flavour: Flavour, model: Any, variables: Sequence[Any], tape: tf.Gradie
     """
 
     def is_one(leaf: Any) -> bool:
+        if flavour.is_variable(leaf):
+            return True
         if not (tf.is_tensor(leaf) and hasattr(leaf, "numpy") and leaf.dtype.is_floating):
-            return flavour.is_variable(leaf)
+            return False
         found = tape.gradient(leaf, variables) if leaf.shape.rank == 0 else variables
         return any(each is not None for each in found)
 

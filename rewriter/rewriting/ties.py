@@ -51,8 +51,13 @@ def apart(model: Any, graph: Graph) -> list[tuple[str, list[str]]]:
             key = id(graph.flavour.tf_variable(variable))
             owners.setdefault(key, (variable.name, []))[1].append(layer.name)
     several = {key: each for key, each in owners.items() if len(each[1]) > 1}
-    held = _holders(graph) if several else {}
-    return [each for key, each in several.items() if len(held.get(key, ())) < len(each[1])]
+    shown = [(key, c.layer.name) for c in graph.calls for key in sharing.marked(c.layer)]
+    held = _holders(graph) if several or shown else {}
+    found = {k: each for k, each in several.items() if len(held.get(k, ())) < len(each[1])}
+    for key, name in dict.fromkeys(shown):  # of a layer inside the one that is taken apart
+        if key in held and key not in several:
+            found.setdefault(key, (owners[key][0], [held[key][0].name]))[1].append(name)
+    return list(found.values())
 
 
 def by_functions(graph: Graph) -> list[tuple[str, str]]:

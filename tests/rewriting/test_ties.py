@@ -256,6 +256,36 @@ def test_what_cannot_be_is_said(kind: str) -> None:
 
 
 @both
+def test_what_cannot_be_inside_one_layer_is_said(kind: str) -> None:
+    """The kernel of a layer that it calls, in another order of axes."""
+    keras = fresh(keras_of(kind))
+
+    class Turned(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = keras.layers.Dense(4, name="inside")
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.built = True
+
+        def call(self, x):
+            kernel = tf.convert_to_tensor(self.dense.kernel)
+            return tf.einsum("btw,dw->bdt", self.dense(x), kernel)
+
+        def compute_output_shape(self, shape):
+            return (shape[0], shape[2], shape[1])
+
+    inputs = keras.Input((5, 6))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(6)(inputs))
+    model = keras.Model(inputs, Turned(name="turned")(x))
+    qat_has = len(rewriter.rewrite(model).trainable_variables)
+    assert qat_has == len(model.trainable_variables) + 1
+    (note,) = [each for each in rewriter.plan(model).notes if "in common" in each]
+    assert "'inside' and 'turned'" in note and "another shape" in note
+
+
+@both
 @pytest.mark.parametrize("how", ["operation", "lambda", "closure", "default"])
 def test_a_function_that_reads_a_variable(kind: str, how: str) -> None:
     """It reads the original's, whatever is done to the copy: that is said."""
