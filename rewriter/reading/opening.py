@@ -31,8 +31,9 @@ _ONLY_IN_TRAINING = words(
     SpatialDropout3D StochasticDepth"""
 )
 
-# Of tf_keras; those of Keras 3 take no symbolic sizes.
-_MADE_OF_SIZES = words("eye fill ones range sequence_mask zeros")
+# Of tf_keras; those of Keras 3 take no symbolic sizes. Some repeat what may be a tensor, or not.
+_MADE_OF_SIZES = words("ops.eye ops.fill ops.ones ops.range ops.sequence_mask ops.zeros")
+_REPEATS = words("ops.broadcast_to ops.repeat ops.tile")
 
 
 @dataclasses.dataclass(eq=False)
@@ -95,8 +96,11 @@ def opened(
 
 def _of_sizes(flavour: Flavour, model: Any) -> bool:
     """Whether tensors are made of sizes there, which are known, and so constants of a graph."""
-    names = (flavour.class_name(operation) for operation, *_ in flavour.nodes(model))
-    return any(name.removeprefix("ops.") in _MADE_OF_SIZES for name in names)
+    named = ((flavour.class_name(operation), args) for operation, args, *_ in flavour.nodes(model))
+    return any(
+        name in _MADE_OF_SIZES or (name in _REPEATS and not any(map(flavour.is_tensor, args[:1])))
+        for name, args in named
+    )
 
 
 def expanded(

@@ -130,3 +130,33 @@ def test_parts_of_a_variable_are_the_weights_of_no_layer(flavour: str, how: str)
     plan = rewriter.plan(model)
     assert [entry.action for entry in plan.entries if entry.name != "first"] == ["refused"]
     assert "StridedSlice" in str(plan)
+
+
+@pytest.mark.parametrize("kind", ["constant", "not trainable"])
+@pytest.mark.parametrize("flavour", KERASES)
+def test_rows_that_never_train(flavour: str, kind: str) -> None:
+    keras = builders.fresh(keras_of(flavour))
+    rows = np.random.default_rng(0).normal(size=(1, 5, 8)).astype(np.float32)
+
+    class Own(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, _: Any) -> None:
+            self.q = rows
+            if kind != "constant":
+                self.q = self.add_weight(name="q", shape=rows.shape, trainable=False)
+                self.q.assign(rows)
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return tf.tile(self.q, [tf.shape(x)[0], 1, 1])
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return (shape[0], 5, 8)
+
+    model = _model(keras, Own(name="own"), True)
+    qat = rewriter.rewrite(model)
+    assert not rewriter.plan(model).float_layers
+    qat.trainable = True
+    count = [sum(int(np.prod(v.shape)) for v in m.trainable_variables) for m in (model, qat)]
+    assert count[0] == count[1]
+    x = normal(16, 6, 8)
+    np.testing.assert_allclose(qat.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-6)
