@@ -15,6 +15,7 @@ from rewriter import export as export_module
 from rewriter.errors import ExportError
 from rewriter.lowering.lower import Lowered
 from rewriter.program import Operator, Quantization
+from rewriter.reading.graph import Graph
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def export(tmp_path, monkeypatch):
     """``export_tflite`` of a program, whatever model it is of."""
 
     def export(program, **options):
-        lowered = Lowered(program, None, {})
+        lowered = Lowered(program, Graph(None, "model", [], [], [], ()), {})
         monkeypatch.setattr(export_module, "lower_with_sources", lambda model: lowered)
         path = tmp_path / "model.tflite"
         path.write_bytes(b"as_iTFL3")
