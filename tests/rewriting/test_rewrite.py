@@ -235,5 +235,5 @@ def test_rewriting_a_twin(keras):
     qat = rewriter.rewrite(builders.trained_residual(keras))
     x = np.random.default_rng(0).normal(size=(8, *qat.inputs[0].shape[1:])).astype(np.float32)
     rewriter.calibrate(qat, x, progress=False)
-    with pytest.raises(UnsupportedModelError, match="or a twin.*original model"):
+    with pytest.raises(UnsupportedModelError, match="a twin or a frozen copy.*original model"):
         rewriter.rewrite(rewriter.fold(qat))

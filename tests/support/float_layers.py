@@ -13,7 +13,8 @@ from topologies import SHAPE, Case, block, fused
 def _attention(k: Any) -> Any:
     inputs = k.Input(SHAPE)
     x = k.layers.Reshape((48, 4))(block(k, inputs, "a"))
-    y = k.layers.MultiHeadAttention(2, 2, name="attention")(query=x, value=x, use_causal_mask=True)
+    seen = k.layers.Lambda(lambda t: t[:, :, :1] > -0.5, output_shape=(48, 1), name="seen")(x)
+    y = k.layers.MultiHeadAttention(2, 2, name="attention")(query=x, value=x, attention_mask=seen)
     y = k.layers.Add()([x, y])
     y = k.layers.Reshape(SHAPE)(y)
     return k.Model(inputs, block(k, y, "b"))
@@ -79,8 +80,8 @@ def _custom(k: Any) -> Any:
 _NO_FORM = "Layer '{}' has no integer form"
 
 CASES: dict[str, Case] = {
-    "causal": Case(
-        _attention, fused("a", "b"), _NO_FORM.format("attention"), True, floats=("attention",)
+    "masked": Case(
+        _attention, fused("a", "b"), "has no integer form", True, floats=("seen", "attention")
     ),
     "recurrent": Case(_recurrent, fused("a", "b"), _NO_FORM.format("lstm"), True, floats=("lstm",)),
     "bidirectional": Case(

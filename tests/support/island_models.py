@@ -103,8 +103,9 @@ def attention(k: Any, x: Any) -> Any:
 
 def multi_head(k: Any, x: Any) -> Any:
     x = _steps(k, x)
+    seen = k.layers.Lambda(lambda t: t[:, :, :1] > -0.5, output_shape=(24, 1), name="seen")(x)
     y = k.layers.MultiHeadAttention(2, 4, dropout=0.1, name="attention")(
-        query=x, value=x, use_causal_mask=True
+        query=x, value=x, attention_mask=seen
     )
     y = k.layers.Permute((2, 1))(y)
     return _image(k, k.layers.Permute((2, 1))(y))
@@ -232,7 +233,7 @@ CASES = {
     "two_outputs": (two_outputs, ["two"]),
     "two_islands": (two_islands, ["first", "also_first", "second"]),
     "attention": (attention, ["attend"]),
-    "multi_head": (multi_head, ["attention"]),
+    "multi_head": (multi_head, ["seen", "attention"]),
     "group_norm": (group_norm, ["groups"]),
     "shares": (shares, ["shares"]),
     "one_window": (windows(4), ["apart", "attend", "together"]),
