@@ -13,6 +13,8 @@ import numpy as np
 from rewriter.reading.graph import Graph, Ref
 from rewriter.reading.operations import Operation
 
+# What stands between a sum and its softmax, and leaves values as they are.
+PASSING = ("identity", "reshape", "transpose")
 # So far below the largest number that is added, another is a mask: exp(-50) is 2e-22. Windows that
 # are shifted have -100 (Liu et al. 2021, arXiv:2103.14030), others -1e4 to -1e9.
 _FAR = 50.0
@@ -22,15 +24,23 @@ def floors(graph: Graph) -> Mapping[Ref, float]:
     """For each tensor with masked values that softmax alone reads: all below this are masked."""
     readers = graph.consumers()
     outputs = {*graph.output_refs()}
+
+    def alone(ref: Ref) -> bool:
+        after = readers.get(ref, ())
+        return ref not in outputs and bool(after) and all(map(softens, after))
+
+    def softens(index: int) -> bool:
+        role = graph.calls[index].role
+        name = role.name if isinstance(role, Operation) else ""
+        return name == "softmax" or (name in PASSING and alone(Ref(index)))
+
     found = {}
     for index, call in enumerate(graph.calls):
         ref, role = Ref(index), call.role
-        if not isinstance(role, Operation) or role.name != "affine" or ref in outputs:
+        if not isinstance(role, Operation) or role.name != "affine":
             continue
-        after = [graph.calls[reader].role for reader in readers.get(ref, ())]
-        alone = all(isinstance(each, Operation) and each.name == "softmax" for each in after)
         floor = _floor(np.asarray(role.options["offset"]))
-        if after and alone and floor is not None:
+        if floor is not None and alone(ref):
             found[ref] = floor
     return found
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rewriter import grid as grids
-from rewriter.reading.graph import Graph
+from rewriter.reading.graph import Graph, Ref
 from rewriter.reading.operations import Operation
+from rewriter.rewriting.masks import PASSING
 
 # A step of what a softmax reads: exp(4) is 55.
 _COARSE = 4.0
@@ -20,8 +23,7 @@ def coarse(graph: Graph) -> str | None:
         role = call.role
         if not isinstance(role, Operation) or role.name != "softmax":
             continue
-        before = graph.calls[role.operands[0].call].layer
-        before = getattr(before, "output_quantizer", None) or before
+        before = _quantizer(graph, role.operands[0])
         if not getattr(before, "range_is_set", False):
             continue
         low, high = (float(before.range_variables[key].numpy()) for key in ("min_var", "max_var"))
@@ -34,3 +36,11 @@ def coarse(graph: Graph) -> str | None:
                 "use_causal_mask=True do, or take about -30 for the number."
             )
     return None
+
+
+def _quantizer(graph: Graph, ref: Ref) -> Any:
+    """The layer that puts a tensor on its grid."""
+    call = graph.calls[ref.call]
+    if isinstance(call.role, Operation) and call.role.name in PASSING:
+        return _quantizer(graph, call.role.operands[0])
+    return getattr(call.layer, "output_quantizer", None) or call.layer

@@ -179,6 +179,28 @@ def test_what_something_else_reads_keeps_its_range(flavour: str, other: str) -> 
 
 
 @both
+def test_windows_of_which_some_are_masked(flavour: str, tmp_path: Path) -> None:
+    """Scores are moved and dropped between the mask and the softmax (Liu et al. 2021)."""
+    hidden = np.where(np.arange(2)[:, None, None] * ~np.tri(3, dtype=bool), -100.0, 0.0)
+
+    def attend(k: Any, x: Any) -> Any:
+        layers = k.layers
+        scores = layers.Dot((2, 2))([x, x])[:, :, :3]
+        scores = layers.Reshape((2, 3, 3))(scores)
+        scores = _own(k, lambda x: x + hidden[None].astype(np.float32))(scores)
+        scores = layers.Dropout(0.0)(layers.Permute((1, 3, 2))(layers.Reshape((2, 3, 3))(scores)))
+        weights = layers.Reshape((6, 3))(layers.Softmax(axis=-1)(scores))
+        return layers.Dot((2, 1))([weights, x[:, :3]])
+
+    plan = everything(flavour, lambda k: _model(k, attend), {"norm": "mixed"}, tmp_path)
+    assert plan.float_layers == ()
+    qat = rewriter.rewrite(_model(builders.fresh(keras_of(flavour)), attend))
+    rewriter.calibrate(qat, normal(64, 6, 8), progress=False)
+    low, high = _range(qat)
+    assert -60 < low < high < 50
+
+
+@both
 def test_places_that_are_made_zeros(flavour: str, tmp_path: Path) -> None:
     places = np.arange(48).reshape(1, 6, 8) % 3 > 0
 
@@ -204,6 +226,7 @@ def test_a_mask_that_is_data_is_warned_of(flavour: str) -> None:
     x = layers.BatchNormalization(name="norm")(layers.Dense(8, name="mixed")(inputs))
     hidden = layers.Rescaling(1e9, -1e9, name="hidden")(mask)
     scores = layers.Add()([layers.Dot((2, 2))([x, x]), hidden])
+    scores = layers.Dropout(0.5)(layers.Permute((2, 1))(scores))
     model = keras.Model([inputs, mask], layers.Softmax(name="soft")(scores))
     data = [normal(64, 6, 8), (normal(64, 1, 6, seed=1) > -1).astype(np.float32)]
     qat = rewriter.rewrite(model)
