@@ -41,6 +41,8 @@ class Operation:
 MOVES = words(
     """identity reshape transpose pad slice split concatenate stack take unstack convert"""
 )
+# Of these, what stands between a sum and its softmax at most: all values are there, and no others.
+REARRANGES = words("identity reshape transpose")
 PLACES = words("argmax argmin")
 LOOKS_UP = words("look_up one_hot")
 # What is added to a number, or is the least that it may be, to keep it from 0 and nothing else.

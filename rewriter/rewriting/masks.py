@@ -11,10 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from rewriter.reading.graph import Graph, Ref
-from rewriter.reading.operations import Operation
+from rewriter.reading.operations import REARRANGES, Operation
 
-# What stands between a sum and its softmax, and leaves values as they are.
-PASSING = ("identity", "reshape", "transpose")
 # So far below the largest number that is added, another is a mask: exp(-50) is 2e-22. Windows that
 # are shifted have -100 (Liu et al. 2021, arXiv:2103.14030), others -1e4 to -1e9.
 _FAR = 50.0
@@ -32,7 +30,7 @@ def floors(graph: Graph) -> Mapping[Ref, float]:
     def softens(index: int) -> bool:
         role = graph.calls[index].role
         name = role.name if isinstance(role, Operation) else ""
-        return name == "softmax" or (name in PASSING and alone(Ref(index)))
+        return name == "softmax" or (name in REARRANGES and alone(Ref(index)))
 
     found = {}
     for index, call in enumerate(graph.calls):

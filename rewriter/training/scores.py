@@ -6,8 +6,7 @@ from typing import Any
 
 from rewriter import grid as grids
 from rewriter.reading.graph import Graph, Ref
-from rewriter.reading.operations import Operation
-from rewriter.rewriting.masks import PASSING
+from rewriter.reading.operations import REARRANGES, Operation
 
 # A step of what a softmax reads: exp(4) is 55.
 _COARSE = 4.0
@@ -41,6 +40,6 @@ def coarse(graph: Graph) -> str | None:
 def _quantizer(graph: Graph, ref: Ref) -> Any:
     """The layer that puts a tensor on its grid."""
     call = graph.calls[ref.call]
-    if isinstance(call.role, Operation) and call.role.name in PASSING:
+    if isinstance(call.role, Operation) and call.role.name in REARRANGES:
         return _quantizer(graph, call.role.operands[0])
     return getattr(call.layer, "output_quantizer", None) or call.layer
