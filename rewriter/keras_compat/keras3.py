@@ -129,7 +129,8 @@ class Keras3(Flavour):
         ours = attention.attend(layer, self.function)
 
         def call(*args: Any, **options: Any) -> Any:
-            masks = len(args) > 3 or any(options.get(name) is not None for name in _MASKS)
+            given = [options.get(name) for name in _MASKS]
+            masks = len(args) > 3 or any(mask is not None and mask is not False for mask in given)
             return (layer.call if rank == 3 and not masks else ours)(*args, **options)
 
         return call
