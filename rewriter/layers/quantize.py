@@ -43,7 +43,7 @@ class QuantizeMixin(PhasedMixin):
         self, quantizer: Any, clamp: str = "none", floor: float | None = None, **kwargs: Any
     ):
         super().__init__(**kwargs)
-        self.floor = floor
+        self.floor = None if floor is None else float(floor)
         self.quantizer = quantizer_names.given(quantizer)
         self.clamp = clamp
         self.supports_masking = True
