@@ -280,10 +280,10 @@ def standardized(keras: Any) -> Any:
     return _of_a_kernel(keras, compute)
 
 
-def standardized_layer(keras: Any) -> Any:
-    """The kernel is a layer's, which is not called; all of it takes tensors of Keras."""
+def _of_a_layer(keras: Any, compute: Any) -> Any:
+    """A block of a convolution and a normalization; ``compute`` makes the call of both."""
 
-    class Standardized(keras.layers.Layer):  # type: ignore[misc,name-defined]
+    class Block(keras.layers.Layer):  # type: ignore[misc,name-defined]
         def __init__(self, **kwargs: Any):
             super().__init__(**kwargs)
             self.conv = keras.layers.Conv2D(4, 3, padding="same", use_bias=False, name="conv")
@@ -295,13 +295,21 @@ def standardized_layer(keras: Any) -> Any:
             self.built = True
 
         def call(self, x: Any) -> Any:
-            kernel = tf.convert_to_tensor(self.conv.kernel)
-            kernel -= tf.reduce_mean(kernel, (0, 1, 2))
-            if hasattr(keras, "ops"):
-                return self.bn(keras.ops.conv(x, kernel, padding="same"))
-            return self.bn(tf.nn.conv2d(x, kernel, 1, "SAME"))
+            return compute(self, x, tf.convert_to_tensor(self.conv.kernel))
 
-    return Standardized(name="block")
+    return Block(name="block")
+
+
+def standardized_layer(keras: Any) -> Any:
+    """The kernel is a layer's, which is not called; all of it takes tensors of Keras."""
+
+    def compute(own: Any, x: Any, kernel: Any) -> Any:
+        kernel -= tf.reduce_mean(kernel, (0, 1, 2))
+        if hasattr(keras, "ops"):
+            return own.bn(keras.ops.conv(x, kernel, padding="same"))
+        return own.bn(tf.nn.conv2d(x, kernel, 1, "SAME"))
+
+    return _of_a_layer(keras, compute)
 
 
 OPENED: dict[str, Build] = {
@@ -411,23 +419,7 @@ def regularized(keras: Any) -> Any:
 
 def scaled_by_a_layers_weight(keras: Any) -> Any:
     """A single number of the moment, computed from a kernel."""
-
-    class Scaled(keras.layers.Layer):  # type: ignore[misc,name-defined]
-        def __init__(self, **kwargs: Any):
-            super().__init__(**kwargs)
-            self.conv = keras.layers.Conv2D(4, 1, name="conv")
-            self.bn = keras.layers.BatchNormalization(name="bn")
-
-        def build(self, shape: Any) -> None:
-            self.conv.build(shape)
-            self.bn.build((*shape[:-1], 4))
-            self.built = True
-
-        def call(self, x: Any) -> Any:
-            kernel = tf.convert_to_tensor(self.conv.kernel)
-            return self.bn(self.conv(x)) * tf.reduce_mean(kernel)
-
-    return Scaled(name="block")
+    return _of_a_layer(keras, lambda own, x, kernel: own.bn(own.conv(x)) * tf.reduce_mean(kernel))
 
 
 REFUSED: dict[str, tuple[Build, str]] = {
