@@ -28,6 +28,7 @@ from rewriter.reading import (
     function_chains,
     functions,
     inside,
+    masks,
     reasons,
     row_counts,
     stock_activations,
@@ -75,6 +76,7 @@ def join(graph: Graph) -> None:
     _reciprocal_roots(graph)
     function_chains.join(graph, finder)
     _keep_guards(graph)
+    masks.refuse(graph)
     row_counts.settle(graph)
     whole_numbers.settle(graph)
     reasons.settle(graph)

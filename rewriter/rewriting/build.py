@@ -10,19 +10,11 @@ import tensorflow as tf
 
 from rewriter.keras_compat import stack
 from rewriter.kernels.codes import CLAMPS
+from rewriter.reading import masks
 from rewriter.reading.graph import UNQUANTIZED, Call, Graph, Ref, map_refs
 from rewriter.reading.operations import Operation, is_floating
 from rewriter.reading.roles import BatchNorm, Host, Input
-from rewriter.rewriting import (
-    behaviours,
-    layer_rules,
-    left_behind,
-    masks,
-    parts,
-    placement,
-    rules,
-    ties,
-)
+from rewriter.rewriting import behaviours, layer_rules, left_behind, parts, placement, rules, ties
 from rewriter.rewriting.jobs import Job, jobs
 from rewriter.rewriting.layer_factory import LayerFactory
 from rewriter.rewriting.recipe import Recipe

@@ -15,6 +15,7 @@ import builders
 import rewriter
 from builders import KERASES, keras_of, normal
 from checks import decibels, everything
+from rewriter.errors import ExportError
 
 both = pytest.mark.parametrize("flavour", KERASES)
 SEES = np.tri(6, dtype=bool)[None]
@@ -216,6 +217,26 @@ def test_other_choices_stay_in_float(flavour: str) -> None:
     keras = builders.fresh(keras_of(flavour))
     model = _model(keras, lambda k, x: _own(k, lambda x: tf.where(SEES[:, :, :1], x, 5.0))(x))
     assert rewriter.plan(model).float_layers == ("own",)
+
+
+@both
+@pytest.mark.parametrize("how", ["where", "added"])
+def test_a_mask_before_a_maximum_is_refused(flavour: str, how: str, tmp_path: Path) -> None:
+    """The range would hold the mask's number, and nothing of the values."""
+    keras = builders.fresh(keras_of(flavour))
+    places = np.arange(48).reshape(1, 6, 8) % 3 > 0
+    hidden = np.where(places, 0, -1e9).astype(np.float32)
+    functions = {"where": lambda x: tf.where(places, x, -1e9), "added": lambda x: x + hidden}
+    own = _own(keras, functions[how])
+    model = _model(keras, lambda k, x: k.layers.GlobalMaxPooling1D()(own(x)))
+    assert "leaves nothing of the others" in rewriter.plan(model).float_reasons["own"]
+    x = normal(16, 6, 8)
+    qat = rewriter.rewrite(model, calibration_data=x)
+    rewriter.set_phase(qat, "float")
+    np.testing.assert_array_equal(qat.predict(x, verbose=0), model.predict(x, verbose=0))
+    rewriter.set_phase(qat, "quantize")
+    with pytest.raises(ExportError, match="'own' has no integer form.* a softmax"):
+        rewriter.export_tflite(qat, tmp_path / "m.tflite")
 
 
 @both
